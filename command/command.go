@@ -1,0 +1,155 @@
+// Package command decides. A command is a small struct in the imperative; decide is pure: the state of the user's stream and a
+// command give the events, or the reason why not. The Handler loads, decides, appends, and decides again when another writer was
+// first.
+package command
+
+import (
+	"errors"
+	"fmt"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// Limits of a task's texts, in Unicode code points.
+const (
+	MaxTitle       = 100
+	MaxDescription = 1000
+)
+
+// Command is what a user can ask for. The types of this package are all there are.
+type Command interface {
+	decide(s *stream, match Match) (decision, error)
+}
+
+// CreateTask makes a new task. ID is chosen by the caller, once, so that a second try means the same task.
+type CreateTask struct {
+	ID          uuid.UUID
+	Title       string
+	Description *string
+	Completed   bool
+}
+
+// UpdateTask changes what is given. Nil keeps; a Description that points to nil clears.
+type UpdateTask struct {
+	ID          uuid.UUID
+	Title       *string
+	Description **string
+	Completed   *bool
+}
+
+// ToggleTask completes an open task and reopens a completed one.
+type ToggleTask struct{ ID uuid.UUID }
+
+// CompleteTask completes a task; one that is completed stays as it is.
+type CompleteTask struct{ ID uuid.UUID }
+
+// ReopenTask reopens a task; one that is open stays as it is.
+type ReopenTask struct{ ID uuid.UUID }
+
+// DeleteTask moves a task to the trash.
+type DeleteTask struct{ ID uuid.UUID }
+
+// Match is a condition on the task's version (If-Match of RFC 9110, section 13.1.1). The zero Match is no condition.
+type Match struct {
+	Present  bool
+	Any      bool    // `*`: whatever its version, if it is there
+	Versions []int64 // one of these
+}
+
+func (m Match) allows(version int64) bool {
+	if !m.Present || m.Any {
+		return true
+	}
+	for _, v := range m.Versions {
+		if v == version {
+			return true
+		}
+	}
+	return false
+}
+
+// Errors of a decision.
+var (
+	// ErrNotFound: there is no such live task in the user's stream.
+	ErrNotFound = errors.New("task not found")
+	// ErrContended: other writers were first, time and again; nothing was stored.
+	ErrContended = errors.New("too many writers on one stream")
+)
+
+// PreconditionError says that the task is not at a version the command named.
+type PreconditionError struct {
+	Current int64
+}
+
+// Error implements error.
+func (e *PreconditionError) Error() string {
+	return fmt.Sprintf("the task is at version %d", e.Current)
+}
+
+// QuotaError says that the user has as many live tasks as allowed.
+type QuotaError struct {
+	Limit int
+}
+
+// Error implements error.
+func (e *QuotaError) Error() string {
+	return fmt.Sprintf("a user can have %d tasks", e.Limit)
+}
+
+// FieldError says what is wrong with one member of a command.
+type FieldError struct {
+	Field  string // the JSON name of the member
+	Code   string // a stable key
+	Detail string
+}
+
+// CheckTitle returns what is wrong with a title, or nil.
+func CheckTitle(title string) *FieldError {
+	wrong := func(code, detail string) *FieldError { return &FieldError{Field: "title", Code: code, Detail: detail} }
+	switch n := utf8.RuneCountInString(title); {
+	case n == 0:
+		return wrong("too_short", fmt.Sprintf("must have 1 to %d characters", MaxTitle))
+	case n > MaxTitle:
+		return wrong("too_long", fmt.Sprintf("must have 1 to %d characters", MaxTitle))
+	case hasNUL(title):
+		return wrong("invalid_character", "must not have U+0000")
+	case isBlank(title):
+		return wrong("blank", "must not be only white space")
+	}
+	return nil
+}
+
+// CheckDescription returns what is wrong with a description, or nil.
+func CheckDescription(description string) *FieldError {
+	wrong := func(code, detail string) *FieldError {
+		return &FieldError{Field: "description", Code: code, Detail: detail}
+	}
+	switch {
+	case utf8.RuneCountInString(description) > MaxDescription:
+		return wrong("too_long", fmt.Sprintf("must have 0 to %d characters", MaxDescription))
+	case hasNUL(description):
+		return wrong("invalid_character", "must not have U+0000")
+	}
+	return nil
+}
+
+// hasNUL: PostgreSQL stores every Unicode text but those with U+0000.
+func hasNUL(s string) bool {
+	for i := range len(s) {
+		if s[i] == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func isBlank(s string) bool {
+	for _, r := range s {
+		if !unicode.IsSpace(r) {
+			return false
+		}
+	}
+	return true
+}

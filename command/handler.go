@@ -1,0 +1,195 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+
+	"taskledger/events"
+)
+
+const (
+	// maxAttempts bounds how often a command is decided anew because another process was first.
+	maxAttempts = 50
+	// visibleTimeout bounds how long a write waits for the read model; after it the write answers anyway.
+	visibleTimeout = time.Second
+	// settleTimeout bounds what must not be cut short when the caller has gone: the append and what it needs.
+	settleTimeout = 15 * time.Second
+)
+
+// Config configures a Handler.
+type Config struct {
+	// Log is where events are appended to and loaded from.
+	Log *events.Log
+	// Visible returns when the read models show everything up to position, or when ctx ends.
+	Visible func(ctx context.Context, position int64)
+	// Quota is how many live tasks a user may have.
+	Quota int
+	// CacheBytes bounds the streams kept in memory.
+	CacheBytes int
+}
+
+// Handler carries out commands. Its methods may be called from many goroutines at once.
+type Handler struct {
+	cfg   Config
+	lanes lanes
+	cache *cache
+}
+
+// NewHandler returns a Handler; it does no I/O.
+func NewHandler(cfg Config) *Handler {
+	return &Handler{cfg: cfg, lanes: lanes{busy: map[string]*lane{}}, cache: newCache(cfg.CacheBytes)}
+}
+
+// Request says who asks, and under which conditions.
+type Request struct {
+	UserID    string
+	RequestID string
+	Match     Match
+}
+
+// Result is what a command left behind.
+type Result struct {
+	Task events.Task // as it is after the command; Task.DeletedAt is set after a deletion
+	Seq  int64       // the user's seq after the command
+}
+
+// Do carries out one command and answers when its events are stored and the read model shows them; when the read model lags more
+// than a second it answers without. A command that changes nothing stores nothing. Errors: ErrNotFound, *PreconditionError,
+// *QuotaError, ErrContended, events.ErrClosed; after any other error the outcome is unknown.
+func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, error) {
+	result, position, err := h.settle(ctx, req, cmd)
+	if err != nil || position == 0 {
+		return result, err
+	}
+	visible, cancel := context.WithTimeout(ctx, visibleTimeout)
+	defer cancel()
+	h.cfg.Visible(visible, position)
+	return result, nil
+}
+
+// settle decides and appends in the user's lane. The position is 0 when nothing was to be stored.
+func (h *Handler) settle(ctx context.Context, req Request, cmd Command) (Result, int64, error) {
+	release, err := h.lanes.take(ctx, req.UserID)
+	if err != nil {
+		return Result{}, 0, err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
+	for attempt := range maxAttempts {
+		result, position, err := h.attempt(ctx, req, cmd)
+		if !errors.Is(err, events.ErrWrongSeq) {
+			return result, position, err
+		}
+		if err := backOff(ctx, attempt); err != nil {
+			return Result{}, 0, err
+		}
+	}
+	return Result{}, 0, ErrContended
+}
+
+// attempt decides once on what the log holds and appends what comes of it.
+func (h *Handler) attempt(ctx context.Context, req Request, cmd Command) (Result, int64, error) {
+	s, fresh, err := h.stream(ctx, req.UserID)
+	if err != nil {
+		return Result{}, 0, err
+	}
+	d, err := cmd.decide(s, req.Match)
+	if (err != nil || len(d.events) == 0) && !fresh {
+		// Nothing will be appended, so the primary key won't tell that the cached stream is old: look.
+		if err := h.refresh(ctx, req.UserID, s); err != nil {
+			return Result{}, 0, err
+		}
+		d, err = cmd.decide(s, req.Match)
+	}
+	if err != nil {
+		return Result{}, 0, err
+	}
+	if len(d.events) == 0 {
+		return Result{Task: s.tasks[d.task], Seq: s.head}, 0, nil
+	}
+	return h.append(ctx, req, s, d)
+}
+
+// stream gives the user's stream: from the cache, which may be behind other processes, or fresh from the log.
+func (h *Handler) stream(ctx context.Context, user string) (s *stream, fresh bool, err error) {
+	if s, ok := h.cache.get(user); ok {
+		return s, false, nil
+	}
+	s = newStream(h.cfg.Quota)
+	return s, true, h.refresh(ctx, user, s)
+}
+
+// refresh folds in what the log has beyond s. A stream that could not be folded to its end is not kept.
+func (h *Handler) refresh(ctx context.Context, user string, s *stream) error {
+	if err := h.cfg.Log.Load(ctx, user, s.head, s.apply); err != nil {
+		h.cache.drop(user)
+		return err
+	}
+	h.cache.put(user, s)
+	return nil
+}
+
+func (h *Handler) append(ctx context.Context, req Request, s *stream, d decision) (Result, int64, error) {
+	batch, err := h.events(req, s, d)
+	if err != nil {
+		return Result{}, 0, err
+	}
+	if err := h.cfg.Log.Append(ctx, batch); err != nil {
+		if errors.Is(err, events.ErrWrongSeq) {
+			return Result{}, 0, errors.Join(err, h.refresh(ctx, req.UserID, s))
+		}
+		h.cache.drop(req.UserID) // whether it was stored is unknown
+		return Result{}, 0, err
+	}
+	for _, e := range batch {
+		if err := s.apply(e); err != nil {
+			h.cache.drop(req.UserID)
+			return Result{}, 0, err
+		}
+	}
+	h.cache.put(req.UserID, s)
+	return Result{Task: s.tasks[d.task], Seq: s.head}, batch[len(batch)-1].Position, nil
+}
+
+func (h *Handler) events(req Request, s *stream, d decision) ([]events.Event, error) {
+	commandID, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	batch := make([]events.Event, len(d.events))
+	for i, data := range d.events {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return nil, err
+		}
+		batch[i] = events.Event{
+			UserID:    req.UserID,
+			Seq:       s.head + int64(i) + 1,
+			TaskID:    d.task,
+			EventID:   id,
+			CommandID: commandID,
+			Actor:     req.UserID,
+			RequestID: req.RequestID,
+			Data:      data,
+		}
+	}
+	return batch, nil
+}
+
+// backOff waits a little, longer with each attempt and never the same: two processes must not meet again and again.
+func backOff(ctx context.Context, attempt int) error {
+	limit := time.Millisecond << min(attempt, 5)
+	timer := time.NewTimer(rand.N(limit))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

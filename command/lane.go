@@ -1,0 +1,47 @@
+package command
+
+import (
+	"context"
+	"sync"
+)
+
+// lanes let one command of a user through at a time, so that commands of one process never race each other for a seq.
+type lanes struct {
+	mu   sync.Mutex
+	busy map[string]*lane
+}
+
+type lane struct {
+	users int           // holder and waiters; guarded by lanes.mu
+	token chan struct{} // holds one value while the lane is free
+}
+
+// take waits for the user's lane. The caller calls release when done.
+func (l *lanes) take(ctx context.Context, user string) (release func(), err error) {
+	l.mu.Lock()
+	ln, ok := l.busy[user]
+	if !ok {
+		ln = &lane{token: make(chan struct{}, 1)}
+		ln.token <- struct{}{}
+		l.busy[user] = ln
+	}
+	ln.users++
+	l.mu.Unlock()
+
+	select {
+	case <-ln.token:
+		return func() { ln.token <- struct{}{}; l.leave(user, ln) }, nil
+	case <-ctx.Done():
+		l.leave(user, ln)
+		return nil, ctx.Err()
+	}
+}
+
+func (l *lanes) leave(user string, ln *lane) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ln.users--
+	if ln.users == 0 {
+		delete(l.busy, user)
+	}
+}

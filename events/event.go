@@ -1,0 +1,102 @@
+// Package events remembers. It holds the event types and their stored form, the one fold that says what an event means, and the
+// log: Append and Load on the task_events table, with Watermill's Publisher as the way in.
+//
+// One stream a user: seq is 1, 2, 3, … without gaps, and PRIMARY KEY (user_id, seq) is the optimistic lock. Position is the order
+// of commits over all users; it never leaves the server.
+package events
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Event is one fact in a user's stream. Position and RecordedAt are zero until it is appended.
+type Event struct {
+	Position  int64
+	UserID    string
+	Seq       int64
+	TaskID    uuid.UUID
+	EventID   uuid.UUID // UUIDv7; also the UUID of the Watermill message
+	CommandID uuid.UUID // shared by all events of one command
+	Actor     string    // who did it: the user's id, or "system"
+	RequestID string
+	// IdempotencyKey and Fingerprint stand on the first event of a command that was sent with a key; both or neither.
+	IdempotencyKey string
+	Fingerprint    []byte
+	RecordedAt     time.Time // of the append, UTC, microseconds; the same for all events of one command
+	Data           Data
+}
+
+// Type is the stored name of what happened. It is part of the stored form and never changes.
+type Type string
+
+// The stored names.
+const (
+	TypeTaskCreated   Type = "TaskCreated"
+	TypeTaskRenamed   Type = "TaskRenamed"
+	TypeTaskDescribed Type = "TaskDescribed"
+	TypeTaskCompleted Type = "TaskCompleted"
+	TypeTaskReopened  Type = "TaskReopened"
+	TypeTaskDeleted   Type = "TaskDeleted"
+	TypeTaskRestored  Type = "TaskRestored"
+)
+
+// Types lists every type this program can store, in the order of a task's life.
+func Types() []Type {
+	return []Type{TypeTaskCreated, TypeTaskRenamed, TypeTaskDescribed, TypeTaskCompleted, TypeTaskReopened, TypeTaskDeleted, TypeTaskRestored}
+}
+
+// Data is what an event of one type carries. The types of this package are all there are.
+type Data interface {
+	Type() Type
+}
+
+// TaskCreated begins a task, live and open.
+type TaskCreated struct {
+	Title       string  `json:"title"`
+	Description *string `json:"description"`
+}
+
+// TaskRenamed gives a task its new title.
+type TaskRenamed struct {
+	Title string `json:"title"`
+}
+
+// TaskDescribed gives a task its new description; nil clears it.
+type TaskDescribed struct {
+	Description *string `json:"description"`
+}
+
+// TaskCompleted closes an open task.
+type TaskCompleted struct{}
+
+// TaskReopened opens a completed task.
+type TaskReopened struct{}
+
+// TaskDeleted moves a task to the trash.
+type TaskDeleted struct{}
+
+// TaskRestored brings a task back from the trash as it was.
+type TaskRestored struct{}
+
+// Type implements Data.
+func (TaskCreated) Type() Type { return TypeTaskCreated }
+
+// Type implements Data.
+func (TaskRenamed) Type() Type { return TypeTaskRenamed }
+
+// Type implements Data.
+func (TaskDescribed) Type() Type { return TypeTaskDescribed }
+
+// Type implements Data.
+func (TaskCompleted) Type() Type { return TypeTaskCompleted }
+
+// Type implements Data.
+func (TaskReopened) Type() Type { return TypeTaskReopened }
+
+// Type implements Data.
+func (TaskDeleted) Type() Type { return TypeTaskDeleted }
+
+// Type implements Data.
+func (TaskRestored) Type() Type { return TypeTaskRestored }

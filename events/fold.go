@@ -1,0 +1,91 @@
+package events
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Task is the state of one task after some prefix of its user's stream. The zero Task is a task that never was.
+type Task struct {
+	UserID      string
+	ID          uuid.UUID
+	Version     int64 // seq of the last event that changed it; 0 = never created
+	Title       string
+	Description *string
+	Completed   bool
+	CreatedAt   time.Time
+	UpdatedAt   time.Time
+	DeletedAt   *time.Time // nil = live
+}
+
+// Live tells whether the task exists and is not in the trash.
+func (t Task) Live() bool { return t.Version > 0 && t.DeletedAt == nil }
+
+// FoldError says that an event cannot follow the state it was applied to.
+type FoldError struct {
+	UserID string
+	Seq    int64
+	Type   Type
+	Reason string
+}
+
+// Error implements error. The user is left out: an error may be shown to a stranger.
+func (e *FoldError) Error() string {
+	return fmt.Sprintf("fold event %d (%s): %s", e.Seq, e.Type, e.Reason)
+}
+
+// Fold is what every event means: the state of a task and the next event of that task give the next state. It is the only such
+// place; decisions, projections, rebuild and verify all use it. It returns a *FoldError for an event that cannot follow t.
+func Fold(t Task, e Event) (Task, error) {
+	if err := foldable(t, e); err != nil {
+		return t, err
+	}
+	t.Version, t.UpdatedAt = e.Seq, e.RecordedAt
+	switch d := e.Data.(type) {
+	case TaskCreated:
+		t.UserID, t.ID, t.CreatedAt = e.UserID, e.TaskID, e.RecordedAt
+		t.Title, t.Description = d.Title, d.Description
+	case TaskRenamed:
+		t.Title = d.Title
+	case TaskDescribed:
+		t.Description = d.Description
+	case TaskCompleted:
+		t.Completed = true
+	case TaskReopened:
+		t.Completed = false
+	case TaskDeleted:
+		t.DeletedAt = &e.RecordedAt
+	case TaskRestored:
+		t.DeletedAt = nil
+	}
+	return t, nil
+}
+
+func foldable(t Task, e Event) error {
+	refuse := func(reason string) error {
+		return &FoldError{UserID: e.UserID, Seq: e.Seq, Type: e.Data.Type(), Reason: reason}
+	}
+	switch d := e.Data.(type) {
+	case Unreadable:
+		return refuse(d.Err.Error())
+	case TaskCreated:
+		if t.Version > 0 {
+			return refuse("the task exists already")
+		}
+		return nil
+	case TaskRestored:
+		if t.Version == 0 || t.DeletedAt == nil {
+			return refuse("the task is not deleted")
+		}
+	default:
+		if !t.Live() {
+			return refuse("there is no such live task")
+		}
+	}
+	if e.Seq <= t.Version {
+		return refuse(fmt.Sprintf("the task is at %d already", t.Version))
+	}
+	return nil
+}

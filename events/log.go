@@ -1,0 +1,219 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Errors of Append.
+var (
+	// ErrWrongSeq: another writer appended to the stream first. Load what is new, decide again.
+	ErrWrongSeq = errors.New("the stream has moved on")
+	// ErrKeyUsed: the stream holds an event with this idempotency key already.
+	ErrKeyUsed = errors.New("the idempotency key was used before")
+	// ErrClosed: the log is shutting down and took nothing.
+	ErrClosed = errors.New("the log is closed")
+)
+
+const (
+	// maxBatch bounds the commands of one INSERT.
+	maxBatch = 512
+	// appendTimeout bounds one INSERT, the wait for a connection and for the append lock included.
+	appendTimeout = 5 * time.Second
+)
+
+// Log is the event log in PostgreSQL. Its methods may be called from many goroutines at once.
+type Log struct {
+	pool     *pgxpool.Pool
+	insert   string // the statement; a test takes the lock out of it
+	queue    chan *pending
+	onAppend func(position int64)
+	done     chan struct{} // closed when the appender has ended
+
+	mu     sync.RWMutex // held for reading while sending on queue
+	closed bool
+}
+
+// pending is one command's events on their way into the log.
+type pending struct {
+	events []Event
+	result chan error // gets one value; events then carry position and time
+}
+
+// Open starts the appender. onAppend is called after each committed batch with its last position; it must not block. The caller
+// closes the log before the pool.
+func Open(pool *pgxpool.Pool, onAppend func(position int64)) *Log {
+	l := &Log{
+		pool:     pool,
+		insert:   insertEvents,
+		queue:    make(chan *pending, maxBatch),
+		onAppend: onAppend,
+		done:     make(chan struct{}),
+	}
+	go l.run()
+	return l
+}
+
+// Close appends what is queued and stops the appender. Append returns ErrClosed from then on.
+func (l *Log) Close() {
+	l.mu.Lock()
+	if !l.closed {
+		l.closed = true
+		close(l.queue)
+	}
+	l.mu.Unlock()
+	<-l.done
+}
+
+// Append stores the events of one command, all or none, behind what their stream holds, and sets their Position and RecordedAt.
+// It returns ErrWrongSeq, ErrKeyUsed or ErrClosed; after any other error it is unknown whether they were stored. ctx bounds the
+// wait in the queue only: what was handed to the database is waited for.
+func (l *Log) Append(ctx context.Context, events []Event) error {
+	p := &pending{events: events, result: make(chan error, 1)}
+	if err := l.enqueue(ctx, p); err != nil {
+		return err
+	}
+	return <-p.result
+}
+
+func (l *Log) enqueue(ctx context.Context, p *pending) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.closed {
+		return ErrClosed
+	}
+	select {
+	case l.queue <- p:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run is the appender: it takes whatever is waiting, from all users, as the next batch. While one batch commits the next one
+// gathers, so the batch grows with the load by itself.
+func (l *Log) run() {
+	defer close(l.done)
+	for first := range l.queue {
+		batch := append(make([]*pending, 0, 16), first)
+		l.flush(l.gather(batch))
+	}
+}
+
+func (l *Log) gather(batch []*pending) []*pending {
+	for len(batch) < maxBatch {
+		select {
+		case p, ok := <-l.queue:
+			if !ok {
+				return batch
+			}
+			batch = append(batch, p)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// flush appends a batch. When a row violates a constraint nothing of the batch was stored: then each command goes alone, so that
+// each gets its own answer and stays atomic.
+func (l *Log) flush(batch []*pending) {
+	err := l.publish(batch)
+	if len(batch) > 1 && isRefusal(err) {
+		for _, p := range batch {
+			p.result <- l.publish([]*pending{p})
+		}
+		return
+	}
+	for _, p := range batch {
+		p.result <- err
+	}
+}
+
+// isRefusal tells an answer about the data, after which the rest of a batch can still succeed, from a fault of the database.
+func isRefusal(err error) bool {
+	var pgErr *pgconn.PgError
+	if errors.Is(err, ErrWrongSeq) || errors.Is(err, ErrKeyUsed) {
+		return true
+	}
+	return errors.As(err, &pgErr) && (pgErr.Code[:2] == "22" || pgErr.Code[:2] == "23")
+}
+
+// columns are what a fold needs of an event.
+const columns = `position, user_id, seq, task_id, type, schema_version, data, actor, request_id, recorded_at`
+
+// Load calls visit with the user's events behind seq after, oldest first, and stops at visit's first error.
+func (l *Log) Load(ctx context.Context, user string, after int64, visit func(Event) error) error {
+	return Load(ctx, l.pool, user, after, visit)
+}
+
+// Load is Log.Load for those who only read.
+func Load(ctx context.Context, pool *pgxpool.Pool, user string, after int64, visit func(Event) error) error {
+	rows, err := pool.Query(ctx, `
+		SELECT `+columns+`
+		FROM task_events
+		WHERE user_id = $1 AND seq > $2
+		ORDER BY seq`, user, after)
+	if err != nil {
+		return fmt.Errorf("load stream: %w", err)
+	}
+	if err := visitRows(rows, visit); err != nil {
+		return fmt.Errorf("load stream: %w", err)
+	}
+	return nil
+}
+
+// Scan calls visit with every event up to position through, user by user and each user's in order, and stops at visit's first
+// error. An empty user means all users.
+func Scan(ctx context.Context, tx pgx.Tx, user string, through int64, visit func(Event) error) error {
+	where, args := `position <= $1`, []any{through}
+	if user != "" {
+		where, args = `position <= $1 AND user_id = $2`, []any{through, user}
+	}
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM task_events WHERE `+where+` ORDER BY user_id, seq`, args...)
+	if err != nil {
+		return fmt.Errorf("scan log: %w", err)
+	}
+	if err := visitRows(rows, visit); err != nil {
+		return fmt.Errorf("scan log: %w", err)
+	}
+	return nil
+}
+
+func visitRows(rows pgx.Rows, visit func(Event) error) error {
+	defer rows.Close()
+	for rows.Next() {
+		e, err := scanEvent(rows)
+		if err != nil {
+			return err
+		}
+		if err := visit(e); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+func scanEvent(row pgx.CollectableRow) (Event, error) {
+	var (
+		e       Event
+		typ     Type
+		version int
+		data    []byte
+		at      time.Time
+	)
+	err := row.Scan(&e.Position, &e.UserID, &e.Seq, &e.TaskID, &typ, &version, &data, &e.Actor, &e.RequestID, &at)
+	if err != nil {
+		return Event{}, err
+	}
+	e.RecordedAt = at.UTC()
+	e.Data = Read(typ, version, data)
+	return e, nil
+}

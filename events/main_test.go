@@ -1,0 +1,9 @@
+package events
+
+import (
+	"testing"
+
+	"taskledger/migrations/testdb"
+)
+
+func TestMain(m *testing.M) { testdb.Main(m) }

@@ -1,0 +1,41 @@
+package events
+
+import (
+	"bytes"
+	"sync"
+
+	"golang.org/x/text/cases"
+	"golang.org/x/text/collate"
+	"golang.org/x/text/language"
+)
+
+// maxTitleKey bounds a title's key in bytes, so that it always fits an index entry. Only titles of many hundreds of characters'
+// worth of rare ligatures are longer; they are ordered by their beginning.
+const maxTitleKey = 1024
+
+// collators are reused because one holds tables and buffers; a collator serves one goroutine at a time.
+var collators = sync.Pool{New: func() any { return collate.New(language.Und) }}
+
+// TitleKey is what titles are ordered by, byte by byte: the root collation of the Unicode Collation Algorithm (UTS #10) over the
+// case-folded title. It is the same on every server, whatever its locale.
+func TitleKey(title string) []byte {
+	c := collators.Get().(*collate.Collator)
+	defer collators.Put(c)
+	var buf collate.Buffer
+	key := c.KeyFromString(&buf, FoldCase(title))
+	return bytes.Clone(key[:min(len(key), maxTitleKey)])
+}
+
+// FoldCase is the full case folding of Unicode (chapter 3.13): texts that differ in case only become equal, in every script.
+func FoldCase(s string) string {
+	return cases.Fold().String(s)
+}
+
+// SearchText is what a search looks in: title and description, case-folded. Between them stands a noncharacter, so that nothing is
+// found across the two.
+func SearchText(title string, description *string) string {
+	if description == nil {
+		return FoldCase(title)
+	}
+	return FoldCase(title) + "\uFFFF" + FoldCase(*description)
+}

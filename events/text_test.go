@@ -1,0 +1,48 @@
+package events
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestTitleKeyIsAlphabetical(t *testing.T) {
+	t.Parallel()
+	want := []string{"-x", "9", "a b", "apfel", "Äpfel", "ärger", "Ärmel", "Banana", "cherry", "Zebra", "Ωmega", "жаба", "Жук", "日本"}
+	got := slices.Clone(want)
+	slices.Reverse(got)
+	slices.SortFunc(got, func(a, b string) int { return bytes.Compare(TitleKey(a), TitleKey(b)) })
+	if !slices.Equal(got, want) {
+		t.Fatalf("got %q\nwant %q", got, want)
+	}
+}
+
+func TestTitleKeyIgnoresCase(t *testing.T) {
+	t.Parallel()
+	for _, pair := range [][2]string{{"apple", "APPLE"}, {"ärger", "ÄRGER"}, {"ωμέγα", "ΩΜΈΓΑ"}, {"жук", "ЖУК"}, {"straße", "STRASSE"}} {
+		if !bytes.Equal(TitleKey(pair[0]), TitleKey(pair[1])) {
+			t.Errorf("%q and %q are ordered differently", pair[0], pair[1])
+		}
+	}
+}
+
+func TestTitleKeyFitsAnIndex(t *testing.T) {
+	t.Parallel()
+	for _, r := range []string{"a", "ﷺ", "😀", "\u0344", "각"} {
+		if n := len(TitleKey(strings.Repeat(r, 100))); n > maxTitleKey || n == 0 {
+			t.Errorf("100 × %q has a key of %d bytes", r, n)
+		}
+	}
+}
+
+func TestSearchTextJoinsNothing(t *testing.T) {
+	t.Parallel()
+	s := SearchText("Buy MILK", text("Two Litres"))
+	if !strings.Contains(s, FoldCase("mIlK")) || !strings.Contains(s, FoldCase("LITRES")) {
+		t.Fatalf("%q does not have its words", s)
+	}
+	if strings.Contains(s, "milktwo") || strings.Contains(s, "milk two") {
+		t.Fatalf("%q joins title and description", s)
+	}
+}

@@ -1,0 +1,45 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/labstack/echo/v4"
+)
+
+// readyTimeout bounds the look at everything the service needs.
+const readyTimeout = 2 * time.Second
+
+func (s *Server) index(c echo.Context) error {
+	return sendJSON(c, http.StatusOK, struct {
+		Name    string            `json:"name"`
+		Version string            `json:"version"`
+		Links   map[string]string `json:"links"`
+	}{"taskledger", s.version, map[string]string{
+		"tasks":   "/api/tasks",
+		"history": "/api/history",
+		"docs":    "/docs",
+		"openapi": "/openapi.json",
+		"live":    "/livez",
+		"ready":   "/readyz",
+	}})
+}
+
+type statusJSON struct {
+	Status string `json:"status"`
+}
+
+func (s *Server) livez(c echo.Context) error {
+	return sendJSON(c, http.StatusOK, statusJSON{"ok"})
+}
+
+// readyz shows no details to strangers: they are in the log.
+func (s *Server) readyz(c echo.Context) error {
+	ctx, cancel := context.WithTimeout(c.Request().Context(), readyTimeout)
+	defer cancel()
+	if err := s.ready(ctx); err != nil {
+		return newProblem(http.StatusServiceUnavailable, "unavailable", "not ready").with("Retry-After", "1").because(err)
+	}
+	return sendJSON(c, http.StatusOK, statusJSON{"ready"})
+}

@@ -1,0 +1,135 @@
+package httpapi
+
+import (
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"taskledger/events"
+	"taskledger/query"
+)
+
+const (
+	maxLimit  = 500
+	maxSearch = 100
+)
+
+func (in *input) parameter(name, code, detail string) {
+	in.add(inputProblem{Parameter: name, Code: code, Detail: detail})
+}
+
+// values parses the query string; what can't be parsed is noted.
+func (in *input) values(r *http.Request) url.Values {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		in.parameter("query", "invalid", "the query string is not well-formed")
+	}
+	return values
+}
+
+// taskID takes every form that uuid.Parse takes.
+func (in *input) taskID(name, s string) uuid.UUID {
+	id, err := uuid.Parse(s)
+	if err != nil {
+		in.parameter(name, "invalid_uuid", "must be a UUID")
+	}
+	return id
+}
+
+// choice reads a parameter that has one of some values; absent, it is the first of them.
+func choice[T ~string](in *input, values url.Values, name string, options ...T) T {
+	if !values.Has(name) {
+		return options[0]
+	}
+	given := T(values.Get(name))
+	words := make([]string, len(options))
+	for i, option := range options {
+		if given == option {
+			return option
+		}
+		words[i] = string(option)
+	}
+	in.parameter(name, "invalid_value", "must be one of "+strings.Join(words, ", "))
+	return options[0]
+}
+
+func (in *input) limit(values url.Values) int {
+	if !values.Has("limit") {
+		return 0
+	}
+	n, err := strconv.ParseUint(values.Get("limit"), 10, 32)
+	if err != nil || n < 1 || n > maxLimit {
+		in.parameter("limit", "out_of_range", "must be a number from 1 to "+strconv.Itoa(maxLimit))
+		return 0
+	}
+	return int(n)
+}
+
+func (in *input) search(values url.Values) string {
+	if !values.Has("q") {
+		return ""
+	}
+	q := values.Get("q")
+	switch n := utf8.RuneCountInString(q); {
+	case n < 1 || n > maxSearch:
+		in.parameter("q", "out_of_range", "must have 1 to "+strconv.Itoa(maxSearch)+" characters")
+	case !utf8.ValidString(q) || strings.ContainsRune(q, 0):
+		in.parameter("q", "invalid_character", "must be UTF-8 without U+0000")
+	}
+	return q
+}
+
+func (in *input) tasks(values url.Values) query.TaskFilter {
+	f := query.TaskFilter{
+		Status: choice(in, values, "status", query.StatusAll, query.StatusPending, query.StatusCompleted),
+		Sort:   choice(in, values, "sort", query.SortCreatedAt, query.SortTitle, query.SortUpdatedAt),
+		Search: in.search(values),
+		Limit:  in.limit(values),
+	}
+	if f.Sort == query.SortTitle {
+		f.Order = choice(in, values, "order", query.Ascending, query.Descending)
+	} else {
+		f.Order = choice(in, values, "order", query.Descending, query.Ascending)
+	}
+	return f
+}
+
+func (in *input) history(values url.Values) query.HistoryFilter {
+	f := query.HistoryFilter{
+		Order: choice(in, values, "order", query.Descending, query.Ascending),
+		Limit: in.limit(values),
+		Since: in.moment(values, "since"),
+		Until: in.moment(values, "until"),
+	}
+	if values.Has("type") {
+		f.Type = choice(in, values, "type", events.Types()...)
+	}
+	if values.Has("task_id") {
+		id := in.taskID("task_id", values.Get("task_id"))
+		f.TaskID = &id
+	}
+	return f
+}
+
+// moment reads a seq or an RFC 3339 time.
+func (in *input) moment(values url.Values, name string) *query.Moment {
+	if !values.Has(name) {
+		return nil
+	}
+	s := values.Get(name)
+	if seq, err := strconv.ParseInt(s, 10, 64); err == nil && seq >= 0 {
+		return &query.Moment{Seq: seq}
+	}
+	// A + that was not percent-encoded comes as a space.
+	at, err := time.Parse(time.RFC3339Nano, strings.Replace(strings.ToUpper(s), " ", "+", 1))
+	if err != nil || at.Year() < 1 || at.IsZero() {
+		in.parameter(name, "invalid_value", "must be a seq or an RFC 3339 time")
+		return nil
+	}
+	return &query.Moment{Time: at}
+}

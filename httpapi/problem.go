@@ -1,0 +1,204 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+
+	"github.com/go-json-experiment/json"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/labstack/echo/v4"
+
+	"taskledger/command"
+	"taskledger/events"
+	"taskledger/query"
+)
+
+// problem is the one form of every error answer: RFC 9457, with a stable code for programs.
+type problem struct {
+	Type           string         `json:"type"`
+	Title          string         `json:"title"`
+	Status         int            `json:"status"`
+	Code           string         `json:"code"`
+	Detail         string         `json:"detail"`
+	Message        string         `json:"message"` // repeats Detail: the client that exists reads it
+	Errors         []inputProblem `json:"errors,omitempty"`
+	CurrentVersion int64          `json:"current_version,omitzero"`
+	RequestID      string         `json:"request_id"`
+
+	header http.Header
+	cause  error // for the log; never sent
+}
+
+// inputProblem is one thing wrong with a request: a member of its body by JSON pointer (RFC 6901), a parameter of its path or
+// query, or a header field, by name.
+type inputProblem struct {
+	Pointer   string `json:"pointer,omitzero"`
+	Parameter string `json:"parameter,omitzero"`
+	Header    string `json:"header,omitzero"`
+	Code      string `json:"code"`
+	Detail    string `json:"detail"`
+}
+
+// Error implements error.
+func (p *problem) Error() string { return p.Code + ": " + p.Detail }
+
+func newProblem(status int, code, detail string) *problem {
+	return &problem{Status: status, Code: code, Detail: detail, header: http.Header{}}
+}
+
+func (p *problem) with(name, value string) *problem {
+	p.header.Set(name, value)
+	return p
+}
+
+func (p *problem) because(err error) *problem {
+	p.cause = err
+	return p
+}
+
+func unavailable(cause error) *problem {
+	return newProblem(http.StatusServiceUnavailable, "unavailable", "the service is not available now; try again").
+		with("Retry-After", "1").because(cause)
+}
+
+func notFound() *problem {
+	return newProblem(http.StatusNotFound, "not_found", "there is no such resource")
+}
+
+// invalid is the answer to a request that is well-formed but wrong; detail tells the first error of the list.
+func invalid(wrong []inputProblem) *problem {
+	p := newProblem(http.StatusUnprocessableEntity, "validation_error", wrong[0].describe())
+	p.Errors = wrong
+	return p
+}
+
+func (i inputProblem) describe() string {
+	switch {
+	case i.Parameter != "":
+		return i.Parameter + ": " + i.Detail
+	case i.Header != "":
+		return i.Header + ": " + i.Detail
+	case i.Pointer != "":
+		return i.Pointer[1:] + ": " + i.Detail
+	}
+	return i.Detail
+}
+
+// problemOf is the one map from errors to answers.
+func problemOf(err error) *problem {
+	var (
+		p            *problem
+		auth         *AuthError
+		precondition *command.PreconditionError
+		quota        *command.QuotaError
+		framework    *echo.HTTPError
+	)
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.As(err, &auth):
+		return authProblem(auth)
+	case errors.Is(err, command.ErrNotFound), errors.Is(err, query.ErrNotFound):
+		return notFound()
+	case errors.As(err, &precondition):
+		p := newProblem(http.StatusPreconditionFailed, "precondition_failed", "the task has changed: it is at version "+
+			strconv.FormatInt(precondition.Current, 10))
+		p.CurrentVersion = precondition.Current
+		return p.with("ETag", etag(precondition.Current))
+	case errors.As(err, &quota):
+		return newProblem(http.StatusUnprocessableEntity, "quota_exceeded", quota.Error())
+	case errors.As(err, &framework):
+		return frameworkProblem(framework)
+	case isOutage(err):
+		return unavailable(err)
+	}
+	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
+}
+
+func authProblem(err *AuthError) *problem {
+	if err.Code == "forbidden" {
+		return newProblem(http.StatusForbidden, err.Code, "a write by cookie needs an Origin or Sec-Fetch-Site of this site").because(err)
+	}
+	p := newProblem(http.StatusUnauthorized, err.Code, map[string]string{
+		"unauthenticated": "credentials are needed",
+		"token_expired":   "the credentials have expired",
+	}[err.Code]).because(err)
+	if p.Detail == "" {
+		p.Detail = "the credentials are not valid"
+	}
+	if err.Code == "unauthenticated" {
+		return p.with("WWW-Authenticate", `Bearer`)
+	}
+	return p.with("WWW-Authenticate", `Bearer error="invalid_token"`)
+}
+
+func frameworkProblem(err *echo.HTTPError) *problem {
+	switch err.Code {
+	case http.StatusNotFound:
+		return notFound()
+	case http.StatusMethodNotAllowed:
+		return newProblem(err.Code, "method_not_allowed", "the resource does not take this method")
+	case http.StatusRequestEntityTooLarge:
+		return newProblem(err.Code, "payload_too_large", "the body is too large")
+	}
+	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
+}
+
+// outageClasses are the classes of SQLSTATE that mean "not now": connection exceptions, serialization and deadlock, insufficient
+// resources, lock not available, operator intervention, system error.
+var outageClasses = map[string]bool{"08": true, "40": true, "53": true, "55": true, "57": true, "58": true}
+
+// isOutage tells a database that is away, or too slow, from a fault of the program.
+func isOutage(err error) bool {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return outageClasses[pgErr.Code[:2]]
+	}
+	var (
+		network  net.Error
+		connect  *pgconn.ConnectError
+		unfolded *events.FoldError
+	)
+	for _, known := range []error{
+		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled, events.ErrClosed, command.ErrContended,
+	} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return errors.As(err, &network) || errors.As(err, &connect) || errors.As(err, &unfolded) || pgconn.SafeToRetry(err)
+}
+
+// safeCause is what may be logged of why a request failed: of PostgreSQL's errors only the code and the constraint, because the
+// message may quote a title.
+func safeCause(p *problem) string {
+	var pgErr *pgconn.PgError
+	switch {
+	case p.cause == nil:
+		return p.Detail
+	case errors.As(p.cause, &pgErr):
+		return "SQLSTATE " + pgErr.Code + " " + pgErr.ConstraintName
+	}
+	return p.cause.Error()
+}
+
+// writeProblem sends a problem; a HEAD request gets its header only.
+func writeProblem(w http.ResponseWriter, p *problem) {
+	p.Type, p.Title, p.Message = "about:blank", http.StatusText(p.Status), p.Detail
+	p.RequestID = w.Header().Get("X-Request-Id")
+	body, err := json.Marshal(p)
+	if err != nil {
+		panic(err) // only strings and numbers
+	}
+	for name, values := range p.header {
+		w.Header()[name] = values
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(body) // the client may be gone; there is nobody left to tell
+}

@@ -1,0 +1,128 @@
+// Package httpapi speaks HTTP: it finds out who is calling, decodes strictly, turns requests into commands and queries, and their
+// outcome into answers. CONTRACT is openapi.yaml beside this file, which is served too.
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"taskledger/command"
+	"taskledger/query"
+)
+
+// Config configures a Server. All of it is needed but what says otherwise.
+type Config struct {
+	Commands *command.Handler
+	Queries  *query.Reader
+	Auth     *Authenticator
+	Log      *slog.Logger
+	// Metrics is where the requests are counted.
+	Metrics prometheus.Registerer
+	// Ready tells whether the service can do its work now; nil means it can. The error is logged, never shown.
+	Ready func(ctx context.Context) error
+	// Version is shown at /.
+	Version string
+	// Origins may call from a browser, with credentials; compared exactly.
+	Origins []string
+	// RateRPS and RateBurst are a user's token bucket, in requests per second and requests; RateRPS 0 is no limit.
+	RateRPS   float64
+	RateBurst int
+}
+
+// Server answers requests. Its Handler may be used by several listeners.
+type Server struct {
+	commands *command.Handler
+	queries  *query.Reader
+	auth     *Authenticator
+	log      *slog.Logger
+	ready    func(ctx context.Context) error
+	version  string
+	limits   *rateLimits
+	requests *prometheus.HistogramVec
+	echo     *echo.Echo
+}
+
+// handler is a route for an authenticated caller.
+type handler func(c echo.Context, caller Caller) error
+
+// New returns a Server; it does no I/O.
+func New(cfg Config) *Server {
+	s := &Server{
+		commands: cfg.Commands,
+		queries:  cfg.Queries,
+		auth:     cfg.Auth,
+		log:      cfg.Log,
+		ready:    cfg.Ready,
+		version:  cfg.Version,
+		limits:   newRateLimits(cfg.RateRPS, cfg.RateBurst),
+		requests: requestMetrics(cfg.Metrics),
+		echo:     echo.New(),
+	}
+	s.echo.HTTPErrorHandler = s.answerError
+	s.echo.Pre(trimSlash)
+	s.echo.Use(s.observe, s.recover, harden, corsFor(cfg.Origins), s.identify, bound)
+	s.routes()
+	return s
+}
+
+func (s *Server) routes() {
+	s.read("/api/tasks", s.user(s.listTasks))
+	s.echo.POST("/api/tasks", s.user(s.createTask))
+	s.read("/api/tasks/:id", s.user(s.getTask))
+	s.echo.PUT("/api/tasks/:id", s.user(s.updateTask))
+	s.echo.PATCH("/api/tasks/:id", s.user(s.updateTask))
+	s.echo.DELETE("/api/tasks/:id", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.DeleteTask{ID: id} })))
+	s.echo.PATCH("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ToggleTask{ID: id} })))
+	s.echo.PUT("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.CompleteTask{ID: id} })))
+	s.echo.DELETE("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ReopenTask{ID: id} })))
+	s.read("/api/tasks/:id/history", s.user(s.listTaskHistory))
+	s.read("/api/history", s.user(s.listHistory))
+
+	s.read("/", s.index)
+	s.read("/livez", s.livez)
+	s.read("/readyz", s.readyz)
+	s.docs()
+}
+
+// read registers a route for GET, and for HEAD, which net/http answers without the body.
+func (s *Server) read(path string, h echo.HandlerFunc) {
+	s.echo.Match([]string{http.MethodGet, http.MethodHead}, path, h)
+}
+
+// user hands the caller, whom identify has found, to a handler.
+func (s *Server) user(h handler) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		return h(c, c.Get(callerKey).(Caller))
+	}
+}
+
+// Handler is the server's http.Handler.
+func (s *Server) Handler() http.Handler { return s.echo }
+
+// Limits of a connection.
+const (
+	maxHeader     = 32 << 10
+	headerTimeout = 10 * time.Second
+	bodyTimeout   = 30 * time.Second
+	idleTimeout   = 2 * time.Minute
+	// workTimeout bounds what the server does for one request; clients give up after 10 seconds.
+	workTimeout = 9 * time.Second
+)
+
+// HTTPServer returns an http.Server with the limits of the contract. The caller listens, serves and shuts down.
+func (s *Server) HTTPServer() *http.Server {
+	return &http.Server{
+		Handler:           s.echo,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		// net/http reads this many bytes more before it refuses.
+		MaxHeaderBytes: maxHeader - 4096,
+		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}

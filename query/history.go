@@ -1,0 +1,133 @@
+package query
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
+)
+
+// HistoryEntry is one event as people read it. Changes is JSON: each changed member of the task with its value before and after.
+type HistoryEntry struct {
+	Seq        int64
+	Type       events.Type
+	TaskID     uuid.UUID
+	RecordedAt time.Time
+	Actor      string
+	RequestID  string
+	Changes    []byte
+}
+
+// Moment is a point in a user's stream: a seq, or a time when Time is not zero.
+type Moment struct {
+	Seq  int64
+	Time time.Time
+}
+
+// HistoryFilter says which of a user's events to list, and how.
+type HistoryFilter struct {
+	TaskID *uuid.UUID  // nil = of every task
+	Type   events.Type // empty = every type
+	Since  *Moment     // exclusive; nil = from the beginning
+	Until  *Moment     // inclusive; nil = to the end
+	Order  Order
+	Limit  int   // 0 = no limit
+	After  int64 // the seq of the last entry of the page before; 0 = none
+}
+
+// HistoryPage is an answer: the entries, whether there are more, and the user's seq that it reflects.
+type HistoryPage struct {
+	Entries []HistoryEntry
+	More    bool
+	Seq     int64
+}
+
+// History lists the user's events, also those of deleted tasks.
+func (r *Reader) History(ctx context.Context, user string, f HistoryFilter) (HistoryPage, error) {
+	return r.history(ctx, user, f, func(*pgx.Batch) {})
+}
+
+// TaskHistory lists the events of one task of the user, deleted or not. It returns ErrNotFound, with the page's Seq, for a task
+// that the user never had.
+func (r *Reader) TaskHistory(ctx context.Context, user string, id uuid.UUID, f HistoryFilter) (HistoryPage, error) {
+	f.TaskID = &id
+	known := false
+	page, err := r.history(ctx, user, f, func(b *pgx.Batch) {
+		b.Queue(`SELECT EXISTS (SELECT FROM task_history WHERE user_id = $1 AND task_id = $2)`, user, id).
+			QueryRow(func(row pgx.Row) error { return row.Scan(&known) })
+	})
+	if err == nil && !known {
+		return HistoryPage{Seq: page.Seq}, ErrNotFound
+	}
+	return page, err
+}
+
+func (r *Reader) history(ctx context.Context, user string, f HistoryFilter, first func(*pgx.Batch)) (HistoryPage, error) {
+	sql, args := f.sql(user)
+	page := HistoryPage{Entries: []HistoryEntry{}}
+	var seq *int64
+	err := r.read(ctx, func(b *pgx.Batch) {
+		first(b)
+		b.Queue(`SELECT coalesce((SELECT seq FROM task_history_users WHERE user_id = $1), 0)`, user).
+			QueryRow(func(row pgx.Row) error { return row.Scan(&page.Seq) })
+		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
+			var e HistoryEntry
+			places := []any{&e.Seq, &e.Type, &e.TaskID, &e.RecordedAt, &e.Actor, &e.RequestID, &e.Changes, &seq}
+			_, err := pgx.ForEachRow(rows, places, func() error {
+				e.RecordedAt = e.RecordedAt.UTC()
+				page.Entries = append(page.Entries, e)
+				e = HistoryEntry{}
+				return nil
+			})
+			return err
+		})
+	})
+	if err != nil {
+		return HistoryPage{}, fmt.Errorf("list history: %w", err)
+	}
+	if seq != nil {
+		page.Seq = *seq
+	}
+	if f.Limit > 0 && len(page.Entries) > f.Limit {
+		page.Entries, page.More = page.Entries[:f.Limit], true
+	}
+	return page, nil
+}
+
+func (f HistoryFilter) sql(user string) (string, []any) {
+	q := newStatement(`
+		SELECT h.seq, h.type, h.task_id, h.recorded_at, h.actor, h.request_id, h.changes,
+			(SELECT seq FROM task_history_users WHERE user_id = $1)
+		FROM task_history h
+		WHERE h.user_id = $1`, user)
+	if f.TaskID != nil {
+		q.add(` AND h.task_id = $?`, *f.TaskID)
+	}
+	if f.Type != "" {
+		q.add(` AND h.type = $?`, string(f.Type))
+	}
+	q.moment(f.Since, ">")
+	q.moment(f.Until, "<=")
+	if f.After > 0 {
+		q.add(` AND h.seq `+f.Order.beyond()+` $?`, f.After)
+	}
+	q.add(` ORDER BY h.seq ` + f.Order.sql())
+	if f.Limit > 0 {
+		q.add(` LIMIT $?`, f.Limit+1)
+	}
+	return q.text, q.args
+}
+
+func (s *statement) moment(m *Moment, operator string) {
+	switch {
+	case m == nil:
+	case m.Time.IsZero():
+		s.add(` AND h.seq `+operator+` $?`, m.Seq)
+	default:
+		s.add(` AND h.recorded_at `+operator+` $?`, m.Time)
+	}
+}

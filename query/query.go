@@ -1,0 +1,226 @@
+// Package query answers from the read models, and from nothing else. Every question is one round trip to PostgreSQL.
+package query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"taskledger/events"
+)
+
+// ErrNotFound: the user has no such task.
+var ErrNotFound = errors.New("task not found")
+
+// Reader answers questions of one user at a time. Its methods may be called from many goroutines at once.
+type Reader struct {
+	pool *pgxpool.Pool
+}
+
+// NewReader returns a Reader on pool; it does no I/O.
+func NewReader(pool *pgxpool.Pool) *Reader {
+	return &Reader{pool: pool}
+}
+
+// Status selects tasks by completion.
+type Status string
+
+// The statuses.
+const (
+	StatusAll       Status = "all"
+	StatusPending   Status = "pending"
+	StatusCompleted Status = "completed"
+)
+
+// Sort names what tasks are ordered by.
+type Sort string
+
+// The sort orders.
+const (
+	SortCreatedAt Sort = "created_at"
+	SortTitle     Sort = "title"
+	SortUpdatedAt Sort = "updated_at"
+)
+
+// Order is the direction of a list; ties follow it too.
+type Order string
+
+// The directions.
+const (
+	Ascending  Order = "asc"
+	Descending Order = "desc"
+)
+
+func (o Order) sql() string {
+	if o == Ascending {
+		return "ASC"
+	}
+	return "DESC"
+}
+
+func (o Order) beyond() string {
+	if o == Ascending {
+		return ">"
+	}
+	return "<"
+}
+
+// TaskFilter says which live tasks to list, and how.
+type TaskFilter struct {
+	Status Status
+	Sort   Sort
+	Order  Order
+	Search string      // found in title or description, literally, in any case; empty = all
+	Limit  int         // 0 = no limit
+	After  *TaskCursor // nil = from the beginning
+}
+
+// TaskCursor is the last task of a page: the value it was ordered by, of SortTitle or of a time, and its id.
+type TaskCursor struct {
+	Title []byte
+	Time  time.Time
+	ID    uuid.UUID
+}
+
+// TaskPage is an answer: the tasks, whether there are more, and the user's seq that it reflects.
+type TaskPage struct {
+	Tasks []events.Task
+	More  bool
+	Seq   int64
+}
+
+// Cursor is where the next page of f begins.
+func (f TaskFilter) Cursor(last events.Task) TaskCursor {
+	switch f.Sort {
+	case SortTitle:
+		return TaskCursor{Title: events.TitleKey(last.Title), ID: last.ID}
+	case SortUpdatedAt:
+		return TaskCursor{Time: last.UpdatedAt, ID: last.ID}
+	default:
+		return TaskCursor{Time: last.CreatedAt, ID: last.ID}
+	}
+}
+
+const taskColumns = `t.user_id, t.id, t.version, t.title, t.description, t.is_completed, t.created_at, t.updated_at, t.deleted_at,
+	(SELECT seq FROM tasks_users WHERE user_id = $1)`
+
+// Tasks lists the user's live tasks.
+func (r *Reader) Tasks(ctx context.Context, user string, f TaskFilter) (TaskPage, error) {
+	sql, args := f.sql(user)
+	page := TaskPage{Tasks: []events.Task{}}
+	var head int64
+	var seq *int64
+	err := r.read(ctx, func(b *pgx.Batch) {
+		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&head) })
+		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
+			var t events.Task
+			_, err := pgx.ForEachRow(rows, append(taskPlaces(&t), &seq), func() error {
+				page.Tasks = append(page.Tasks, utc(t))
+				t = events.Task{}
+				return nil
+			})
+			return err
+		})
+	})
+	if err != nil {
+		return TaskPage{}, fmt.Errorf("list tasks: %w", err)
+	}
+	page.Seq = head // an empty list is told the seq of just before it
+	if seq != nil {
+		page.Seq = *seq
+	}
+	if f.Limit > 0 && len(page.Tasks) > f.Limit {
+		page.Tasks, page.More = page.Tasks[:f.Limit], true
+	}
+	return page, nil
+}
+
+// sql is the list as one statement, which an index gives in its order.
+func (f TaskFilter) sql(user string) (string, []any) {
+	q := newStatement(`SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.deleted_at IS NULL`, user)
+	column := map[Sort]string{SortCreatedAt: "t.created_at", SortTitle: "t.title_key", SortUpdatedAt: "t.updated_at"}[f.Sort]
+	switch f.Status {
+	case StatusPending:
+		q.add(` AND NOT t.is_completed`)
+	case StatusCompleted:
+		q.add(` AND t.is_completed`)
+	}
+	if f.Search != "" {
+		q.add(` AND position($? IN t.search) > 0`, events.FoldCase(f.Search))
+	}
+	if f.After != nil {
+		var value any = f.After.Time
+		if f.Sort == SortTitle {
+			value = f.After.Title
+		}
+		q.add(` AND (`+column+`, t.id) `+f.Order.beyond()+` ($?, $?)`, value, f.After.ID)
+	}
+	q.add(` ORDER BY ` + column + ` ` + f.Order.sql() + `, t.id ` + f.Order.sql())
+	if f.Limit > 0 {
+		q.add(` LIMIT $?`, f.Limit+1)
+	}
+	return q.text, q.args
+}
+
+// Task finds one live task of the user, and the user's seq that the answer reflects, which is known when ErrNotFound is too.
+func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Task, int64, error) {
+	var (
+		t    events.Task
+		head int64
+		seq  *int64
+	)
+	err := r.read(ctx, func(b *pgx.Batch) {
+		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&head) })
+		b.Queue(`SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.id = $2 AND t.deleted_at IS NULL`, user, id).
+			QueryRow(func(row pgx.Row) error { return row.Scan(append(taskPlaces(&t), &seq)...) })
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return events.Task{}, head, ErrNotFound
+	}
+	if err != nil {
+		return events.Task{}, 0, fmt.Errorf("read task: %w", err)
+	}
+	if seq != nil {
+		head = *seq
+	}
+	return utc(t), head, nil
+}
+
+// Seq is how far the read model of tasks has come for the user: 0 without any event.
+func (r *Reader) Seq(ctx context.Context, user string) (int64, error) {
+	var seq int64
+	err := r.read(ctx, func(b *pgx.Batch) {
+		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&seq) })
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read seq: %w", err)
+	}
+	return seq, nil
+}
+
+const tasksHead = `SELECT coalesce((SELECT seq FROM tasks_users WHERE user_id = $1), 0)`
+
+// read sends what queue adds as one pipeline: one round trip, one implicit transaction.
+func (r *Reader) read(ctx context.Context, queue func(*pgx.Batch)) error {
+	batch := &pgx.Batch{}
+	queue(batch)
+	return r.pool.SendBatch(ctx, batch).Close()
+}
+
+func taskPlaces(t *events.Task) []any {
+	return []any{&t.UserID, &t.ID, &t.Version, &t.Title, &t.Description, &t.Completed, &t.CreatedAt, &t.UpdatedAt, &t.DeletedAt}
+}
+
+func utc(t events.Task) events.Task {
+	t.CreatedAt, t.UpdatedAt = t.CreatedAt.UTC(), t.UpdatedAt.UTC()
+	if t.DeletedAt != nil {
+		at := t.DeletedAt.UTC()
+		t.DeletedAt = &at
+	}
+	return t
+}
