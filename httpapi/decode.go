@@ -86,7 +86,7 @@ func parseObject(raw []byte) (object, error) {
 	// The text is valid UTF-8, so the option only lets lone surrogates pass, which are judged member by member.
 	dec := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowInvalidUTF8(true))
 	if dec.PeekKind() != '{' {
-		return nil, invalid([]inputProblem{{Code: "invalid_type", Detail: "the body must be a JSON object"}})
+		return nil, invalid([]inputProblem{{Pointer: new(string), Code: "invalid_type", Detail: "the body must be a JSON object"}})
 	}
 	if _, err := dec.ReadToken(); err != nil {
 		return nil, invalidJSON(err.Error())
@@ -147,7 +147,8 @@ type input struct {
 func (in *input) add(p inputProblem) { in.wrong = append(in.wrong, p) }
 
 func (in *input) member(name, code, detail string) {
-	in.add(inputProblem{Pointer: "/" + name, Code: code, Detail: detail})
+	pointer := "/" + name
+	in.add(inputProblem{Pointer: &pointer, Code: code, Detail: detail})
 }
 
 func (in *input) field(err *command.FieldError) {

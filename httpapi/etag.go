@@ -27,7 +27,7 @@ func ifMatch(r *http.Request) (command.Match, error) {
 	tags, ok := parseTags(all)
 	if !ok {
 		p := newProblem(http.StatusBadRequest, "validation_error", "If-Match: must be a list of entity tags, or *")
-		p.Errors = []inputProblem{{Header: "If-Match", Code: "invalid_value", Detail: "must be a list of entity tags, or *"}}
+		p.Errors = []inputProblem{{Parameter: "If-Match", Code: "invalid_value", Detail: "must be a list of entity tags, or *"}}
 		return command.Match{}, p
 	}
 	match := command.Match{Present: true}

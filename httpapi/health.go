@@ -43,3 +43,12 @@ func (s *Server) readyz(c echo.Context) error {
 	}
 	return sendJSON(c, http.StatusOK, statusJSON{"ready"})
 }
+
+// docs registers the description of the API, as a page and for programs.
+func (s *Server) docs() {
+	docs := echo.WrapHandler(docsHandler("/docs"))
+	s.read("/docs", docs)
+	s.read("/docs/:asset", docs)
+	s.read("/openapi.json", echo.WrapHandler(openAPIJSONHandler()))
+	s.read("/openapi.yaml", echo.WrapHandler(openAPIYAMLHandler()))
+}

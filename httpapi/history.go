@@ -11,13 +11,13 @@ import (
 
 // historyJSON is a history entry as clients see it.
 type historyJSON struct {
-	Seq        int64       `json:"seq"`
-	Type       events.Type `json:"type"`
-	TaskID     uuid.UUID   `json:"task_id"`
-	RecordedAt string      `json:"recorded_at"`
-	Actor      string      `json:"actor"`
-	RequestID  string      `json:"request_id"`
-	Changes    jsontext.Value     `json:"changes"`
+	Seq        int64          `json:"seq"`
+	Type       events.Type    `json:"type"`
+	TaskID     uuid.UUID      `json:"task_id"`
+	RecordedAt string         `json:"recorded_at"`
+	Actor      string         `json:"actor"`
+	RequestID  string         `json:"request_id"`
+	Changes    jsontext.Value `json:"changes"`
 }
 
 func (s *Server) listHistory(c echo.Context, caller Caller) error {

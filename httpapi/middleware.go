@@ -149,11 +149,12 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// bound limits the request's body and the time for it. A body that says it is too large is refused before anything is read.
-func bound(next echo.HandlerFunc) echo.HandlerFunc {
+// bound limits the request's body and the time for it. A body that says it is too large is refused before anything is read; where
+// nobody reads bodies, its size is nobody's business.
+func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := c.Request()
-		err := http.NewResponseController(c.Response()).SetReadDeadline(time.Now().Add(bodyTimeout))
+		err := http.NewResponseController(c.Response()).SetReadDeadline(time.Now().Add(s.bodyTime))
 		if err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
 		}
@@ -162,7 +163,7 @@ func bound(next echo.HandlerFunc) echo.HandlerFunc {
 		r = r.WithContext(ctx)
 		r.Body = http.MaxBytesReader(c.Response().Writer, r.Body, maxBody)
 		c.SetRequest(r)
-		if r.ContentLength > maxBody && matched(c) {
+		if r.ContentLength > maxBody && underAPI(r.URL.Path) && matched(c) {
 			return payloadTooLarge(maxBody)
 		}
 		return next(c)
@@ -171,7 +172,7 @@ func bound(next echo.HandlerFunc) echo.HandlerFunc {
 
 // matched tells whether the request has found a route: an unknown path and a wrong method are told before its size.
 func matched(c echo.Context) bool {
-	return c.Path() != "" && c.Response().Header().Get(echo.HeaderAllow) == ""
+	return c.Path() != "" && c.Get(echo.ContextKeyHeaderAllow) == nil
 }
 
 // answerError is the one place where an error becomes an answer, and where it is logged.

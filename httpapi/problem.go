@@ -33,14 +33,13 @@ type problem struct {
 	cause  error // for the log; never sent
 }
 
-// inputProblem is one thing wrong with a request: a member of its body by JSON pointer (RFC 6901), a parameter of its path or
-// query, or a header field, by name.
+// inputProblem is one thing wrong with a request: in its body, by JSON pointer (RFC 6901), or in a parameter of its path, query or
+// header, by name.
 type inputProblem struct {
-	Pointer   string `json:"pointer,omitzero"`
-	Parameter string `json:"parameter,omitzero"`
-	Header    string `json:"header,omitzero"`
-	Code      string `json:"code"`
-	Detail    string `json:"detail"`
+	Pointer   *string `json:"pointer,omitzero"`
+	Parameter string  `json:"parameter,omitzero"`
+	Code      string  `json:"code"`
+	Detail    string  `json:"detail"`
 }
 
 // Error implements error.
@@ -80,10 +79,8 @@ func (i inputProblem) describe() string {
 	switch {
 	case i.Parameter != "":
 		return i.Parameter + ": " + i.Detail
-	case i.Header != "":
-		return i.Header + ": " + i.Detail
-	case i.Pointer != "":
-		return i.Pointer[1:] + ": " + i.Detail
+	case *i.Pointer != "":
+		return (*i.Pointer)[1:] + ": " + i.Detail
 	}
 	return i.Detail
 }

@@ -45,6 +45,7 @@ type Server struct {
 	version  string
 	limits   *rateLimits
 	requests *prometheus.HistogramVec
+	bodyTime time.Duration
 	echo     *echo.Echo
 }
 
@@ -62,11 +63,12 @@ func New(cfg Config) *Server {
 		version:  cfg.Version,
 		limits:   newRateLimits(cfg.RateRPS, cfg.RateBurst),
 		requests: requestMetrics(cfg.Metrics),
+		bodyTime: bodyTimeout,
 		echo:     echo.New(),
 	}
 	s.echo.HTTPErrorHandler = s.answerError
 	s.echo.Pre(trimSlash)
-	s.echo.Use(s.observe, s.recover, harden, corsFor(cfg.Origins), s.identify, bound)
+	s.echo.Use(s.observe, s.recover, harden, corsFor(cfg.Origins), s.identify, s.bound)
 	s.routes()
 	return s
 }

@@ -1,0 +1,157 @@
+package httpapi
+
+// Credentials that a browser sends by itself, and the proof that it was our frontend that made it write.
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// Better Auth's cookies. Under https their names have the prefix.
+const (
+	cookieSecure  = "__Secure-"
+	cookieSession = "better-auth.session_token"
+	cookieCache   = "better-auth.session_data"
+)
+
+// cookies decides by the cookies of a request: a session token, which can be taken back, before a cookie cache.
+func (a *Authenticator) cookies(r *http.Request) (Caller, error) {
+	caller, err := a.cookieCaller(r)
+	if err != nil {
+		return Caller{}, err
+	}
+	if !cookieSafeMethod(r.Method) && !a.ownSite(r) {
+		return Caller{}, &AuthError{Code: authForbidden, Reason: "write by cookie from another site"}
+	}
+	caller.Cookie = true
+	return caller, nil
+}
+
+func (a *Authenticator) cookieCaller(r *http.Request) (Caller, error) {
+	jar, ok := readCookies(r)
+	if !ok {
+		return Caller{}, authRefuse("a credential cookie with two values")
+	}
+	if session := jar.value(cookieSession); session != "" {
+		if len(session) > authMaxToken {
+			return Caller{}, authRefuse("token over 8 KiB")
+		}
+		return a.session(r.Context(), session)
+	}
+	if cached := jar.chunked(cookieCache); cached != "" {
+		return a.cookieCache(r.Context(), cached)
+	}
+	return Caller{}, &AuthError{Code: authUnauthenticated, Reason: "no credentials"}
+}
+
+// cookieCache takes nothing but Better Auth's structure from its cookie: a login token has no business there.
+func (a *Authenticator) cookieCache(ctx context.Context, value string) (Caller, error) {
+	if len(value) > authMaxToken {
+		return Caller{}, authRefuse("token over 8 KiB")
+	}
+	token, err := a.verify(ctx, value)
+	if err != nil {
+		return Caller{}, err
+	}
+	if token.kind != tokenCache {
+		return Caller{}, authRefuse("cookie is not a cookie cache")
+	}
+	return token.caller(), nil
+}
+
+// credentialCookies are the cookies of a request that begin like Better Auth's.
+type credentialCookies map[string]string
+
+// readCookies refuses a name with two values: which of them the browser means for us cannot be told, and a sibling
+// domain may have set one (RFC 6265, 8.6).
+func readCookies(r *http.Request) (credentialCookies, bool) {
+	jar := credentialCookies{}
+	for _, cookie := range r.Cookies() {
+		name := strings.TrimPrefix(cookie.Name, cookieSecure)
+		if !strings.HasPrefix(name, cookieSession) && !strings.HasPrefix(name, cookieCache) {
+			continue
+		}
+		if other, twice := jar[cookie.Name]; twice && other != cookie.Value {
+			return nil, false
+		}
+		jar[cookie.Name] = cookie.Value
+	}
+	return jar, true
+}
+
+// value prefers the name with the prefix, which only https can have set. An empty cookie is one that was deleted.
+func (jar credentialCookies) value(name string) string {
+	if secure := jar[cookieSecure+name]; secure != "" {
+		return secure
+	}
+	return jar[name]
+}
+
+// chunked returns a cookie that may have been cut into name.0, name.1, …
+func (jar credentialCookies) chunked(name string) string {
+	if whole := jar.value(name); whole != "" {
+		return whole
+	}
+	for _, name := range []string{cookieSecure + name, name} {
+		if joined := jar.join(name); joined != "" {
+			return joined
+		}
+	}
+	return ""
+}
+
+// join ends at the first chunk that is missing, and early when there is already more than will be read.
+func (jar credentialCookies) join(name string) string {
+	var joined strings.Builder
+	for i := 0; joined.Len() <= authMaxToken; i++ {
+		chunk := jar[name+"."+strconv.Itoa(i)]
+		if chunk == "" {
+			break
+		}
+		joined.WriteString(chunk)
+	}
+	return joined.String()
+}
+
+// cookieSafeMethod names the methods that change nothing (RFC 9110, 9.2.1).
+func cookieSafeMethod(method string) bool {
+	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
+}
+
+// ownSite holds the rule against forged requests: the browser itself must say that the page is ours. No script can set
+// these two headers, and a client that sends neither is no browser with our frontend in it.
+func (a *Authenticator) ownSite(r *http.Request) bool {
+	switch soleValue(r.Header["Sec-Fetch-Site"]) {
+	case "same-origin", "same-site":
+		return true
+	}
+	origin := soleValue(r.Header["Origin"])
+	if origin == "" {
+		return false
+	}
+	return a.allowedOrigins[origin] || originIsHost(origin, r.Host)
+}
+
+// originIsHost does not compare schemes: behind a proxy that ends TLS we do not know ours.
+func originIsHost(origin, host string) bool {
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return false
+	}
+	port := ":80"
+	if u.Scheme == "https" {
+		port = ":443"
+	}
+	return strings.EqualFold(strings.TrimSuffix(u.Host, port), strings.TrimSuffix(host, port))
+}
+
+// soleValue returns the only value of a header, and nothing when there are several.
+func soleValue(values []string) string {
+	if len(values) != 1 {
+		return ""
+	}
+	return values[0]
+}

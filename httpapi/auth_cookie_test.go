@@ -1,0 +1,289 @@
+package httpapi
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// cacheClaims are what Better Auth puts into its cookie cache, strategy jwt.
+func cacheClaims(changes map[string]any) map[string]any {
+	claims := map[string]any{
+		"sub": nil, "iss": nil, "aud": nil,
+		"session":   map[string]any{"id": "s1", "userId": "ada", "token": authTestSession, "expiresAt": "2026-11-29T19:43:57.105Z"},
+		"user":      map[string]any{"id": "ada", "email": "ada@test", "name": "Ada", "emailVerified": false, "image": nil},
+		"updatedAt": authTestNow.UnixMilli(), "version": "1",
+		"iat": authSeconds(0), "exp": authSeconds(5 * time.Minute),
+	}
+	for name, value := range changes {
+		claims[name] = value
+	}
+	return claims
+}
+
+func cacheToken(changes map[string]any) string {
+	return signRaw(`{"alg":"HS256"}`, claimsWith(cacheClaims(changes)))
+}
+
+func TestAuthCookieCache(t *testing.T) {
+	t.Parallel()
+	a := newTestAuthenticator(t, authStrictConfig())
+	token := cacheToken(nil)
+	chunks := func(prefix string) *http.Request {
+		r := authCookie(prefix+"better-auth.session_data.1", token[100:150])
+		r.Header.Set("Cookie", r.Header.Get("Cookie")+"; "+prefix+"better-auth.session_data.2="+token[150:]+"; "+prefix+"better-auth.session_data.0="+token[:100])
+		return r
+	}
+	for name, test := range map[string]struct {
+		request *http.Request
+		cookie  bool
+	}{
+		"bearer":           {authBearer(token), false},
+		"cookie":           {authCookie("better-auth.session_data", token), true},
+		"secure cookie":    {authCookie("__Secure-better-auth.session_data", token), true},
+		"chunks":           {chunks(""), true},
+		"secure chunks":    {chunks("__Secure-"), true},
+		"beside others":    {authCookie("theme=dark; better-auth.session_data", token+"; better-auth.dont_remember=x"), true},
+		"empty session":    {authCookie("better-auth.session_token=; better-auth.session_data", token), true},
+		"cleared chunks":   {authCookie("better-auth.session_data.0=; better-auth.session_data", token), true},
+		"the same twice":   {authCookie("better-auth.session_data="+token+"; better-auth.session_data", token), true},
+		"secure and plain": {authCookie("better-auth.session_data=old; __Secure-better-auth.session_data", token), true},
+	} {
+		caller, err := a.Authenticate(test.request)
+		if err != nil || caller.UserID != "ada" || caller.Cookie != test.cookie || !caller.Expires.Equal(authTestNow.Add(5*time.Minute)) {
+			t.Errorf("%s: got %+v, %v", name, caller, err)
+		}
+	}
+}
+
+func TestAuthHostileCookieCaches(t *testing.T) {
+	t.Parallel()
+	const (
+		noOne  = "session and user name no one user"
+		object = "session or user is not an object"
+		badSub = "sub is not a string"
+	)
+	tests := []struct{ name, token, code, reason string }{
+		{"another user", cacheToken(map[string]any{"user": map[string]any{"id": "eve"}}), authInvalid, noOne},
+		{"no userId", cacheToken(map[string]any{"session": map[string]any{"id": "s1"}}), authInvalid, noOne},
+		{"no id", cacheToken(map[string]any{"user": map[string]any{}}), authInvalid, noOne},
+		{"neither", cacheToken(map[string]any{"session": map[string]any{}, "user": map[string]any{}}), authInvalid, noOne},
+		{"ids are numbers", cacheToken(map[string]any{"session": map[string]any{"userId": 7}, "user": map[string]any{"id": 7}}), authInvalid, noOne},
+		{"ids are null", cacheToken(map[string]any{"session": authRaw(`{"userId":null}`), "user": authRaw(`{"id":null}`)}), authInvalid, noOne},
+		{"userid for userId", cacheToken(map[string]any{"session": map[string]any{"userid": "ada"}}), authInvalid, noOne},
+		{"id twice", cacheToken(map[string]any{"user": authRaw(`{"id":"eve","id":"ada"}`)}), authInvalid, "claims are not a strict JSON object"},
+		{"empty ids", cacheToken(map[string]any{"session": map[string]any{"userId": ""}, "user": map[string]any{"id": ""}}), authInvalid, "user id is empty, too long or has control characters"},
+		{"session a string", cacheToken(map[string]any{"session": "ada"}), authInvalid, object},
+		{"user an array", cacheToken(map[string]any{"user": []string{"ada"}}), authInvalid, object},
+		{"session null", cacheToken(map[string]any{"session": authRaw(`null`)}), authInvalid, object},
+		{"no session", cacheToken(map[string]any{"session": nil}), authInvalid, badSub},
+		{"no user", cacheToken(map[string]any{"user": nil}), authInvalid, badSub},
+		{"sub null", cacheToken(map[string]any{"sub": authRaw(`null`)}), authInvalid, badSub},
+		{"no exp", cacheToken(map[string]any{"exp": nil}), authInvalid, "no exp"},
+		{"expired", cacheToken(map[string]any{"exp": authSeconds(-31 * time.Second)}), authExpired, "exp has passed"},
+		{"another secret", signRawWith(sha256.New, []byte(strings.Repeat("x", 32)), plainHeader, claimsWith(cacheClaims(nil))), authInvalid, "wrong signature"},
+		{"encrypted: strategy jwe", "a.b.c.d.e", authInvalid, ""},
+		{"strategy compact", authB64(`{"session":{},"expiresAt":1,"signature":"x"}`), authInvalid, ""},
+		{"over 8 KiB", cacheToken(nil) + strings.Repeat("A", 8<<10), authInvalid, "token over 8 KiB"},
+	}
+	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			for _, r := range []*http.Request{authBearer(test.token), authCookie("better-auth.session_data", test.token)} {
+				_, err := a.Authenticate(r)
+				if test.reason == "" { // The two ways differ in the reason, not in the answer.
+					if err == nil {
+						t.Fatal("accepted")
+					}
+					continue
+				}
+				wantAuthRefused(t, err, test.code, test.reason)
+			}
+		})
+	}
+}
+
+func TestAuthALoginTokenIsNoCookieCache(t *testing.T) {
+	t.Parallel()
+	a := newTestAuthenticator(t, authStrictConfig())
+	token := withClaims(nil)
+	for _, state := range []string{"unseen", "verified before as bearer"} {
+		_, err := a.Authenticate(authCookie("better-auth.session_data", token))
+		if state == "unseen" {
+			wantAuthRefused(t, err, authInvalid, "cookie is not a cookie cache")
+		}
+		wantAuthRefused(t, err, authInvalid, "cookie is not a cookie cache")
+		if err := authErr(a, token); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := a.Authenticate(authCookie("better-auth.session_token", token))
+	wantAuthRefused(t, err, authInvalid, "session signature is wrong")
+}
+
+func TestAuthWhatDecides(t *testing.T) {
+	t.Parallel()
+	pool := sessionDatabase(t)
+	addSession(t, pool, authTestSession, "grace", authTestNow.Add(time.Hour))
+	session, cached, bearer := signSession(authTestSession), cacheToken(nil), withClaims(nil)
+	const invalid = authInvalid
+	tests := []struct{ name, authorization, cookies, user, code string }{
+		{"nothing", "", "", "", authUnauthenticated},
+		{"cookies of others", "", "theme=dark; better-auth.session_tokens=x; session_token=y; Better-Auth.session_token=z", "", authUnauthenticated},
+		{"empty cookies", "", "better-auth.session_token=; better-auth.session_data=", "", authUnauthenticated},
+		{"a chunk without the first", "", "better-auth.session_data.1=" + cached, "", authUnauthenticated},
+		{"session before cache", "", "better-auth.session_data=" + cached + "; better-auth.session_token=" + session, "grace", ""},
+		{"good session, bad cache", "", "better-auth.session_data=x; better-auth.session_token=" + session, "grace", ""},
+		{"bad session, good cache", "", "better-auth.session_data=" + cached + "; better-auth.session_token=" + session + "A", "", invalid},
+		{"gone session, good cache", "", "better-auth.session_data=" + cached + "; better-auth.session_token=" + signSession("gone"), "", invalid},
+		{"cache alone", "", "better-auth.session_data=" + cached, "ada", ""},
+		{"header before cookies", "Bearer " + bearer, "better-auth.session_token=" + session, "ada", ""},
+		{"bad header, good cookies", "Bearer x", "better-auth.session_token=" + session, "", invalid},
+		{"other scheme, good cookies", "Basic YTpi", "better-auth.session_token=" + session, "", invalid},
+		{"two sessions", "", "better-auth.session_token=" + session + "; better-auth.session_token=" + signSession("other"), "", invalid},
+		{"secure session before plain", "", "better-auth.session_token=x; __Secure-better-auth.session_token=" + session, "grace", ""},
+		{"bad secure session, good plain", "", "__Secure-better-auth.session_token=x; better-auth.session_token=" + session, "", invalid},
+		{"two caches", "", "better-auth.session_data=" + cached + "; better-auth.session_data=x", "", invalid},
+	}
+	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret, Sessions: pool})
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := httptest.NewRequest(http.MethodGet, "/api/tasks", nil)
+			if test.authorization != "" {
+				r.Header.Set("Authorization", test.authorization)
+			}
+			r.Header.Set("Cookie", test.cookies)
+			caller, err := a.Authenticate(r)
+			if test.code == "" {
+				if err != nil || caller.UserID != test.user {
+					t.Fatalf("got %+v, %v; want %s", caller, err, test.user)
+				}
+				return
+			}
+			if err == nil || !strings.HasPrefix(err.Error(), test.code) {
+				t.Fatalf("got %+v, %v; want %s", caller, err, test.code)
+			}
+		})
+	}
+}
+
+func TestAuthChunksAreBounded(t *testing.T) {
+	t.Parallel()
+	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
+	var cookies []string
+	for i := range 50 {
+		cookies = append(cookies, fmt.Sprintf("better-auth.session_data.%d=%s", i, strings.Repeat("A", 1000)))
+	}
+	r := httptest.NewRequest(http.MethodGet, "/api/tasks", nil)
+	r.Header.Set("Cookie", strings.Join(cookies, "; "))
+	_, err := a.Authenticate(r)
+	wantAuthRefused(t, err, authInvalid, "token over 8 KiB")
+}
+
+func TestAuthWritesByCookie(t *testing.T) {
+	t.Parallel()
+	const host = "tasks.test:8000"
+	tests := []struct {
+		name   string
+		header http.Header
+		want   bool
+	}{
+		{"nothing", http.Header{}, false},
+		{"fetch site same-origin", http.Header{"Sec-Fetch-Site": {"same-origin"}}, true},
+		{"fetch site same-site", http.Header{"Sec-Fetch-Site": {"same-site"}}, true},
+		{"fetch site cross-site", http.Header{"Sec-Fetch-Site": {"cross-site"}}, false},
+		{"fetch site none", http.Header{"Sec-Fetch-Site": {"none"}}, false},
+		{"fetch site in another case", http.Header{"Sec-Fetch-Site": {"Same-Origin"}}, false},
+		{"two fetch sites", http.Header{"Sec-Fetch-Site": {"same-origin", "cross-site"}}, false},
+		{"fetch site list", http.Header{"Sec-Fetch-Site": {"same-origin, cross-site"}}, false},
+		{"own origin", http.Header{"Origin": {"http://tasks.test:8000"}}, true},
+		{"own origin behind TLS", http.Header{"Origin": {"https://tasks.test:8000"}}, true},
+		{"own origin in another case", http.Header{"Origin": {"http://Tasks.test:8000"}}, true},
+		{"allowed origin", http.Header{"Origin": {"http://localhost:3000"}}, true},
+		{"allowed origin, cross-site", http.Header{"Origin": {"http://localhost:3000"}, "Sec-Fetch-Site": {"cross-site"}}, true},
+		{"allowed origin, other scheme", http.Header{"Origin": {"https://localhost:3000"}}, false},
+		{"allowed origin with a slash", http.Header{"Origin": {"http://localhost:3000/"}}, false},
+		{"allowed origin, other port", http.Header{"Origin": {"http://localhost:3001"}}, false},
+		{"other port of the host", http.Header{"Origin": {"http://tasks.test:9000"}}, false},
+		{"no port", http.Header{"Origin": {"http://tasks.test"}}, false},
+		{"evil", http.Header{"Origin": {"https://evil.test"}}, false},
+		{"evil that begins like us", http.Header{"Origin": {"http://tasks.test:8000.evil.test"}}, false},
+		{"evil with our name as user", http.Header{"Origin": {"http://tasks.test:8000@evil.test"}}, false},
+		{"evil subdomain", http.Header{"Origin": {"http://evil.tasks.test:8000"}}, false},
+		{"opaque", http.Header{"Origin": {"null"}}, false},
+		{"empty", http.Header{"Origin": {""}}, false},
+		{"file", http.Header{"Origin": {"file://tasks.test:8000"}}, false},
+		{"two origins", http.Header{"Origin": {"http://localhost:3000", "http://localhost:3000"}}, false},
+		{"only a referer", http.Header{"Referer": {"http://tasks.test:8000/page"}}, false},
+	}
+	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret, AllowedOrigins: []string{"http://localhost:3000"}})
+	cookie := "better-auth.session_data=" + cacheToken(nil)
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, "PROPFIND", "get"} {
+				r := httptest.NewRequest(http.MethodGet, "http://"+host+"/api/tasks", nil)
+				r.Method, r.Header = method, test.header.Clone()
+				r.Header.Set("Cookie", cookie)
+				caller, err := a.Authenticate(r)
+				if !test.want {
+					wantAuthRefused(t, err, authForbidden, "write by cookie from another site")
+				} else if err != nil || !caller.Cookie {
+					t.Errorf("%s: got %+v, %v", method, caller, err)
+				}
+			}
+			for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodOptions} {
+				r := httptest.NewRequest(method, "http://"+host+"/api/tasks", nil)
+				r.Header = test.header.Clone()
+				r.Header.Set("Cookie", cookie)
+				if _, err := a.Authenticate(r); err != nil {
+					t.Errorf("%s: %v", method, err)
+				}
+			}
+		})
+	}
+}
+
+func TestAuthWritesOfOthersNeedNoOrigin(t *testing.T) {
+	t.Parallel()
+	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
+	r := authBearer(cacheToken(nil))
+	r.Method = http.MethodPost
+	r.Header.Set("Origin", "https://evil.test")
+	if _, err := a.Authenticate(r); err != nil {
+		t.Errorf("by bearer: %v", err)
+	}
+	r = authCookie("better-auth.session_data", cacheToken(nil)+"A")
+	r.Method = http.MethodPost
+	_, err := a.Authenticate(r)
+	wantAuthRefused(t, err, authInvalid, "wrong signature") // 401 comes before 403.
+}
+
+func TestAuthDefaultPortsAreTheSameOrigin(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		origin, host string
+		want         bool
+	}{
+		{"https://a.test", "a.test", true},
+		{"https://a.test", "a.test:443", true},
+		{"https://a.test:443", "a.test", true},
+		{"http://a.test", "a.test:80", true},
+		{"http://a.test", "a.test:443", false},
+		{"https://a.test", "a.test:80", false},
+		{"http://[::1]:8000", "[::1]:8000", true},
+		{"http://[::1]:80", "[::1]", true},
+		{"https://a.test", "", false},
+		{"https:", "", false},
+	} {
+		if got := originIsHost(test.origin, test.host); got != test.want {
+			t.Errorf("%q, %q: got %v", test.origin, test.host, got)
+		}
+	}
+}

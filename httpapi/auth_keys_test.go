@@ -1,0 +1,643 @@
+package httpapi
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+const authTestJWKS = "https://auth.test/api/auth/jwks"
+
+// keyIssuer is a JWKS and the private keys to it, reached without a network: an http.RoundTripper, so that it works in
+// a synctest bubble.
+type keyIssuer struct {
+	mu      sync.Mutex
+	private map[string]crypto.Signer
+	handler http.HandlerFunc // in place of the set when not nil
+	asked   []string         // URLs
+}
+
+func newKeyIssuer(keys map[string]crypto.Signer) *keyIssuer { return &keyIssuer{private: keys} }
+
+func (i *keyIssuer) RoundTrip(r *http.Request) (*http.Response, error) {
+	i.mu.Lock()
+	i.asked = append(i.asked, r.URL.String())
+	handler, body := i.handler, i.set()
+	i.mu.Unlock()
+	if handler == nil {
+		handler = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }
+	}
+	answer := httptest.NewRecorder()
+	handler(answer, r)
+	if err := r.Context().Err(); err != nil {
+		return nil, err
+	}
+	return answer.Result(), nil
+}
+
+func (i *keyIssuer) set() []byte {
+	members := []map[string]string{}
+	for kid, key := range i.private {
+		members = append(members, publicJWK(kid, key.Public()))
+	}
+	body, err := json.Marshal(map[string]any{"keys": members})
+	if err != nil {
+		panic(err)
+	}
+	return body
+}
+
+func (i *keyIssuer) replace(keys map[string]crypto.Signer) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.private = keys
+}
+
+func (i *keyIssuer) answer(h http.HandlerFunc) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.handler = h
+}
+
+func (i *keyIssuer) fetches() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.asked)
+}
+
+func publicJWK(kid string, key crypto.PublicKey) map[string]string {
+	enc := base64.RawURLEncoding.EncodeToString
+	switch key := key.(type) {
+	case ed25519.PublicKey:
+		return map[string]string{"kid": kid, "kty": "OKP", "crv": "Ed25519", "x": enc(key)}
+	case *ecdsa.PublicKey:
+		size := (key.Curve.Params().BitSize + 7) / 8
+		return map[string]string{
+			"kid": kid, "kty": "EC", "crv": key.Curve.Params().Name,
+			"x": enc(key.X.FillBytes(make([]byte, size))), "y": enc(key.Y.FillBytes(make([]byte, size))),
+		}
+	case *rsa.PublicKey:
+		return map[string]string{
+			"kid": kid, "kty": "RSA", "n": enc(key.N.Bytes()), "e": enc(big.NewInt(int64(key.E)).Bytes()),
+		}
+	}
+	panic(fmt.Sprintf("no JWK for %T", key))
+}
+
+// Keys are made once: an RSA key takes a while.
+var (
+	authTestEd, authTestEd2 = newEdKey(), newEdKey()
+	authTestEC              = newECKey(elliptic.P256())
+	authTestRSA             = newRSAKey(2048)
+)
+
+func newEdKey() crypto.Signer {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	return key
+}
+
+func newECKey(curve elliptic.Curve) crypto.Signer {
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	return key
+}
+
+func newRSAKey(bits int) crypto.Signer {
+	key, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		panic(err)
+	}
+	return key
+}
+
+func threeKeys() map[string]crypto.Signer {
+	return map[string]crypto.Signer{"ed": authTestEd, "ec": authTestEC, "rsa": authTestRSA}
+}
+
+// newKeyAuthenticator waits for nothing: in a bubble, synctest.Wait waits for the first fetch.
+func newKeyAuthenticator(t *testing.T, issuer *keyIssuer, cfg AuthConfig) *Authenticator {
+	t.Helper()
+	cfg.JWKSURL, cfg.Logger = authTestJWKS, slog.New(slog.DiscardHandler)
+	a, err := buildAuthenticator(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.keys.client.Transport = issuer
+	a.keys.start(t.Context())
+	t.Cleanup(a.Close)
+	return a
+}
+
+// signJWT signs with golang-jwt; the header is what a token says of itself, the key what it is signed with.
+func signJWT(t *testing.T, method jwt.SigningMethod, key any, header map[string]any, claims jwt.MapClaims) string {
+	t.Helper()
+	token := jwt.NewWithClaims(method, claims)
+	delete(token.Header, "typ") // As Better Auth does.
+	maps.Copy(token.Header, header)
+	signed, err := token.SignedString(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed
+}
+
+func kid(id string) map[string]any { return map[string]any{"kid": id} }
+
+// lasting are claims that outlive a test in a bubble, whose clock starts in the year 2000.
+func lasting() jwt.MapClaims {
+	return jwt.MapClaims{"sub": "ada", "exp": authTestNow.Add(time.Hour).Unix()}
+}
+
+func authErr(a *Authenticator, token string) error {
+	_, err := a.Authenticate(authBearer(token))
+	return err
+}
+
+func TestAuthKeysOfEveryKind(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := newKeyAuthenticator(t, newKeyIssuer(threeKeys()), AuthConfig{})
+		for name, token := range map[string]string{
+			"EdDSA": signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting()),
+			"ES256": signJWT(t, jwt.SigningMethodES256, authTestEC, kid("ec"), lasting()),
+			"RS256": signJWT(t, jwt.SigningMethodRS256, authTestRSA, kid("rsa"), lasting()),
+		} {
+			for range 2 {
+				caller, err := a.Authenticate(authBearer(token))
+				if err != nil || caller.UserID != "ada" {
+					t.Errorf("%s: got %+v, %v", name, caller, err)
+				}
+			}
+		}
+	})
+}
+
+func TestAuthHostileKeyTokens(t *testing.T) {
+	t.Parallel()
+	const (
+		otherAlg  = "key is for another algorithm"
+		signature = "wrong signature"
+		unknown   = "unknown kid"
+	)
+	der, err := x509.MarshalPKIXPublicKey(authTestEd.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+	rawPublic := []byte(authTestEd.Public().(ed25519.PublicKey))
+	evil := newEdKey()
+	evilJWK := publicJWK("ed", evil.Public())
+	ec := signJWT(t, jwt.SigningMethodES256, authTestEC, kid("ec"), lasting())
+	ed := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
+	unsigned := ec[:strings.LastIndexByte(ec, '.')+1]
+	sum := sha256.Sum256([]byte(unsigned[:len(unsigned)-1]))
+	derSignature, err := authTestEC.Sign(rand.Reader, sum[:], crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(method jwt.SigningMethod, key any, header map[string]any) string {
+		return signJWT(t, method, key, header, lasting())
+	}
+	tests := []struct{ name, token, reason string }{
+		{"no kid", sign(jwt.SigningMethodEdDSA, authTestEd, nil), "no kid"},
+		{"unknown kid", sign(jwt.SigningMethodEdDSA, authTestEd, kid("nobody")), unknown},
+		{"kid with a path", sign(jwt.SigningMethodEdDSA, authTestEd, kid("../ed")), unknown},
+		{"kid with SQL", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ed' OR '1'='1")), unknown},
+		{"kid with NUL", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ed\x00")), unknown},
+		{"kid in another case", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ED")), unknown},
+		{"another's key", sign(jwt.SigningMethodEdDSA, authTestEd2, kid("ed")), signature},
+		{"HS256 with the public key", sign(jwt.SigningMethodHS256, rawPublic, kid("ed")), signature},
+		{"HS256 with the public key as PEM", sign(jwt.SigningMethodHS256, publicPEM, kid("ed")), signature},
+		{"ES256 named EdDSA", authB64(`{"alg":"EdDSA","kid":"ec"}`) + ec[strings.IndexByte(ec, '.'):], otherAlg},
+		{"EdDSA named RS256", authB64(`{"alg":"RS256","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], otherAlg},
+		{"EdDSA by the kid of the RSA key", sign(jwt.SigningMethodEdDSA, authTestEd, kid("rsa")), otherAlg},
+		{"RS384", sign(jwt.SigningMethodRS384, authTestRSA, kid("rsa")), "algorithm not allowed"},
+		{"PS256", sign(jwt.SigningMethodPS256, authTestRSA, kid("rsa")), "algorithm not allowed"},
+		{"alg none with a kid", authB64(`{"alg":"none","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], "algorithm not allowed"},
+		{"ES256 signature in DER", unsigned + base64.RawURLEncoding.EncodeToString(derSignature), signature},
+		{"ES256 signature of zeros", unsigned + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), signature},
+		{"EdDSA signature of zeros", ed[:strings.LastIndexByte(ed, '.')+1] + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), signature},
+		{"its own jwk", sign(jwt.SigningMethodEdDSA, evil, map[string]any{"kid": "ed", "jwk": evilJWK}), signature},
+		{"its own jku", sign(jwt.SigningMethodEdDSA, evil, map[string]any{"kid": "ed", "jku": "https://evil.test/jwks"}), signature},
+		{"its own x5u", sign(jwt.SigningMethodEdDSA, evil, map[string]any{"kid": "ed", "x5u": "https://evil.test/cert"}), signature},
+		{"kid a URL", sign(jwt.SigningMethodEdDSA, evil, kid("https://evil.test/jwks")), unknown},
+		{"typ of Better Auth's asymmetric cookie cache", sign(jwt.SigningMethodEdDSA, authTestEd, map[string]any{"kid": "ed", "typ": "better-auth.session-cache+jwt"}), "typ is not JWT"},
+		{"a cookie cache by public key", signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), jwt.MapClaims{
+			"session": map[string]any{"userId": "ada"}, "user": map[string]any{"id": "ada"}, "exp": lasting()["exp"],
+		}), "sub is not a string"},
+	}
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(threeKeys())
+		a := newKeyAuthenticator(t, issuer, AuthConfig{Secret: authTestSecret})
+		for _, test := range tests {
+			t.Logf("%s", test.name)
+			wantAuthRefused(t, authErr(a, test.token), authInvalid, test.reason)
+		}
+		for _, asked := range issuer.asked {
+			if asked != authTestJWKS {
+				t.Errorf("fetched %s", asked)
+			}
+		}
+	})
+}
+
+func TestAuthNoJWKS(t *testing.T) {
+	t.Parallel()
+	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
+	token := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
+	wantAuthRefused(t, authErr(a, token), authInvalid, "no JWKS for this algorithm")
+	if err := a.JWKSReady(); err != nil {
+		t.Errorf("not ready without a JWKS: %v", err)
+	}
+}
+
+func TestAuthKeysThatAreLeftOut(t *testing.T) {
+	t.Parallel()
+	with := func(jwk map[string]string, changes map[string]any) map[string]any {
+		member := map[string]any{}
+		for name, value := range jwk {
+			member[name] = value
+		}
+		maps.Copy(member, changes)
+		return member
+	}
+	ed := publicJWK("k", authTestEd.Public())
+	ec := publicJWK("k", authTestEC.Public())
+	rsaKey := publicJWK("k", authTestRSA.Public())
+	tests := []struct {
+		name string
+		key  map[string]any
+		held bool
+	}{
+		{"Ed25519", with(ed, nil), true},
+		{"alg and use", with(ed, map[string]any{"alg": "EdDSA", "use": "sig"}), true},
+		{"key_ops verify", with(ed, map[string]any{"key_ops": []string{"verify"}}), true},
+		{"unknown members", with(ed, map[string]any{"x5u": "https://evil.test/", "iat": 1}), true},
+		{"RS256", with(rsaKey, map[string]any{"alg": "RS256"}), true},
+		{"ES256", with(ec, map[string]any{"alg": "ES256"}), true},
+		{"no kid", with(ed, map[string]any{"kid": ""}), false},
+		{"kid a number", with(ed, map[string]any{"kid": 1}), false},
+		{"use enc", with(ed, map[string]any{"use": "enc"}), false},
+		{"key_ops sign", with(ed, map[string]any{"key_ops": []string{"sign"}}), false},
+		{"key_ops empty", with(ed, map[string]any{"key_ops": []string{}}), false},
+		{"alg of another kind", with(ed, map[string]any{"alg": "ES256"}), false},
+		{"RSA for PS256", with(rsaKey, map[string]any{"alg": "PS256"}), false},
+		{"RSA for encryption", with(rsaKey, map[string]any{"alg": "RSA-OAEP"}), false},
+		{"alg HS256 on an RSA key", with(rsaKey, map[string]any{"alg": "HS256"}), false},
+		{"RSA of 1024 bits", with(rsaKey, map[string]any{"n": base64.RawURLEncoding.EncodeToString(new(big.Int).Lsh(big.NewInt(1), 1023).Bytes())}), false},
+		{"RSA with e = 1", with(rsaKey, map[string]any{"e": "AQ"}), false},
+		{"P-384", with(publicJWK("k", newECKey(elliptic.P384()).Public()), nil), false},
+		{"not on the curve", with(ec, map[string]any{"y": ec["x"]}), false},
+		{"Ed25519 too short", with(ed, map[string]any{"x": "AAAA"}), false},
+		{"X25519", with(ed, map[string]any{"crv": "X25519"}), false},
+		{"symmetric", map[string]any{"kid": "k", "kty": "oct", "k": "AAAA", "alg": "HS256"}, false},
+		{"kty in another case", with(ed, map[string]any{"kty": "okp"}), false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			other := publicJWK("other", authTestEd2.Public())
+			body, err := json.Marshal(map[string]any{"keys": []any{test.key, other}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			set, err := parseKeySet(body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, held := set.byID["k"]; held != test.held {
+				t.Errorf("held: %v, want %v", held, test.held)
+			}
+			if _, held := set.byID["other"]; !held {
+				t.Error("the key beside it was left out too")
+			}
+		})
+	}
+}
+
+func TestAuthAKidThatStandsTwiceNamesNoKey(t *testing.T) {
+	t.Parallel()
+	keys := []any{}
+	for _, key := range []crypto.Signer{authTestEd, authTestEC, authTestEd2} {
+		keys = append(keys, publicJWK("k", key.Public()))
+	}
+	body, err := json.Marshal(map[string]any{"keys": keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := parseKeySet(body)
+	if err != nil || len(set.byID) != 0 {
+		t.Errorf("got %v, %v; want no keys", set, err)
+	}
+}
+
+func TestAuthAnswersThatAreNoSetKeepTheKeysHeld(t *testing.T) {
+	t.Parallel()
+	set := newKeyIssuer(map[string]crypto.Signer{"evil": authTestEd2}).set()
+	text := func(status int, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, body)
+		}
+	}
+	for name, handler := range map[string]http.HandlerFunc{
+		"status 500":     text(http.StatusInternalServerError, string(set)),
+		"status 404":     text(http.StatusNotFound, string(set)),
+		"status 204":     text(http.StatusNoContent, ""),
+		"a page":         text(http.StatusOK, "<html>"),
+		"no keys member": text(http.StatusOK, `{}`),
+		"keys null":      text(http.StatusOK, `{"keys":null}`),
+		"keys twice":     text(http.StatusOK, `{"keys":[],"keys":[]}`),
+		"cut off":        text(http.StatusOK, string(set[:len(set)-2])),
+		"too large":      text(http.StatusOK, string(set[:len(set)-1])+`,"x":"`+strings.Repeat("x", keysMaxBody)+`"}`),
+		"a redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://evil.test/jwks", http.StatusFound)
+		},
+		"too slow": func(w http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			_, _ = w.Write(set)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				issuer := newKeyIssuer(threeKeys())
+				a := newKeyAuthenticator(t, issuer, AuthConfig{})
+				synctest.Wait()
+				issuer.answer(handler)
+				begun := time.Now()
+				unknown := signJWT(t, jwt.SigningMethodEdDSA, authTestEd2, kid("evil"), lasting())
+				wantAuthRefused(t, authErr(a, unknown), authInvalid, "unknown kid")
+				if waited := time.Since(begun); waited > keysTimeout {
+					t.Errorf("waited %v", waited)
+				}
+				if err := authErr(a, signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())); err != nil {
+					t.Errorf("with the keys held: %v", err)
+				}
+				if issuer.fetches() != 2 || issuer.asked[1] != authTestJWKS {
+					t.Errorf("fetched %v", issuer.asked)
+				}
+			})
+		})
+	}
+}
+
+func TestAuthAFloodOfUnknownKidsCausesOneFetchAMinute(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(threeKeys())
+		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		synctest.Wait()
+		flood := func() {
+			var waits sync.WaitGroup
+			for i := range 500 {
+				token := signJWT(t, jwt.SigningMethodEdDSA, authTestEd2, kid(fmt.Sprint("kid", i)), lasting())
+				waits.Go(func() { _ = authErr(a, token) })
+			}
+			waits.Wait()
+		}
+		flood()
+		flood()
+		if n := issuer.fetches(); n != 2 {
+			t.Fatalf("%d fetches after two floods, want the first and one more", n)
+		}
+		<-time.After(keysUnknownEvery - time.Nanosecond)
+		flood()
+		if n := issuer.fetches(); n != 2 {
+			t.Fatalf("%d fetches within the minute, want 2", n)
+		}
+		<-time.After(time.Nanosecond)
+		flood()
+		if n := issuer.fetches(); n != 3 {
+			t.Fatalf("%d fetches after a minute, want 3", n)
+		}
+	})
+}
+
+func TestAuthKeyRotation(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(map[string]crypto.Signer{"old": authTestEd})
+		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		old := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("old"), lasting())
+		if err := authErr(a, old); err != nil {
+			t.Fatalf("old key: %v", err)
+		}
+		issuer.replace(map[string]crypto.Signer{"old": authTestEd, "new": authTestEd2})
+		rotated := signJWT(t, jwt.SigningMethodEdDSA, authTestEd2, kid("new"), lasting())
+		if err := authErr(a, rotated); err != nil {
+			t.Fatalf("new key, at its first token: %v", err)
+		}
+		issuer.replace(map[string]crypto.Signer{"new": authTestEd2})
+		<-time.After(10*time.Minute - time.Second)
+		wantAuthRefused(t, authErr(a, old), authInvalid, "unknown kid")
+		if err := authErr(a, rotated); err != nil {
+			t.Fatalf("new key, alone: %v", err)
+		}
+	})
+}
+
+func TestAuthAKeyReplacedUnderItsKidStopsItsTokens(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(map[string]crypto.Signer{"k": authTestEd})
+		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		old := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("k"), lasting())
+		if err := authErr(a, old); err != nil {
+			t.Fatal(err)
+		}
+		issuer.replace(map[string]crypto.Signer{"k": authTestEd2})
+		<-time.After(10*time.Minute - time.Second)
+		wantAuthRefused(t, authErr(a, old), authInvalid, "wrong signature")
+	})
+}
+
+func TestAuthAllKeysTakenOut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(threeKeys())
+		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		synctest.Wait()
+		if err := a.JWKSReady(); err != nil {
+			t.Fatal(err)
+		}
+		issuer.replace(nil)
+		<-time.After(10*time.Minute - time.Second)
+		wantAuthRefused(t, authErr(a, signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())), authInvalid, "unknown kid")
+		if a.JWKSReady() == nil {
+			t.Error("ready without a key")
+		}
+	})
+}
+
+func TestAuthAnOutageServesTheKeysHeldAndEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(map[string]crypto.Signer{"ed": authTestEd, "gone": authTestEC})
+		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		synctest.Wait()
+		issuer.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+		issuer.replace(map[string]crypto.Signer{"ed": authTestEd})
+		<-time.After(24 * time.Hour)
+		for kidName, key := range map[string]crypto.Signer{"ed": authTestEd, "gone": authTestEC} {
+			method := keyMethod(key.Public())
+			if err := authErr(a, signJWT(t, method, key, kid(kidName), lasting())); err != nil {
+				t.Errorf("after a day without its source, %s: %v", kidName, err)
+			}
+		}
+		if err := a.JWKSReady(); err != nil {
+			t.Error(err)
+		}
+		issuer.answer(nil)
+		<-time.After(keysRetry + time.Second)
+		gone := signJWT(t, jwt.SigningMethodES256, authTestEC, kid("gone"), lasting())
+		wantAuthRefused(t, authErr(a, gone), authInvalid, "unknown kid")
+	})
+}
+
+func TestAuthStartsWithoutItsJWKSAndRecovers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(threeKeys())
+		issuer.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+		a := newKeyAuthenticator(t, issuer, AuthConfig{Secret: authTestSecret})
+		token := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
+		wantAuthRefused(t, authErr(a, token), authInvalid, "unknown kid")
+		if a.JWKSReady() == nil {
+			t.Error("ready without a key")
+		}
+		if err := authErr(a, signJWT(t, jwt.SigningMethodHS256, authTestSecret, nil, lasting())); err != nil {
+			t.Errorf("HS256 meanwhile: %v", err)
+		}
+		<-time.After(time.Hour)
+		issuer.answer(nil)
+		<-time.After(keysRetry + time.Second)
+		if err := authErr(a, token); err != nil {
+			t.Errorf("after the JWKS came: %v", err)
+		}
+		if err := a.JWKSReady(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAuthTheFirstTokenWaitsForTheFirstFetch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(threeKeys())
+		set := issuer.set()
+		issuer.answer(func(w http.ResponseWriter, _ *http.Request) {
+			<-time.After(time.Second)
+			_, _ = w.Write(set)
+		})
+		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		synctest.Wait()
+		if err := authErr(a, signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())); err != nil {
+			t.Error(err)
+		}
+		if n := issuer.fetches(); n != 1 {
+			t.Errorf("%d fetches, want 1", n)
+		}
+	})
+}
+
+func TestAuthACallerThatLeavesDoesNotEndTheFetch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(threeKeys())
+		set := issuer.set()
+		issuer.answer(func(w http.ResponseWriter, _ *http.Request) {
+			<-time.After(2 * time.Second)
+			_, _ = w.Write(set)
+		})
+		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		synctest.Wait()
+		token := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := a.Authenticate(authBearer(token).WithContext(ctx))
+		var refused *AuthError
+		if err == nil || errors.As(err, &refused) {
+			t.Errorf("got %v, want the end of the context", err)
+		}
+		if err := authErr(a, token); err != nil || issuer.fetches() != 1 {
+			t.Errorf("the next: %v, %d fetches", err, issuer.fetches())
+		}
+	})
+}
+
+func TestAuthJWKSURLThatCanNeverWork(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{"jwks", "/api/auth/jwks", "file:///etc/passwd", "https://", "http://a b/", "ftp://a/"} {
+		if _, err := NewAuthenticator(t.Context(), AuthConfig{JWKSURL: bad}); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+// TestAuthKeysOverHTTP is the one test with a real server: nothing of the client is replaced.
+func TestAuthKeysOverHTTP(t *testing.T) {
+	t.Parallel()
+	issuer := newKeyIssuer(threeKeys())
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(issuer.set()) }))
+	defer server.Close()
+	a := newTestAuthenticator(t, AuthConfig{JWKSURL: server.URL + "/api/auth/jwks"})
+	if err := authErr(a, signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())); err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkAuthenticateEdDSA(b *testing.B) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(newKeyIssuer(threeKeys()).set())
+	}))
+	defer server.Close()
+	a := newTestAuthenticator(b, AuthConfig{JWKSURL: server.URL})
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, lasting())
+	token.Header["kid"] = "ed"
+	signed, err := token.SignedString(authTestEd)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := authBearer(signed)
+	for name, forget := range map[string]func(){"verified before": func() {}, "first time": a.verified.Purge} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				forget()
+				if _, err := a.Authenticate(r); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

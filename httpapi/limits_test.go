@@ -1,0 +1,375 @@
+package httpapi
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestBodiesAreReadStrictly(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	deep := func(n int) string {
+		return `{"title":"a","x":` + strings.Repeat("[", n-1) + strings.Repeat("]", n-1) + `}`
+	}
+	for _, tc := range []struct {
+		name, body string
+		status     int
+		code       string
+		errors     []string // pointer and code of each
+	}{
+		{"empty", " ", 400, "invalid_json", nil},
+		{"not JSON", `{title:1}`, 400, "invalid_json", nil},
+		{"cut off", `{"title":"a"`, 400, "invalid_json", nil},
+		{"something behind", `{"title":"a"} x`, 400, "invalid_json", nil},
+		{"another value behind", `{"title":"a"}{}`, 400, "invalid_json", nil},
+		{"a member twice", `{"title":"a","title":"b"}`, 400, "invalid_json", nil},
+		{"a member twice, once escaped", `{"title":"a","\u0074itle":"b"}`, 400, "invalid_json", nil},
+		{"an inner member twice", `{"title":"a","x":{"y":1,"y":2}}`, 400, "invalid_json", nil},
+		{"not UTF-8", "{\"title\":\"a\xff\"}", 400, "invalid_json", nil},
+		{"a surrogate in UTF-8", "{\"title\":\"\xed\xa0\x80\"}", 400, "invalid_json", nil},
+		{"a byte order mark", "\ufeff{\"title\":\"a\"}", 400, "invalid_json", nil},
+		{"a comment", `{"title":"a"/**/}`, 400, "invalid_json", nil},
+		{"a trailing comma", `{"title":"a",}`, 400, "invalid_json", nil},
+		{"NaN", `{"title":"a","x":NaN}`, 400, "invalid_json", nil},
+		{"a control character", "{\"title\":\"a\nb\"}", 400, "invalid_json", nil},
+		{"101 deep", deep(101), 400, "invalid_json", nil},
+		{"100 deep", deep(100), 201, "", nil},
+		{"an array", `[]`, 422, "validation_error", []string{" invalid_type"}},
+		{"null", `null`, 422, "validation_error", []string{" invalid_type"}},
+		{"a string", `"title"`, 422, "validation_error", []string{" invalid_type"}},
+		{"no title", `{}`, 422, "validation_error", []string{"/title required"}},
+		{"Title", `{"Title":"a"}`, 422, "validation_error", []string{"/title required"}},
+		{"null title", `{"title":null}`, 422, "validation_error", []string{"/title invalid_type"}},
+		{"number title", `{"title":1}`, 422, "validation_error", []string{"/title invalid_type"}},
+		{"empty title", `{"title":""}`, 422, "validation_error", []string{"/title too_short"}},
+		{"blank title", `{"title":" \u3000\t"}`, 422, "validation_error", []string{"/title blank"}},
+		{"NUL", `{"title":"a\u0000"}`, 422, "validation_error", []string{"/title invalid_character"}},
+		{"lone surrogate", `{"title":"a\ud800"}`, 422, "validation_error", []string{"/title invalid_character"}},
+		{"swapped surrogates", `{"title":"\udc00\ud800"}`, 422, "validation_error", []string{"/title invalid_character"}},
+		{"a pair of surrogates", `{"title":"\ud83e\udd5b"}`, 201, "", nil},
+		{"the replacement character itself", `{"title":"\ufffd"}`, 201, "", nil},
+		{"lone surrogate elsewhere", `{"title":"a","x":"\ud800"}`, 201, "", nil},
+		{"null is_completed", `{"title":"a","is_completed":null}`, 422, "validation_error", []string{"/is_completed invalid_type"}},
+		{"number is_completed", `{"title":"a","is_completed":1}`, 422, "validation_error", []string{"/is_completed invalid_type"}},
+		{"all at once", `{"title":"","description":5,"is_completed":"no"}`, 422, "validation_error",
+			[]string{"/title too_short", "/description invalid_type", "/is_completed invalid_type"}},
+		{"title of 100", fmt.Sprintf(`{"title":%q}`, strings.Repeat("🥛", 100)), 201, "", nil},
+		{"title of 101", fmt.Sprintf(`{"title":%q}`, strings.Repeat("🥛", 101)), 422, "validation_error", []string{"/title too_long"}},
+		{"description of 1000", fmt.Sprintf(`{"title":"a","description":%q}`, strings.Repeat("🥛", 1000)), 201, "", nil},
+		{"description of 1001", fmt.Sprintf(`{"title":"a","description":%q}`, strings.Repeat("a", 1001)), 422, "validation_error", []string{"/description too_long"}},
+		{"empty description", `{"title":"a","description":""}`, 201, "", nil},
+	} {
+		a := s.do(call{method: "POST", path: "/api/tasks", user: "user of " + tc.name, body: tc.body})
+		if a.StatusCode != tc.status {
+			t.Errorf("%s: %d %s, want %d", tc.name, a.StatusCode, a.body, tc.status)
+			continue
+		}
+		if tc.status == 201 {
+			continue
+		}
+		p := as[problemJSON](t, a)
+		var wrong []string
+		for _, e := range p.Errors {
+			wrong = append(wrong, *e.Pointer+" "+e.Code)
+		}
+		if p.Code != tc.code || !slices.Equal(wrong, tc.errors) {
+			t.Errorf("%s: %s %q, want %s %q", tc.name, p.Code, wrong, tc.code, tc.errors)
+		}
+	}
+}
+
+func TestMediaTypes(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	post := func(header http.Header) answer {
+		return s.do(call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: header})
+	}
+	for _, taken := range []string{"application/json", "application/json; charset=UTF-8", "Application/JSON;charset=\"utf-8\""} {
+		if a := post(http.Header{"Content-Type": {taken}}); a.StatusCode != 201 {
+			t.Errorf("%s: %d %s", taken, a.StatusCode, a.body)
+		}
+	}
+	if a := post(http.Header{"Content-Type": nil}); a.StatusCode != 201 {
+		t.Errorf("no content type: %d %s", a.StatusCode, a.body)
+	}
+	for _, refused := range []string{"text/plain", "", "application/json; charset=latin1", "application/x-www-form-urlencoded", "json", "application/merge-patch+json"} {
+		if a := post(http.Header{"Content-Type": {refused}}); a.StatusCode != 415 {
+			t.Errorf("%q: %d %s", refused, a.StatusCode, a.body)
+		}
+	}
+	if a := post(http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"}}); a.StatusCode != 415 {
+		t.Errorf("gzip: %d %s", a.StatusCode, a.body)
+	}
+	if a := post(http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"identity"}}); a.StatusCode != 201 {
+		t.Errorf("identity: %d %s", a.StatusCode, a.body)
+	}
+}
+
+func TestBodySize(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	sized := func(n int) string { return `{"title":"a"}` + strings.Repeat(" ", n-len(`{"title":"a"}`)) }
+	s.want(201, call{method: "POST", path: "/api/tasks", user: "u", body: sized(maxBody)})
+	s.refused(413, "payload_too_large", call{method: "POST", path: "/api/tasks", user: "u", body: sized(maxBody + 1)})
+	s.refused(413, "payload_too_large", call{method: "DELETE", path: missing, user: "u", body: sized(maxBody + 1)})
+	for size, status := range map[int]int{maxBody: 201, maxBody + 1: 413} {
+		req, err := http.NewRequestWithContext(t.Context(), "POST", s.http.URL+"/api/tasks", io.MultiReader(strings.NewReader(sized(size))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+s.token("u"))
+		resp, err := http.DefaultTransport.RoundTrip(req) // chunked: the size is not known before
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != status {
+			t.Errorf("chunked body of %d: %d, want %d", size, resp.StatusCode, status)
+		}
+	}
+}
+
+// raw sends bytes and reads the first answer.
+func (s *service) raw(text string) (*http.Response, error) {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", s.http.Listener.Addr().String())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, text); err != nil {
+		s.t.Fatal(err)
+	}
+	return http.ReadResponse(bufio.NewReader(conn), nil)
+}
+
+func TestHeaderSize(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	sized := func(n int) string {
+		head := "GET /livez HTTP/1.1\r\nHost: x\r\nX-Filler: "
+		return head + strings.Repeat("a", n-len(head)-4) + "\r\n\r\n"
+	}
+	for size, status := range map[int]int{maxHeader: 200, maxHeader + 1: 431} {
+		resp, err := s.raw(sized(size))
+		if err != nil || resp.StatusCode != status {
+			t.Errorf("header of %d bytes: %v, %v, want %d", size, resp, err, status)
+		}
+	}
+}
+
+func TestSlowClientsAreCutOff(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.server.bodyTime = 300 * time.Millisecond
+	begin := time.Now()
+	resp, err := s.raw("POST /api/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.token("u") + "\r\nContent-Length: 20\r\n\r\n{\"title\"")
+	if err != nil || resp.StatusCode != 400 || !resp.Close {
+		t.Errorf("a body that stops: %v, %v", resp, err)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("cut off after %v", took)
+	}
+	server := s.server.HTTPServer()
+	if server.ReadHeaderTimeout != 10*time.Second || New(Config{Metrics: noMetrics{}}).bodyTime != 30*time.Second {
+		t.Error("not the times of the contract")
+	}
+}
+
+func TestErrorsAreToldInOrder(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	big := strings.Repeat("x", maxBody+1)
+	text := http.Header{"Content-Type": {"text/plain"}}
+	bad := http.Header{"If-Match": {"garbage"}}
+	for _, tc := range []struct {
+		status int
+		c      call
+	}{
+		{401, call{method: "POST", path: "/api/nothing", body: big, header: text}},
+		{401, call{method: "BREW", path: "/api/tasks/x"}},
+		{401, call{method: "GET", path: "/api"}},
+		{401, call{method: "POST", path: "/api/tasks", header: http.Header{"Authorization": {"Bearer x.y.z"}}}},
+		{404, call{method: "POST", path: "/api/nothing", user: "u", body: big, header: text}},
+		{404, call{method: "GET", path: "/api/tasks/x/y/z", user: "u"}},
+		{404, call{method: "GET", path: "/api//tasks", user: "u"}},
+		{404, call{method: "GET", path: "/nothing"}},
+		{405, call{method: "DELETE", path: "/api/tasks", user: "u", body: big, header: text}},
+		{405, call{method: "POST", path: "/api/tasks/x", user: "u"}},
+		{405, call{method: "BREW", path: "/api/tasks", user: "u"}},
+		{405, call{method: "POST", path: "/livez"}},
+		{413, call{method: "POST", path: "/api/tasks", user: "u", body: big, header: text}},
+		{415, call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{`, header: text}},
+		{400, call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{`}},
+		{400, call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{"title":""}`, header: bad}},
+		{422, call{method: "PUT", path: missing, user: "u", body: `{"title":""}`}},
+		{404, call{method: "PUT", path: missing, user: "u", body: `{"title":"a"}`, header: http.Header{"If-Match": {`"1"`}}}},
+	} {
+		s.want(tc.status, tc.c)
+	}
+	p := s.refused(422, "validation_error", call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{"title":"","is_completed":0}`})
+	if len(p.Errors) != 3 || p.Message != p.Detail || p.RequestID == "" {
+		t.Errorf("not everything together: %+v", p)
+	}
+}
+
+func TestMissingIsTheSameWhyever(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	theirs := "/api/tasks/" + s.titled("v", "a").ID.String()
+	deleted := "/api/tasks/" + s.titled("u", "a").ID.String()
+	s.want(204, call{method: "DELETE", path: deleted, user: "u"})
+	id := http.Header{"X-Request-Id": {"same"}}
+	for _, c := range []call{
+		{method: "GET"}, {method: "PUT", body: `{"title":"x"}`}, {method: "PATCH", body: `{}`}, {method: "DELETE"},
+	} {
+		c.user, c.header = "u", id
+		c.path = missing
+		want := s.want(404, c)
+		for _, path := range []string{theirs, deleted} {
+			c.path = path
+			got := s.want(404, c)
+			got.Header.Del("Date")
+			want.Header.Del("Date")
+			if string(got.body) != string(want.body) || fmt.Sprint(got.Header) != fmt.Sprint(want.Header) {
+				t.Errorf("%s: %s %v\nmissing: %s %v", c.method, got.body, got.Header, want.body, want.Header)
+			}
+		}
+	}
+}
+
+func TestHeadAnswersLikeGet(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	path := "/api/tasks/" + s.titled("u", "a").ID.String()
+	for _, path := range []string{"/api/tasks", path, path + "/history", "/api/history", "/", "/docs", "/openapi.json", "/openapi.yaml", "/livez", "/readyz", missing} {
+		get := s.do(call{method: "GET", path: path, user: "u"})
+		head := s.do(call{method: "HEAD", path: path, user: "u"})
+		if head.StatusCode != get.StatusCode || len(head.body) != 0 || head.Header.Get("Content-Length") != fmt.Sprint(len(get.body)) ||
+			head.Header.Get("ETag") != get.Header.Get("ETag") || head.Header.Get("Content-Type") != get.Header.Get("Content-Type") {
+			t.Errorf("%s: HEAD %d %v\nGET %d %v of %d bytes", path, head.StatusCode, head.Header, get.StatusCode, get.Header, len(get.body))
+		}
+	}
+}
+
+func TestTrailingSlashIsTheSame(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.want(201, call{method: "POST", path: "/api/tasks/", user: "u", body: `{"title":"a"}`})
+	s.want(200, call{method: "GET", path: "/api/tasks/?limit=1", user: "u"})
+	s.want(401, call{method: "GET", path: "/api/tasks/"})
+}
+
+func TestEveryAnswerHasItsHeaders(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	for _, c := range []call{
+		{method: "GET", path: "/api/tasks", user: "u"}, {method: "GET", path: "/api/tasks"}, {method: "GET", path: missing, user: "u"},
+		{method: "GET", path: "/api/none", user: "u"}, {method: "DELETE", path: "/api/tasks", user: "u"},
+	} {
+		h := s.do(c).Header
+		if h.Get("Cache-Control") != "private, no-cache" || strings.Join(h.Values("Vary"), "|") != "Authorization, Cookie, Origin" ||
+			h.Get("X-Content-Type-Options") != "nosniff" || h.Get("X-Request-Id") == "" {
+			t.Errorf("%s %s: %v", c.method, c.path, h)
+		}
+	}
+	for sent, taken := range map[string]bool{"abc.DEF_1-2": true, strings.Repeat("a", 64): true, strings.Repeat("a", 65): false, "a b": false, "": false, "é": false} {
+		got := s.do(call{method: "GET", path: "/livez", header: http.Header{"X-Request-Id": {sent}}}).Header.Get("X-Request-Id")
+		if (got == sent) != taken || got == "" {
+			t.Errorf("request id %q became %q", sent, got)
+		}
+	}
+}
+
+func TestCORS(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	origin := func(o string) http.Header { return http.Header{"Origin": {o}} }
+	for _, c := range []call{
+		{method: "GET", path: "/api/tasks", user: "u"}, {method: "GET", path: "/api/tasks"}, {method: "GET", path: missing, user: "u"},
+		{method: "POST", path: "/api/tasks", user: "u", body: `{`},
+	} {
+		c.header = origin("http://localhost:3000")
+		h := s.do(c).Header
+		if h.Get("Access-Control-Allow-Origin") != "http://localhost:3000" || h.Get("Access-Control-Allow-Credentials") != "true" ||
+			!strings.Contains(h.Get("Access-Control-Expose-Headers"), "ETag") {
+			t.Errorf("%s %s: %v", c.method, c.path, h)
+		}
+		for _, other := range []string{"http://localhost:3001", "https://localhost:3000", "http://localhost:3000.evil.example", "null", "http://LOCALHOST:3000"} {
+			c.header = origin(other)
+			for name := range s.do(c).Header {
+				if strings.HasPrefix(name, "Access-Control-") {
+					t.Errorf("%s got %s", other, name)
+				}
+			}
+		}
+	}
+	ask := func(o string) answer {
+		return s.do(call{method: "OPTIONS", path: missing, header: http.Header{
+			"Origin": {o}, "Access-Control-Request-Method": {"DELETE"}, "Access-Control-Request-Headers": {"authorization,content-type,if-match"},
+		}})
+	}
+	h := ask("http://localhost:3000")
+	if h.StatusCode != 204 || !slices.Contains(strings.Split(h.Header.Get("Access-Control-Allow-Methods"), ","), "DELETE") ||
+		!strings.Contains(h.Header.Get("Access-Control-Allow-Headers"), "If-Match") {
+		t.Errorf("preflight: %d %v", h.StatusCode, h.Header)
+	}
+	for name := range ask("http://evil.example").Header {
+		if strings.HasPrefix(name, "Access-Control-") {
+			t.Errorf("a preflight of another origin got %s", name)
+		}
+	}
+}
+
+func TestRateLimitIsPerUser(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *Config) { c.RateRPS, c.RateBurst = 0.5, 3 })
+	for range 3 {
+		s.want(200, call{method: "GET", path: "/api/tasks", user: "u"})
+	}
+	a := s.want(429, call{method: "GET", path: "/api/none", user: "u"})
+	if a.Header.Get("Retry-After") != "2" || a.Header.Get("RateLimit") != `"user";r=0;t=6` || a.Header.Get("RateLimit-Policy") != `"user";q=3;w=6` {
+		t.Errorf("%v", a.Header)
+	}
+	s.want(200, call{method: "GET", path: "/api/tasks", user: "v"})
+	s.want(401, call{method: "GET", path: "/api/tasks"})
+}
+
+func TestPublicPages(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *Config) { c.Ready = alwaysUnready })
+	if a := s.want(200, call{method: "GET", path: "/"}); !strings.Contains(string(a.body), `"name":"taskledger"`) {
+		t.Errorf("/: %s", a.body)
+	}
+	s.want(200, call{method: "GET", path: "/livez"})
+	if p := s.refused(503, "unavailable", call{method: "GET", path: "/readyz"}); strings.Contains(p.Detail, "secret reason") {
+		t.Errorf("details for strangers: %s", p.Detail)
+	}
+	for _, asset := range docsAssets {
+		s.want(200, call{method: "GET", path: "/docs/" + asset})
+	}
+	if page := s.want(200, call{method: "GET", path: "/docs"}); strings.Contains(string(page.body), "//") {
+		t.Errorf("the docs name another host: %s", page.body)
+	}
+	s.refused(404, "not_found", call{method: "GET", path: "/docs/..%2Fserver.go"})
+	s.refused(404, "not_found", call{method: "GET", path: "/metrics"})
+	s.refused(404, "not_found", call{method: "GET", path: "/debug/pprof/"})
+}
+
+func TestEveryRouteIsInTheDescription(t *testing.T) {
+	t.Parallel()
+	var registered []string
+	for _, r := range New(Config{Metrics: noMetrics{}}).echo.Routes() {
+		registered = append(registered, r.Method+" "+r.Path)
+	}
+	checkRoutes(t, registered)
+}

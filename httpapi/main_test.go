@@ -1,0 +1,9 @@
+package httpapi
+
+import (
+	"testing"
+
+	"taskledger/migrations/testdb"
+)
+
+func TestMain(m *testing.M) { testdb.Main(m) }
