@@ -151,3 +151,22 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		r.Signal(position)
 	}
 }
+
+// Lag is the age of the oldest event that some read model does not show yet; 0 when all show everything.
+func Lag(ctx context.Context, pool *pgxpool.Pool) (time.Duration, error) {
+	var seconds float64
+	err := pool.QueryRow(ctx, `
+		SELECT coalesce(max(extract(epoch FROM clock_timestamp() - e.recorded_at)), 0)
+		FROM projection_checkpoints c
+		CROSS JOIN LATERAL (
+			SELECT recorded_at
+			FROM task_events
+			WHERE position > c.position
+			ORDER BY position
+			LIMIT 1
+		) e`).Scan(&seconds)
+	if err != nil {
+		return 0, fmt.Errorf("read lag: %w", err)
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
+}

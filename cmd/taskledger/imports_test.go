@@ -1,0 +1,330 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const houseModule = "taskledger"
+
+// houseLayers names every top-level folder, and the other folders that its non-test files may import.
+var houseLayers = map[string][]string{
+	"cmd":         {"httpapi", "command", "projections", "query", "events", "migrations"},
+	"httpapi":     {"command", "query", "events"},
+	"command":     {"events"},
+	"projections": {"events"},
+	"query":       {"events"},
+	"events":      nil,
+	"migrations":  nil,
+}
+
+// keptTo names the only folders that may import what begins with the key.
+var keptTo = map[string][]string{
+	"github.com/labstack/echo":           {"httpapi"},
+	"github.com/ThreeDotsLabs/watermill": {"events", "projections"},
+	"github.com/caarlos0/env":            {"cmd"},
+	"github.com/joho/godotenv":           {"cmd"},
+}
+
+// sourcePackage is what the rules look at: the non-test files of one package, for every platform.
+type sourcePackage struct {
+	path            string
+	imports         []string
+	environmentUses []string
+}
+
+func TestHouseKeepsItsImportRules(t *testing.T) {
+	t.Parallel()
+	root := moduleRoot(t)
+	packages := listPackages(t, root)
+	if len(packages) == 0 {
+		t.Fatal("go list names no package")
+	}
+	for _, broken := range brokenRules(packages, topFolders(t, root)) {
+		t.Error(broken)
+	}
+}
+
+func TestBrokenRulesAreReported(t *testing.T) {
+	t.Parallel()
+	const echo, watermill = "github.com/labstack/echo/v4", "github.com/ThreeDotsLabs/watermill/message"
+	tests := []struct {
+		name    string
+		pkg     sourcePackage
+		folders []string
+		want    string
+	}{
+		{"query imports projections", importing("query", "taskledger/projections"), nil, "taskledger/query imports taskledger/projections"},
+		{"query imports migrations", importing("query", "taskledger/migrations"), nil, "taskledger/query imports taskledger/migrations"},
+		{"command imports query", importing("command", "taskledger/query"), nil, "taskledger/command imports taskledger/query"},
+		{"command imports projections", importing("command", "taskledger/projections"), nil, "taskledger/command imports taskledger/projections"},
+		{"projections imports command", importing("projections", "taskledger/command"), nil, "taskledger/projections imports taskledger/command"},
+		{"httpapi imports projections", importing("httpapi", "taskledger/projections"), nil, "taskledger/httpapi imports taskledger/projections"},
+		{"httpapi imports a test database", importing("httpapi", "taskledger/migrations/testdb"), nil, "taskledger/httpapi imports taskledger/migrations/testdb"},
+		{"command imports httpapi", importing("command", "taskledger/httpapi"), nil, "taskledger/command imports taskledger/httpapi"},
+		{"httpapi imports cmd", importing("httpapi", "taskledger/cmd/taskledger"), nil, "taskledger/httpapi imports taskledger/cmd/taskledger"},
+		{"events imports command", importing("events", "taskledger/command"), nil, "taskledger/events imports taskledger/command"},
+		{"migrations imports events", importing("migrations/testdb", "taskledger/events"), nil, "taskledger/migrations/testdb imports taskledger/events"},
+		{"echo in command", importing("command", echo), nil, "taskledger/command imports " + echo},
+		{"echo in cmd", importing("cmd/taskledger", echo), nil, "taskledger/cmd/taskledger imports " + echo},
+		{"watermill in command", importing("command", watermill), nil, "taskledger/command imports " + watermill},
+		{"watermill-sql in cmd", importing("cmd/taskledger", "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"), nil, "taskledger/cmd/taskledger imports github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"},
+		{"godotenv in httpapi", importing("httpapi", "github.com/joho/godotenv"), nil, "taskledger/httpapi imports github.com/joho/godotenv"},
+		{"environment in events", sourcePackage{path: "taskledger/events", environmentUses: []string{"os.Getenv"}}, nil, "taskledger/events reads the environment: os.Getenv"},
+		{"package at the top", sourcePackage{path: "taskledger"}, nil, "taskledger is in no folder of the house"},
+		{"package in a new folder", sourcePackage{path: "taskledger/internal/x"}, nil, "taskledger/internal/x is in no folder of the house"},
+		{"new folder at the top", importing("query"), []string{"query", "util"}, "folder util is not one of the house"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got := brokenRules([]sourcePackage{tt.pkg}, tt.folders)
+			if !slices.Equal(got, []string{tt.want}) {
+				t.Errorf("got %q, want only %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestRulesAllowTheHouse(t *testing.T) {
+	t.Parallel()
+	packages := []sourcePackage{
+		importing("cmd/taskledger", "taskledger/httpapi", "taskledger/command", "taskledger/projections", "taskledger/query",
+			"taskledger/events", "taskledger/migrations", "github.com/joho/godotenv", "os"),
+		{path: "taskledger/cmd/taskbench", environmentUses: []string{"os.Getenv"}},
+		importing("httpapi", "taskledger/command", "taskledger/query", "taskledger/events", "github.com/labstack/echo/v4/middleware"),
+		importing("command", "taskledger/events"),
+		importing("projections", "taskledger/events", "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"),
+		importing("query", "taskledger/events", "github.com/jackc/pgx/v5"),
+		importing("events", "github.com/ThreeDotsLabs/watermill"),
+		importing("migrations/testdb", "taskledger/migrations", "taskledger/migrations/embedded"),
+	}
+	folders := []string{".ci", ".git", "cmd", "command", "events", "httpapi", "migrations", "projections", "query"}
+	if broken := brokenRules(packages, folders); len(broken) > 0 {
+		t.Errorf("reported as broken: %q", broken)
+	}
+}
+
+func TestEnvironmentUsesAreFound(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, source string
+		want         []string
+	}{
+		{"call", `import "os"; var x = os.Getenv("A")`, []string{"os.Getenv"}},
+		{"value", `import "os"; var x = os.LookupEnv`, []string{"os.LookupEnv"}},
+		{"renamed", `import sys "os"; var x = sys.Environ()`, []string{"os.Environ"}},
+		{"in a function", `import "os"; func f() { if os.ExpandEnv("$A") == "" { return } }`, []string{"os.ExpandEnv"}},
+		{"syscall", `import "syscall"; func f() { _, _ = syscall.Getenv("A") }`, []string{"syscall.Getenv"}},
+		{"all of os", `import . "os"; var x = Getenv("A")`, []string{"os, imported with a dot"}},
+		{"other use of os", `import "os"; var x = os.Args`, nil},
+		{"other package", `import os "example.com/os"; var x = os.Getenv("A")`, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			file, err := parser.ParseFile(token.NewFileSet(), "x.go", "package x; "+tt.source, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := environmentUses(file); !slices.Equal(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func importing(folder string, paths ...string) sourcePackage {
+	return sourcePackage{path: houseModule + "/" + folder, imports: paths}
+}
+
+// brokenRules returns a line for each rule of the house that the packages or the top-level folders break.
+func brokenRules(packages []sourcePackage, folders []string) []string {
+	var broken []string
+	for _, pkg := range packages {
+		broken = append(broken, brokenBy(pkg)...)
+	}
+	for _, folder := range folders {
+		if _, known := houseLayers[folder]; !known && !strings.HasPrefix(folder, ".") {
+			broken = append(broken, fmt.Sprintf("folder %s is not one of the house", folder))
+		}
+	}
+	return broken
+}
+
+func brokenBy(pkg sourcePackage) []string {
+	layer := layerOf(pkg.path)
+	if _, known := houseLayers[layer]; !known {
+		return []string{pkg.path + " is in no folder of the house"}
+	}
+	var broken []string
+	for _, imported := range pkg.imports {
+		if !mayImport(layer, imported) {
+			broken = append(broken, pkg.path+" imports "+imported)
+		}
+	}
+	if layer == "cmd" {
+		return broken
+	}
+	for _, use := range pkg.environmentUses {
+		broken = append(broken, pkg.path+" reads the environment: "+use)
+	}
+	return broken
+}
+
+func mayImport(layer, imported string) bool {
+	if imported == houseModule || strings.HasPrefix(imported, houseModule+"/") {
+		target := layerOf(imported)
+		return target == layer || slices.Contains(houseLayers[layer], target)
+	}
+	for prefix, allowed := range keptTo {
+		if strings.HasPrefix(imported, prefix) && !slices.Contains(allowed, layer) {
+			return false
+		}
+	}
+	return true
+}
+
+// layerOf is the top-level folder of a package of ours, and empty for the module's root.
+func layerOf(path string) string {
+	folder, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(path, houseModule), "/"), "/")
+	return folder
+}
+
+func environmentUses(file *ast.File) []string {
+	names, uses := environmentPackages(file)
+	ast.Inspect(file, func(node ast.Node) bool {
+		selector, ok := node.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		name, ok := selector.X.(*ast.Ident)
+		if ok && names[name.Name] != "" && readsEnvironment(selector.Sel.Name) {
+			uses = append(uses, names[name.Name]+"."+selector.Sel.Name)
+		}
+		return true
+	})
+	return uses
+}
+
+func readsEnvironment(function string) bool {
+	return slices.Contains([]string{"Getenv", "LookupEnv", "Environ", "ExpandEnv"}, function)
+}
+
+// environmentPackages maps the names by which a file knows os and syscall to those; a dot import hides its uses and so
+// counts as one.
+func environmentPackages(file *ast.File) (names map[string]string, dots []string) {
+	names = map[string]string{}
+	for _, spec := range file.Imports {
+		path := specPath(spec)
+		switch {
+		case path != "os" && path != "syscall":
+		case spec.Name == nil:
+			names[path] = path
+		case spec.Name.Name == ".":
+			dots = append(dots, path+", imported with a dot")
+		default:
+			names[spec.Name.Name] = path
+		}
+	}
+	return names, dots
+}
+
+func specPath(spec *ast.ImportSpec) string {
+	path, err := strconv.Unquote(spec.Path.Value)
+	if err != nil {
+		return spec.Path.Value
+	}
+	return path
+}
+
+func moduleRoot(t *testing.T) string {
+	t.Helper()
+	mod := strings.TrimSpace(string(goCommand(t, ".", "env", "GOMOD")))
+	if filepath.Base(mod) != "go.mod" {
+		t.Fatalf("go env GOMOD: %q is no go.mod", mod)
+	}
+	return filepath.Dir(mod)
+}
+
+func goCommand(t *testing.T, dir string, args ...string) []byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", args...)
+	var stderr bytes.Buffer
+	cmd.Dir, cmd.Stderr = dir, &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, &stderr)
+	}
+	return out
+}
+
+// listedPackage is what go list prints of a package; IgnoredGoFiles are the files for other platforms.
+type listedPackage struct {
+	ImportPath, Dir                   string
+	GoFiles, CgoFiles, IgnoredGoFiles []string
+}
+
+func listPackages(t *testing.T, root string) []sourcePackage {
+	t.Helper()
+	out := goCommand(t, root, "list", "-json=ImportPath,Dir,GoFiles,CgoFiles,IgnoredGoFiles", "./...")
+	var packages []sourcePackage
+	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
+		var listed listedPackage
+		err := decoder.Decode(&listed)
+		if errors.Is(err, io.EOF) {
+			return packages
+		}
+		if err != nil {
+			t.Fatalf("go list: %v", err)
+		}
+		packages = append(packages, readPackage(t, listed))
+	}
+}
+
+func readPackage(t *testing.T, listed listedPackage) sourcePackage {
+	t.Helper()
+	pkg := sourcePackage{path: listed.ImportPath}
+	for _, name := range slices.Concat(listed.GoFiles, listed.CgoFiles, listed.IgnoredGoFiles) {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(listed.Dir, name), nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, spec := range file.Imports {
+			pkg.imports = append(pkg.imports, specPath(spec))
+		}
+		pkg.environmentUses = append(pkg.environmentUses, environmentUses(file)...)
+	}
+	return pkg
+}
+
+func topFolders(t *testing.T, root string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var folders []string
+	for _, entry := range entries {
+		if entry.IsDir() {
+			folders = append(folders, entry.Name())
+		}
+	}
+	return folders
+}

@@ -1,0 +1,109 @@
+// Command taskledger is the task backend: its server, and what an operator does to it.
+//
+// This package is the composition root: the only one that reads the environment, and the only one that knows all the others.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"github.com/joho/godotenv"
+)
+
+// Exit codes. A command may have its own reason to end with 1: verify does when it finds a difference.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// cli is the command line: the settings, which every command takes, and the commands.
+type cli struct {
+	Settings settings `embed:""`
+
+	Serve   serveCmd   `cmd:"" default:"withargs" help:"Run the server (the default command)."`
+	Migrate migrateCmd `cmd:"" help:"Bring the schema of the database to the version of this program. The server does so too when it starts."`
+	Verify  verifyCmd  `cmd:"" help:"Compare every row of the read models with the fold of the log. Exit 0: the same; 1: not, one line a difference."`
+	Rebuild rebuildCmd `cmd:"" help:"Make the read models anew from the log, while servers run, and swap them in."`
+	Token   tokenCmd   `cmd:"" help:"Print a development token, to call the API as a user."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if err := loadDotEnv(); err != nil {
+		return fail(stderr, err, exitUsage)
+	}
+	var c cli
+	command, err := parse(&c, args, stdout, stderr)
+	if err != nil {
+		return fail(stderr, err, exitUsage)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// A second signal ends a shutdown that takes too long.
+	context.AfterFunc(ctx, stop)
+
+	command.BindTo(ctx, (*context.Context)(nil))
+	command.BindTo(stdout, (*io.Writer)(nil))
+	if err := command.Run(&c.Settings, newLogger(c.Settings, stderr)); err != nil {
+		return fail(stderr, err, exitFailed)
+	}
+	return 0
+}
+
+func parse(c *cli, args []string, stdout, stderr io.Writer) (*kong.Context, error) {
+	parser, err := kong.New(c,
+		kong.Name("taskledger"),
+		kong.Description("A task backend whose source of truth is a ledger of events. "+
+			"Each setting is a flag, an environment variable or a line of a .env file in the working directory; the first of these wins."),
+		kong.Writers(stdout, stderr),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
+	)
+	if err != nil {
+		return nil, err
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		return nil, err
+	}
+	return command, c.Settings.check()
+}
+
+// loadDotEnv adds what the environment does not say itself. What the file has in it is never shown: it may be a secret.
+func loadDotEnv() error {
+	err := godotenv.Load()
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
+		return err
+	}
+	return errors.New(".env: has a line that is not NAME=value, a comment or empty")
+}
+
+// fail prints one line.
+func fail(stderr io.Writer, err error, code int) int {
+	// There is nobody else to tell when this cannot be written.
+	_, _ = fmt.Fprintln(stderr, "taskledger: "+strings.Join(strings.Fields(err.Error()), " "))
+	return code
+}
+
+func newLogger(cfg settings, w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: logLevels[cfg.LogLevel]}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}

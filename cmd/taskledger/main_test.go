@@ -1,0 +1,213 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"taskledger/migrations/postgres"
+	"taskledger/migrations/testdb"
+)
+
+// asProgram tells the test binary to be taskledger.
+const asProgram = "TASKLEDGER_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	testdb.Main(m)
+}
+
+// program returns taskledger in an empty directory with nothing but env in its environment.
+func program(t *testing.T, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Dir = t.TempDir()
+	cmd.Env = append([]string{asProgram + "=1", "PATH=" + os.Getenv("PATH"), "HOME=" + cmd.Dir}, env...)
+	return cmd
+}
+
+type outcome struct {
+	stdout, stderr string
+	code           int
+}
+
+func finish(t *testing.T, cmd *exec.Cmd) outcome {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if _, ended := errors.AsType[*exec.ExitError](cmd.Run()); !ended && cmd.ProcessState == nil {
+		t.Fatal("the program did not run")
+	}
+	return outcome{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
+}
+
+func TestBadSettingStopsTheProgramWithOneLine(t *testing.T) {
+	t.Parallel()
+	for _, env := range []string{
+		"PORT=eighty", "PORT=65536", "PORT=-1", "PORT=",
+		"CORS_ORIGINS=*", "CORS_ORIGINS=http://a.example/", "CORS_ORIGINS=http://a.example,b.example", "CORS_ORIGINS=http://A.example",
+		"ADMIN_ADDR=9090", "ADMIN_ADDR=:http",
+		"DATABASE_URL=s3cret:", "BETTER_AUTH_DATABASE_URL=postgres://s3cret@:x/",
+		"BETTER_AUTH_SECRET=", "BETTER_AUTH_SECRET=s3cret",
+		"BETTER_AUTH_URL=s3cret", "JWKS_URL=ftp://s3cret.example/keys",
+		"RATE_LIMIT_RPS=-1", "RATE_LIMIT_RPS=NaN", "RATE_LIMIT_RPS=+Inf", "RATE_LIMIT_RPS=many", "RATE_LIMIT_BURST=-1",
+		"MAX_TASKS_PER_USER=0", "LOG_LEVEL=loud", "LOG_FORMAT=xml",
+	} {
+		t.Run(env, func(t *testing.T) {
+			t.Parallel()
+			got := finish(t, program(t, []string{env}, "version"))
+			name, _, _ := strings.Cut(env, "=")
+			if got.code != exitUsage || got.stdout != "" {
+				t.Errorf("exit code %d and output %q, want %d and none", got.code, got.stdout, exitUsage)
+			}
+			if strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, name) {
+				t.Errorf("stderr %q, want one line with %s in it", got.stderr, name)
+			}
+			if strings.Contains(got.stderr, "s3cret") {
+				t.Errorf("stderr shows what may be secret: %q", got.stderr)
+			}
+		})
+	}
+}
+
+func TestBadCommandLineStopsTheProgramWithOneLine(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"bogus"}, {"serve", "--bogus"}, {"token"}, {"--port=eighty"}} {
+		got := finish(t, program(t, nil, args...))
+		if got.code != exitUsage || strings.Count(got.stderr, "\n") != 1 {
+			t.Errorf("%v: exit code %d, stderr %q, want %d and one line", args, got.code, got.stderr, exitUsage)
+		}
+	}
+}
+
+func TestServerNeedsSomebodyWhoCanLogIn(t *testing.T) {
+	t.Parallel()
+	got := finish(t, program(t, []string{"DATABASE_URL=postgres://nowhere.invalid/x"}, "serve"))
+	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "BETTER_AUTH_SECRET") {
+		t.Errorf("exit code %d, stderr %q, want %d and one line with BETTER_AUTH_SECRET in it", got.code, got.stderr, exitFailed)
+	}
+}
+
+func TestUnreachableDatabaseIsOneLineWithoutThePassword(t *testing.T) {
+	t.Parallel()
+	got := finish(t, program(t, []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/x"}, "migrate"))
+	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || strings.Contains(got.stderr, "s3cret") {
+		t.Errorf("exit code %d, stderr %q, want %d and one line without the password", got.code, got.stderr, exitFailed)
+	}
+}
+
+func TestDotEnvIsReadAndTheEnvironmentWins(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		file string
+		env  []string
+		args []string
+		code int
+	}{
+		{"LOG_LEVEL=loud", nil, nil, exitUsage},
+		{"LOG_LEVEL=loud", []string{"LOG_LEVEL=info"}, nil, 0},
+		{"LOG_LEVEL=loud", nil, []string{"--log-level=info"}, 0},
+		{"LOG_LEVEL=info", []string{"LOG_LEVEL=loud"}, nil, exitUsage},
+		{"s3cret is no setting", nil, nil, exitUsage},
+	} {
+		cmd := program(t, tt.env, append(tt.args, "version")...)
+		if err := os.WriteFile(filepath.Join(cmd.Dir, ".env"), []byte(tt.file+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := finish(t, cmd); got.code != tt.code || strings.Contains(got.stderr, "s3cret") {
+			t.Errorf(".env %q, environment %v, arguments %v: exit code %d, want %d; stderr %q", tt.file, tt.env, tt.args, got.code, tt.code, got.stderr)
+		}
+	}
+}
+
+func TestHelpIsThereForEveryCommand(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"serve", "migrate", "token", "version"} {
+		got := finish(t, program(t, nil, command, "--help"))
+		if got.code != 0 || !strings.Contains(got.stdout, "Usage: taskledger "+command) {
+			t.Errorf("%s --help: exit code %d, output %q", command, got.code, got.stdout)
+		}
+	}
+}
+
+func TestMigrateADatabaseOfOthers(t *testing.T) {
+	t.Parallel()
+	got := finish(t, program(t, []string{"DATABASE_URL=" + testdb.URL(t)}, "migrate"))
+	if got.code != 0 {
+		t.Errorf("exit code %d, stderr %q", got.code, got.stderr)
+	}
+}
+
+// The commands of an operator share the embedded database with the server that runs it, and a second server does not.
+func TestEmbeddedDatabaseIsSharedWithCommands(t *testing.T) {
+	t.Parallel()
+	env := []string{"DATA_DIR=" + dataDir(t), "PORT=0", "ADMIN_ADDR="}
+	server := program(t, env)
+	var stderr bytes.Buffer
+	server.Stderr = &stderr
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Process.Kill() })
+	url := awaitDatabase(t, strings.TrimPrefix(env[0], "DATA_DIR="))
+
+	if got := finish(t, program(t, env, "migrate")); got.code != 0 {
+		t.Errorf("migrate next to a server: exit code %d, stderr %q", got.code, got.stderr)
+	}
+	if got := finish(t, program(t, env, "serve")); got.code != exitFailed || !strings.Contains(got.stderr, "already runs") {
+		t.Errorf("a second server: exit code %d, stderr %q, want %d and who runs", got.code, got.stderr, exitFailed)
+	}
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Wait(); err != nil {
+		t.Errorf("the server after SIGTERM: %v, stderr %s", err, &stderr)
+	}
+	if again, err := postgres.Attach(t.Context(), strings.TrimPrefix(env[0], "DATA_DIR=")); !errors.Is(err, postgres.ErrNotRunning) {
+		t.Errorf("PostgreSQL outlived its server: %v, same address %v", err, again == url)
+	}
+	if got := finish(t, program(t, env, "migrate")); got.code != 0 {
+		t.Errorf("migrate without a server: exit code %d, stderr %q", got.code, got.stderr)
+	}
+}
+
+// dataDir is not t.TempDir, whose parents are closed to the user that PostgreSQL runs as when the tests run as root.
+func dataDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "taskledger-cmd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func awaitDatabase(t *testing.T, dir string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for {
+		url, err := postgres.Attach(ctx, dir)
+		if err == nil {
+			return url
+		}
+		if !errors.Is(err, postgres.ErrNotRunning) || !tick(ctx) {
+			t.Fatalf("wait for the server: %v", err)
+		}
+	}
+}

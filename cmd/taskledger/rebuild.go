@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+
+	"taskledger/projections"
+)
+
+type rebuildCmd struct {
+	Projection string `placeholder:"NAME" help:"Only this read model: tasks or task_history."`
+	User       string `placeholder:"ID" help:"Only this user's rows, at once."`
+}
+
+// Run exits with 0 when the new read models serve.
+func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) (err error) {
+	db, err := openShared(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.close()) }()
+	var report projections.RebuildReport
+	if c.User != "" {
+		report, err = projections.RebuildUser(ctx, db.pool, c.Projection, c.User)
+	} else {
+		progress, finish := showProgress(os.Stderr)
+		report, err = projections.Rebuild(ctx, db.pool, c.Projection, progress)
+		finish()
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "rebuilt: %d events folded into %d rows in %s, %.0f events/s; swapped in and verified\n",
+		report.Events, report.Rows, report.Took.Round(time.Millisecond), float64(report.Events)/report.Took.Seconds())
+	return err
+}
+
+// showProgress is a bar on a terminal, and a line every few seconds elsewhere.
+func showProgress(w *os.File) (progress projections.Progress, finish func()) {
+	if !term.IsTerminal(int(w.Fd())) {
+		return progressLines(w, 2*time.Second), func() {}
+	}
+	var bar *progressbar.ProgressBar
+	progress = func(done, total int64) {
+		if bar == nil {
+			bar = progressbar.NewOptions64(total,
+				progressbar.OptionSetWriter(w),
+				progressbar.OptionSetDescription("rebuild"),
+				progressbar.OptionShowCount(),
+				progressbar.OptionShowIts(),
+				progressbar.OptionSetItsString("events"),
+				progressbar.OptionSetPredictTime(true),
+				progressbar.OptionThrottle(100*time.Millisecond),
+				progressbar.OptionClearOnFinish(),
+			)
+		}
+		_ = bar.Set64(done) // a bar that can't be drawn stops nothing
+	}
+	return progress, func() {
+		if bar != nil {
+			_ = bar.Finish()
+		}
+	}
+}
+
+// progressLines tells rate and time left.
+func progressLines(w io.Writer, every time.Duration) projections.Progress {
+	start := time.Now()
+	last := start
+	return func(done, total int64) {
+		now := time.Now()
+		if now.Sub(last) < every || done == 0 {
+			return
+		}
+		last = now
+		rate := float64(done) / now.Sub(start).Seconds()
+		left := time.Duration(float64(total-done) / rate * float64(time.Second))
+		_, _ = fmt.Fprintf(w, "%d of %d events, %.0f events/s, %s left\n", done, total, rate, left.Round(time.Second))
+	}
+}

@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"taskledger/command"
+	"taskledger/events"
+	"taskledger/httpapi"
+	"taskledger/migrations"
+	"taskledger/projections"
+	"taskledger/query"
+)
+
+const (
+	// developer is the user whose token is printed at start.
+	developer = "developer"
+	// streamCache bounds the streams that decisions keep in memory, in bytes.
+	streamCache = 64 << 20
+	// shutdownTimeout bounds how long requests in flight may take to finish.
+	shutdownTimeout = 10 * time.Second
+	// maxLag is how old an event may be that a read model does not show, before the service is not ready.
+	maxLag = 10 * time.Second
+)
+
+type serveCmd struct{}
+
+func (serveCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) error {
+	if err := cfg.checkServable(); err != nil {
+		return err
+	}
+	return serve(ctx, cfg, log, stdout)
+}
+
+// serve runs until ctx ends, then lets what is under way finish.
+func serve(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) (err error) {
+	listener, err := net.Listen("tcp", ":"+strconv.Itoa(cfg.Port))
+	if err != nil {
+		return fmt.Errorf("PORT: %w", err)
+	}
+	defer closeQuietly(listener)
+	db, err := openOwn(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.close()) }()
+	if err := migrations.Up(ctx, db.pool); err != nil {
+		return err
+	}
+	secret, err := cfg.secret()
+	if err != nil {
+		return err
+	}
+	app, err := newApp(ctx, cfg, db, secret, log)
+	if err != nil {
+		return err
+	}
+	defer app.close()
+	if err := app.banner(stdout, listener.Addr(), cfg, secret); err != nil {
+		return err
+	}
+	return app.run(ctx, listener)
+}
+
+// closeQuietly closes a listener that a server may have closed before.
+func closeQuietly(l net.Listener) { _ = l.Close() }
+
+// app is the running service: every part of it, wired.
+type app struct {
+	log      *slog.Logger
+	ledger   *pgxpool.Pool // for the log and the projections, so that reads never starve them
+	sessions *pgxpool.Pool // of Better Auth, if it has a database of its own
+	runner   *projections.Runner
+	events   *events.Log
+	auth     *httpapi.Authenticator
+	api      *http.Server
+	admin    *http.Server // nil when it is off
+	stopping atomic.Bool
+}
+
+func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log *slog.Logger) (*app, error) {
+	a := &app{log: log}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	if a.ledger, err = pgxpool.NewWithConfig(ctx, sized(db.pool.Config(), ledgerConnections)); err != nil {
+		return nil, fmt.Errorf("open the database: %w", err)
+	}
+	sessions := db.pool
+	if cfg.BetterAuthDatabaseURL != "" {
+		if a.sessions, err = pgxpool.New(ctx, cfg.BetterAuthDatabaseURL); err != nil {
+			a.ledger.Close()
+			return nil, fmt.Errorf("open BETTER_AUTH_DATABASE_URL: %w", err)
+		}
+		sessions = a.sessions
+	}
+	a.auth, err = httpapi.NewAuthenticator(ctx, httpapi.AuthConfig{
+		Secret:         secret,
+		Issuer:         cfg.JWTIssuer,
+		Audience:       cfg.JWTAudience,
+		JWKSURL:        cfg.jwksURL(),
+		Sessions:       sessions,
+		AllowedOrigins: cfg.CORSOrigins,
+		Logger:         log,
+	})
+	if err != nil {
+		a.closePools()
+		return nil, err
+	}
+	a.runner = projections.NewRunner(a.ledger, log, projections.NewMetrics(registry))
+	a.events = events.Open(a.ledger, a.runner.Signal)
+	a.api = httpapi.New(httpapi.Config{
+		Commands: command.NewHandler(command.Config{
+			Log:        a.events,
+			Visible:    a.runner.Visible,
+			Quota:      cfg.MaxTasksPerUser,
+			CacheBytes: streamCache,
+		}),
+		Queries:   query.NewReader(db.pool),
+		Auth:      a.auth,
+		Log:       log,
+		Metrics:   registry,
+		Ready:     func(ctx context.Context) error { return a.ready(ctx, db.pool) },
+		Version:   version(),
+		Origins:   cfg.CORSOrigins,
+		RateRPS:   cfg.RateLimitRPS,
+		RateBurst: cfg.RateLimitBurst,
+	}).HTTPServer()
+	if cfg.AdminAddr != "" {
+		a.admin = &http.Server{Addr: cfg.AdminAddr, Handler: httpapi.NewAdmin(registry), ReadHeaderTimeout: 5 * time.Second}
+	}
+	return a, nil
+}
+
+// jwksURL is where the public keys are: named, or Better Auth's.
+func (s *settings) jwksURL() string {
+	if s.JWKSURL == "" && s.BetterAuthURL != "" {
+		return strings.TrimSuffix(s.BetterAuthURL, "/") + "/api/auth/jwks"
+	}
+	return s.JWKSURL
+}
+
+// ready looks at everything the service needs.
+func (a *app) ready(ctx context.Context, pool *pgxpool.Pool) error {
+	if a.stopping.Load() {
+		return errors.New("shutting down")
+	}
+	if err := migrations.Check(ctx, pool); err != nil {
+		return err
+	}
+	lag, err := projections.Lag(ctx, pool)
+	if err != nil {
+		return err
+	}
+	if lag > maxLag {
+		return fmt.Errorf("the read models are %s behind", lag.Round(time.Second))
+	}
+	return a.auth.JWKSReady()
+}
+
+// run serves until ctx ends or a part fails, then stops the parts in the order of what flows through them: requests, events,
+// projections.
+func (a *app) run(ctx context.Context, listener net.Listener) error {
+	failed := make(chan error, 3)
+	projecting, stopProjecting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopProjecting()
+	projected := make(chan struct{})
+	go func() {
+		defer close(projected)
+		failed <- a.runner.Run(projecting)
+	}()
+	go func() { failed <- a.api.Serve(listener) }()
+	if err := a.serveAdmin(ctx, failed); err != nil {
+		return err
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		a.log.Info("stopping")
+	case err = <-failed:
+	}
+	a.stopping.Store(true)
+	err = errors.Join(err, a.shutdown(ctx))
+	a.events.Close()
+	stopProjecting()
+	<-projected
+	return err
+}
+
+func (a *app) serveAdmin(ctx context.Context, failed chan<- error) error {
+	if a.admin == nil {
+		return nil
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", a.admin.Addr)
+	if err != nil {
+		return fmt.Errorf("ADMIN_ADDR: %w", err)
+	}
+	go func() {
+		if err := a.admin.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			failed <- err
+		}
+	}()
+	return nil
+}
+
+// shutdown lets requests in flight finish.
+func (a *app) shutdown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	err := a.api.Shutdown(ctx)
+	if a.admin != nil {
+		err = errors.Join(err, a.admin.Close())
+	}
+	return err
+}
+
+func (a *app) close() {
+	a.auth.Close()
+	a.events.Close()
+	a.closePools()
+}
+
+func (a *app) closePools() {
+	a.ledger.Close()
+	if a.sessions != nil {
+		a.sessions.Close()
+	}
+}
+
+// banner tells how to call the server. It shows a token only where the secret was made for development.
+func (a *app) banner(w io.Writer, addr net.Addr, cfg *settings, secret []byte) error {
+	base := fmt.Sprintf("http://localhost:%d", addr.(*net.TCPAddr).Port)
+	lines := []string{
+		"taskledger " + version(),
+		"",
+		"  API   " + base + "/api",
+		"  docs  " + base + "/docs",
+	}
+	if cfg.BetterAuthSecret == nil && secret != nil {
+		token, err := cfg.mintToken(secret, developer, 30*24*time.Hour, time.Now())
+		if err != nil {
+			return fmt.Errorf("sign a token: %w", err)
+		}
+		lines = append(lines,
+			"",
+			"A development token, for the user "+strconv.Quote(developer)+":",
+			"",
+			"  "+token,
+			"",
+			"Try it:",
+			"",
+			"  curl -H 'Authorization: Bearer "+token+"' -H 'Content-Type: application/json' -d '{\"title\":\"Buy milk\"}' "+base+"/api/tasks",
+		)
+	}
+	_, err := fmt.Fprintln(w, strings.Join(lines, "\n"))
+	return err
+}

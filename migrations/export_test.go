@@ -1,0 +1,8 @@
+package migrations
+
+// What tests need to run other migrations, and to be impatient.
+var (
+	UpWith  = up
+	Latest  = latest
+	LockKey = lockKey
+)

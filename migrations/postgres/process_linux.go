@@ -1,0 +1,26 @@
+package postgres
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+// endWithParent makes the kernel shut the child down (fast, in PostgreSQL's terms) when its owner is gone, however it went.
+func endWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = fastShutdown }
+
+// runsOn reports whether the process has path as one of its arguments. Everybody may read them, unlike its working directory.
+func runsOn(pid int, path string) bool {
+	args, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+	if err != nil {
+		return false
+	}
+	for arg := range bytes.SplitSeq(args, []byte{0}) {
+		if string(arg) == path {
+			return true
+		}
+	}
+	return false
+}

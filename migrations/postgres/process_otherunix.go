@@ -1,0 +1,19 @@
+//go:build unix && !linux
+
+package postgres
+
+import (
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// endWithParent does nothing: only Linux can. The next owner of the directory stops what a killed one left.
+func endWithParent(*syscall.SysProcAttr) {}
+
+// runsOn reports whether the process has path in its command line.
+func runsOn(pid int, path string) bool {
+	out, err := exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
+	return err == nil && strings.Contains(string(out), path)
+}

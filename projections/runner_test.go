@@ -1,0 +1,221 @@
+package projections
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"taskledger/events"
+	"taskledger/migrations"
+	"taskledger/migrations/testdb"
+)
+
+func TestReadModelsAreTheFoldOfTheLog(t *testing.T) {
+	t.Parallel()
+	p := writer(t, testdb.New(t))
+	p.run()
+	var last int64
+	for _, user := range users(5) {
+		_, _, last = p.someHistory(user)
+	}
+	p.visible(last)
+	report := p.verified()
+	if report.Users != 5 || report.Events != 30 || report.Rows != 5*2+30 || report.Parked != 0 {
+		t.Fatalf("compared %+v", report)
+	}
+}
+
+// Two processes project one log: the checkpoint decides, and nothing is applied twice or left out.
+func TestTwoProcessesShareTheWork(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	one, two := writer(t, pool), writer(t, pool)
+	one.run()
+	two.run()
+	var work sync.WaitGroup
+	for i, p := range []*process{one, two} {
+		work.Go(func() {
+			for n := range 40 {
+				position := p.append(fmt.Sprintf("user of %d", i), uuid.New(), events.TaskCreated{Title: fmt.Sprint(n)}, events.TaskCompleted{})
+				p.visible(position)
+			}
+		})
+	}
+	work.Wait()
+	if report := one.verified(); report.Events != 160 {
+		t.Fatalf("compared %+v", report)
+	}
+}
+
+// What one process appends becomes visible through another one, which learns of it by a notification.
+func TestAnotherProcessProjects(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	one, two := writer(t, pool), writer(t, pool)
+	two.run()
+	_, _, position := one.someHistory("u")
+	two.visible(position)
+	two.verified()
+}
+
+// A stranger's open write transaction holds nothing up, as it would under a rule of transaction ids.
+func TestAStrangersTransactionHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	p := writer(t, testdb.New(t))
+	p.run()
+	tx, err := p.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(t.Context(), `CREATE TABLE strange (n int); INSERT INTO strange VALUES (1)`); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	_, _, position := p.someHistory("u")
+	p.visible(position)
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("visible after %v", took)
+	}
+}
+
+// poison stores an event that this program cannot read.
+func (p *process) poison(user string) {
+	p.t.Helper()
+	p.seqs[user]++
+	p.exec(`
+		INSERT INTO task_events (user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		VALUES ($1, $2, gen_random_uuid(), 'TaskArchived', 1, '{}', gen_random_uuid(), gen_random_uuid(), $1, 'r', clock_timestamp())`,
+		user, p.seqs[user])
+}
+
+func TestAnUnreadableEventParksItsUserAlone(t *testing.T) {
+	t.Parallel()
+	p := writer(t, testdb.New(t))
+	p.someHistory("u")
+	p.poison("u")
+	p.append("u", uuid.New(), events.TaskCreated{Title: "after"})
+	_, _, last := p.someHistory("v")
+	p.run() // all of it is one batch
+	p.visible(last)
+	last = p.append("u", uuid.New(), events.TaskCreated{Title: "still after"})
+	p.visible(last)
+	for _, name := range Names() {
+		if got := value[string](p, `SELECT string_agg(user_id || seq || (parked_error IS NOT NULL), ' ' ORDER BY user_id) FROM `+name+`_users`); got != "u6true v6false" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	if reason := value[string](p, `SELECT parked_error FROM tasks_users WHERE user_id = 'u'`); !strings.Contains(reason, "TaskArchived") {
+		t.Errorf("parked for %q", reason)
+	}
+	if report := p.verified(); report.Parked != 2 {
+		t.Errorf("verified %+v", report)
+	}
+}
+
+func TestARefusedRowParksItsUserAlone(t *testing.T) {
+	t.Parallel()
+	p := writer(t, testdb.New(t))
+	p.exec(`ALTER TABLE tasks ADD CONSTRAINT no_poison CHECK (title <> 'poison')`)
+	p.someHistory("u")
+	p.append("u", uuid.New(), events.TaskCreated{Title: "poison"})
+	p.append("u", uuid.New(), events.TaskCreated{Title: "after"})
+	_, _, last := p.someHistory("v")
+	p.run()
+	p.visible(last)
+	if got := value[string](p, `SELECT string_agg(user_id || seq || (parked_error IS NOT NULL), ' ' ORDER BY user_id) FROM tasks_users`); got != "u6true v6false" {
+		t.Errorf("tasks: %s", got)
+	}
+	if got := value[string](p, `SELECT string_agg(user_id || seq, ' ' ORDER BY user_id) FROM task_history_users`); got != "u8 v6" {
+		t.Errorf("task_history: %s", got)
+	}
+	if reason := value[string](p, `SELECT parked_error FROM tasks_users WHERE user_id = 'u'`); !strings.Contains(reason, "no_poison") || strings.Contains(reason, "after") {
+		t.Errorf("parked for %q", reason)
+	}
+	p.exec(`ALTER TABLE tasks DROP CONSTRAINT no_poison`)
+	if _, err := RebuildUser(t.Context(), p.pool, "", "u"); err != nil {
+		t.Fatal(err)
+	}
+	if report := p.verified(); report.Parked != 0 {
+		t.Errorf("a rebuild did not free the user: %+v", report)
+	}
+	p.visible(p.append("u", uuid.New(), events.TaskCreated{Title: "goes on"}))
+	p.verified()
+}
+
+// The second net: where events were passed over, or rows are damaged, a user's next event has the whole stream folded anew.
+func TestWhatDoesNotJoinOnIsFoldedAnew(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]string{
+		"events passed over": `UPDATE projection_checkpoints SET position = (SELECT max(position) FROM task_events)`,
+		"rows lost":          `DELETE FROM tasks; DELETE FROM task_history`,
+		"users lost":         `DELETE FROM tasks_users; DELETE FROM task_history_users`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := writer(t, testdb.New(t))
+			_, second, last := p.someHistory("u")
+			if name != "events passed over" {
+				q := writer(t, p.pool)
+				ctx, stop := context.WithCancel(t.Context())
+				ended := make(chan error, 1)
+				go func() { ended <- q.runner.Run(ctx) }()
+				q.visible(last)
+				stop()
+				if err := <-ended; err != nil {
+					t.Fatal(err)
+				}
+			}
+			p.exec(damage)
+			p.run()
+			p.visible(p.append("u", second, events.TaskReopened{}))
+			p.verified()
+		})
+	}
+}
+
+func TestALateProcessWritesNothing(t *testing.T) {
+	t.Parallel()
+	p := writer(t, testdb.New(t))
+	_, _, last := p.someHistory("u")
+	late := &batch{from: 0, to: last}
+	for _, generation := range []int64{0, 1} { // somebody else was first; a rebuild was in between
+		p.exec(`UPDATE projection_checkpoints SET position = $1, generation = $2`, 3*(1-generation), generation)
+		late.generation = 0
+		f := folded{users: map[string]*userFold{"u": newUserFold("u")}}
+		if n := p.exec(tasks.writeBatch(), tasks.writeArgs(late, f)...); n != 0 {
+			t.Errorf("generation %d: the checkpoint moved", generation)
+		}
+		if n := value[int64](p, `SELECT count(*) FROM tasks_users`); n != 0 {
+			t.Errorf("generation %d: %d rows written", generation, n)
+		}
+	}
+}
+
+// Looking for more costs nothing that would have to be vacuumed or written.
+func TestAnIdlePollTakesNoTransactionID(t *testing.T) {
+	t.Parallel()
+	pool, err := pgxpool.New(t.Context(), testdb.Server(t).URL()) // nobody else takes ids there
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	if err := migrations.Up(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	p := writer(t, pool)
+	const next = `SELECT pg_snapshot_xmax(pg_current_snapshot())::text`
+	before := value[string](p, next)
+	for range 10 {
+		p.exec(tasks.selectBatch(), "tasks", maxEvents)
+	}
+	if after := value[string](p, next); after != before {
+		t.Errorf("ten polls took transaction ids %s to %s", before, after)
+	}
+}
