@@ -1,0 +1,163 @@
+package query
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"taskledger/events"
+	"taskledger/migrations/testdb"
+)
+
+func TestMain(m *testing.M) { testdb.Main(m) }
+
+// fill puts n tasks and as many history entries of each of two users into the read models, as the projections would.
+func fill(t *testing.T, pool *pgxpool.Pool, n int) {
+	t.Helper()
+	const at = `'2026-11-22 12:00Z'::timestamptz`
+	keys := make([][]byte, n)
+	for i := range keys {
+		keys[i] = events.TitleKey(fmt.Sprintf("task %d", i+1))
+	}
+	for _, sql := range []string{
+		`INSERT INTO tasks
+		SELECT u, gen_random_uuid(), n, 'task ' || n, NULL, n % 3 = 0, ` + at + ` + n * interval '1 second', ` + at + ` + (n * 7919 % 10007) * interval '1 second',
+			CASE WHEN n % 10 = 9 THEN ` + at + ` END, ($2::bytea[])[n], 'task ' || n
+		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1) n`,
+		`INSERT INTO task_history
+		SELECT u, n, ('00000000-0000-7000-8000-' || lpad((n % 100)::text, 12, '0'))::uuid, 'TaskCreated', u, 'r', ` + at + ` + n * interval '1 second', '{}',
+			'task', NULL, false, ` + at + `, NULL
+		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1) n
+		WHERE $2::bytea[] IS NOT NULL`,
+		`INSERT INTO tasks_users SELECT u, $1 FROM unnest('{u,v}'::text[]) u WHERE $2::bytea[] IS NOT NULL`,
+		`INSERT INTO task_history_users SELECT u, $1 FROM unnest('{u,v}'::text[]) u WHERE $2::bytea[] IS NOT NULL`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql, pgx.QueryExecModeExec, n, keys); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := pool.Exec(t.Context(), `ANALYZE`); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func plan(t *testing.T, pool *pgxpool.Pool, sql string, args []any) string {
+	t.Helper()
+	rows, err := pool.Query(t.Context(), `EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) `+sql, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Every list with a limit comes out of an index in its order: nothing is sorted, no table is scanned.
+func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	fill(t, pool, 20_000)
+	last := events.Task{ID: uuid.New(), Title: "task 5", CreatedAt: time.Date(2026, 11, 22, 14, 0, 0, 0, time.UTC), UpdatedAt: time.Date(2026, 11, 22, 14, 0, 0, 0, time.UTC)}
+	for _, sort := range []Sort{SortCreatedAt, SortTitle, SortUpdatedAt} {
+		index := map[Sort]string{SortCreatedAt: "tasks_by_created_at", SortTitle: "tasks_by_title", SortUpdatedAt: "tasks_by_updated_at"}[sort]
+		for _, order := range []Order{Ascending, Descending} {
+			for _, status := range []Status{StatusAll, StatusPending, StatusCompleted} {
+				for _, search := range []string{"", "TASK 1"} {
+					for _, next := range []bool{false, true} {
+						f := TaskFilter{Status: status, Sort: sort, Order: order, Search: search, Limit: 20}
+						if next {
+							after := f.Cursor(last)
+							f.After = &after
+						}
+						sql, args := f.sql("u")
+						name := fmt.Sprintf("%s %s %s %q next=%t", status, sort, order, search, next)
+						inOrderOf(t, name, index, plan(t, pool, sql, args))
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestHistoryIsInTheOrderOfAnIndex(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	fill(t, pool, 20_000)
+	id := uuid.MustParse("00000000-0000-7000-8000-000000000007")
+	for _, order := range []Order{Ascending, Descending} {
+		f := HistoryFilter{Order: order, Limit: 20, After: 500, Since: &Moment{Seq: 100}, Until: &Moment{Time: time.Now()}}
+		sql, args := f.sql("u")
+		inOrderOf(t, "history "+string(order), "task_history_pkey", plan(t, pool, sql, args))
+		f.TaskID = &id
+		sql, args = f.sql("u")
+		inOrderOf(t, "history of a task "+string(order), "task_history_by_task", plan(t, pool, sql, args))
+	}
+}
+
+func inOrderOf(t *testing.T, name, index, plan string) {
+	t.Helper()
+	if !strings.Contains(plan, index) || strings.Contains(plan, "Sort") || strings.Contains(plan, "Seq Scan on tasks ") || strings.Contains(plan, "Seq Scan on task_history ") {
+		t.Errorf("%s is not in the order of %s:\n%s", name, index, plan)
+	}
+}
+
+// A list is the same whatever the page, and its seq is the read model's.
+func TestPages(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	fill(t, pool, 100)
+	r := NewReader(pool)
+	for _, f := range []TaskFilter{
+		{Status: StatusAll, Sort: SortCreatedAt, Order: Descending},
+		{Status: StatusCompleted, Sort: SortUpdatedAt, Order: Ascending},
+		{Status: StatusPending, Sort: SortTitle, Order: Ascending, Search: "ASK"},
+	} {
+		whole, err := r.Tasks(t.Context(), "u", f)
+		if err != nil || whole.More || whole.Seq != 100 || len(whole.Tasks) == 0 {
+			t.Fatalf("%+v: %d tasks, more %t, seq %d, %v", f, len(whole.Tasks), whole.More, whole.Seq, err)
+		}
+		var paged []uuid.UUID
+		f.Limit = 7
+		for more := true; more; {
+			page, err := r.Tasks(t.Context(), "u", f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, task := range page.Tasks {
+				paged = append(paged, task.ID)
+			}
+			after := f.Cursor(page.Tasks[len(page.Tasks)-1])
+			f.After, more = &after, page.More
+		}
+		var want []uuid.UUID
+		for _, task := range whole.Tasks {
+			want = append(want, task.ID)
+		}
+		if !slices.Equal(paged, want) {
+			t.Errorf("%+v: pages give %d tasks, the whole %d", f, len(paged), len(want))
+		}
+	}
+}
+
+func TestNobodysListIsEmptyAtZero(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	fill(t, pool, 10)
+	r := NewReader(pool)
+	page, err := r.Tasks(t.Context(), "nobody", TaskFilter{Sort: SortCreatedAt})
+	if err != nil || page.Tasks == nil || len(page.Tasks) != 0 || page.Seq != 0 {
+		t.Errorf("%+v, %v", page, err)
+	}
+	empty, err := r.Tasks(t.Context(), "u", TaskFilter{Sort: SortCreatedAt, Search: "nothing like it"})
+	if err != nil || len(empty.Tasks) != 0 || empty.Seq != 10 {
+		t.Errorf("an empty list of a user at 10: %+v, %v", empty, err)
+	}
+}
