@@ -103,17 +103,16 @@ func (jar credentialCookies) chunked(name string) string {
 	return ""
 }
 
-// join ends at the first chunk that is missing, and early when there is already more than will be read.
+// join ends at the first chunk that is missing. What it may add up to is bounded by what the server reads of a header.
 func (jar credentialCookies) join(name string) string {
 	var joined strings.Builder
-	for i := 0; joined.Len() <= authMaxToken; i++ {
+	for i := 0; ; i++ {
 		chunk := jar[name+"."+strconv.Itoa(i)]
 		if chunk == "" {
-			break
+			return joined.String()
 		}
 		joined.WriteString(chunk)
 	}
-	return joined.String()
 }
 
 // cookieSafeMethod names the methods that change nothing (RFC 9110, 9.2.1).

@@ -145,7 +145,8 @@ func TestAuthWhatDecides(t *testing.T) {
 		{"header before cookies", "Bearer " + bearer, "better-auth.session_token=" + session, "ada", ""},
 		{"bad header, good cookies", "Bearer x", "better-auth.session_token=" + session, "", invalid},
 		{"other scheme, good cookies", "Basic YTpi", "better-auth.session_token=" + session, "", invalid},
-		{"two sessions", "", "better-auth.session_token=" + session + "; better-auth.session_token=" + signSession("other"), "", invalid},
+		{"two sessions, the good one first", "", "better-auth.session_token=" + session + "; better-auth.session_token=x", "", invalid},
+		{"two sessions, the good one last", "", "better-auth.session_token=x; better-auth.session_token=" + session, "", invalid},
 		{"secure session before plain", "", "better-auth.session_token=x; __Secure-better-auth.session_token=" + session, "grace", ""},
 		{"bad secure session, good plain", "", "__Secure-better-auth.session_token=x; better-auth.session_token=" + session, "", invalid},
 		{"two caches", "", "better-auth.session_data=" + cached + "; better-auth.session_data=x", "", invalid},
@@ -186,45 +187,48 @@ func TestAuthChunksAreBounded(t *testing.T) {
 	wantAuthRefused(t, err, authInvalid, "token over 8 KiB")
 }
 
+// siteHeaders are what a browser says of the page that writes, for the host tasks.test:8000 and the allowed origin
+// http://localhost:3000.
+var siteHeaders = []struct {
+	name   string
+	header http.Header
+	want   bool
+}{
+	{"nothing", http.Header{}, false},
+	{"fetch site same-origin", http.Header{"Sec-Fetch-Site": {"same-origin"}}, true},
+	{"fetch site same-site", http.Header{"Sec-Fetch-Site": {"same-site"}}, true},
+	{"fetch site cross-site", http.Header{"Sec-Fetch-Site": {"cross-site"}}, false},
+	{"fetch site none", http.Header{"Sec-Fetch-Site": {"none"}}, false},
+	{"fetch site in another case", http.Header{"Sec-Fetch-Site": {"Same-Origin"}}, false},
+	{"two fetch sites", http.Header{"Sec-Fetch-Site": {"same-origin", "cross-site"}}, false},
+	{"fetch site list", http.Header{"Sec-Fetch-Site": {"same-origin, cross-site"}}, false},
+	{"own origin", http.Header{"Origin": {"http://tasks.test:8000"}}, true},
+	{"own origin behind TLS", http.Header{"Origin": {"https://tasks.test:8000"}}, true},
+	{"own origin in another case", http.Header{"Origin": {"http://Tasks.test:8000"}}, true},
+	{"allowed origin", http.Header{"Origin": {"http://localhost:3000"}}, true},
+	{"allowed origin, cross-site", http.Header{"Origin": {"http://localhost:3000"}, "Sec-Fetch-Site": {"cross-site"}}, true},
+	{"allowed origin, other scheme", http.Header{"Origin": {"https://localhost:3000"}}, false},
+	{"allowed origin with a slash", http.Header{"Origin": {"http://localhost:3000/"}}, false},
+	{"allowed origin, other port", http.Header{"Origin": {"http://localhost:3001"}}, false},
+	{"other port of the host", http.Header{"Origin": {"http://tasks.test:9000"}}, false},
+	{"no port", http.Header{"Origin": {"http://tasks.test"}}, false},
+	{"evil", http.Header{"Origin": {"https://evil.test"}}, false},
+	{"evil that begins like us", http.Header{"Origin": {"http://tasks.test:8000.evil.test"}}, false},
+	{"evil with our name as user", http.Header{"Origin": {"http://tasks.test:8000@evil.test"}}, false},
+	{"evil subdomain", http.Header{"Origin": {"http://evil.tasks.test:8000"}}, false},
+	{"opaque", http.Header{"Origin": {"null"}}, false},
+	{"empty", http.Header{"Origin": {""}}, false},
+	{"file", http.Header{"Origin": {"file://tasks.test:8000"}}, false},
+	{"two origins", http.Header{"Origin": {"http://localhost:3000", "http://localhost:3000"}}, false},
+	{"only a referer", http.Header{"Referer": {"http://tasks.test:8000/page"}}, false},
+}
+
 func TestAuthWritesByCookie(t *testing.T) {
 	t.Parallel()
 	const host = "tasks.test:8000"
-	tests := []struct {
-		name   string
-		header http.Header
-		want   bool
-	}{
-		{"nothing", http.Header{}, false},
-		{"fetch site same-origin", http.Header{"Sec-Fetch-Site": {"same-origin"}}, true},
-		{"fetch site same-site", http.Header{"Sec-Fetch-Site": {"same-site"}}, true},
-		{"fetch site cross-site", http.Header{"Sec-Fetch-Site": {"cross-site"}}, false},
-		{"fetch site none", http.Header{"Sec-Fetch-Site": {"none"}}, false},
-		{"fetch site in another case", http.Header{"Sec-Fetch-Site": {"Same-Origin"}}, false},
-		{"two fetch sites", http.Header{"Sec-Fetch-Site": {"same-origin", "cross-site"}}, false},
-		{"fetch site list", http.Header{"Sec-Fetch-Site": {"same-origin, cross-site"}}, false},
-		{"own origin", http.Header{"Origin": {"http://tasks.test:8000"}}, true},
-		{"own origin behind TLS", http.Header{"Origin": {"https://tasks.test:8000"}}, true},
-		{"own origin in another case", http.Header{"Origin": {"http://Tasks.test:8000"}}, true},
-		{"allowed origin", http.Header{"Origin": {"http://localhost:3000"}}, true},
-		{"allowed origin, cross-site", http.Header{"Origin": {"http://localhost:3000"}, "Sec-Fetch-Site": {"cross-site"}}, true},
-		{"allowed origin, other scheme", http.Header{"Origin": {"https://localhost:3000"}}, false},
-		{"allowed origin with a slash", http.Header{"Origin": {"http://localhost:3000/"}}, false},
-		{"allowed origin, other port", http.Header{"Origin": {"http://localhost:3001"}}, false},
-		{"other port of the host", http.Header{"Origin": {"http://tasks.test:9000"}}, false},
-		{"no port", http.Header{"Origin": {"http://tasks.test"}}, false},
-		{"evil", http.Header{"Origin": {"https://evil.test"}}, false},
-		{"evil that begins like us", http.Header{"Origin": {"http://tasks.test:8000.evil.test"}}, false},
-		{"evil with our name as user", http.Header{"Origin": {"http://tasks.test:8000@evil.test"}}, false},
-		{"evil subdomain", http.Header{"Origin": {"http://evil.tasks.test:8000"}}, false},
-		{"opaque", http.Header{"Origin": {"null"}}, false},
-		{"empty", http.Header{"Origin": {""}}, false},
-		{"file", http.Header{"Origin": {"file://tasks.test:8000"}}, false},
-		{"two origins", http.Header{"Origin": {"http://localhost:3000", "http://localhost:3000"}}, false},
-		{"only a referer", http.Header{"Referer": {"http://tasks.test:8000/page"}}, false},
-	}
 	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret, AllowedOrigins: []string{"http://localhost:3000"}})
 	cookie := "better-auth.session_data=" + cacheToken(nil)
-	for _, test := range tests {
+	for _, test := range siteHeaders {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, "PROPFIND", "get"} {

@@ -95,10 +95,14 @@ func publicJWK(kid string, key crypto.PublicKey) map[string]string {
 	case ed25519.PublicKey:
 		return map[string]string{"kid": kid, "kty": "OKP", "crv": "Ed25519", "x": enc(key)}
 	case *ecdsa.PublicKey:
-		size := (key.Curve.Params().BitSize + 7) / 8
+		point, err := key.Bytes() // 4, x, y
+		if err != nil {
+			panic(err)
+		}
+		size := len(point) / 2
 		return map[string]string{
 			"kid": kid, "kty": "EC", "crv": key.Curve.Params().Name,
-			"x": enc(key.X.FillBytes(make([]byte, size))), "y": enc(key.Y.FillBytes(make([]byte, size))),
+			"x": enc(point[1 : 1+size]), "y": enc(point[1+size:]),
 		}
 	case *rsa.PublicKey:
 		return map[string]string{
@@ -201,21 +205,20 @@ func TestAuthKeysOfEveryKind(t *testing.T) {
 	})
 }
 
-func TestAuthHostileKeyTokens(t *testing.T) {
-	t.Parallel()
-	const (
-		otherAlg  = "key is for another algorithm"
-		signature = "wrong signature"
-		unknown   = "unknown kid"
-	)
+const (
+	whyOtherKey   = "key is for another algorithm"
+	whyUnknownKid = "unknown kid"
+)
+
+// keyConfusions use a key that is held for what it is not for.
+func keyConfusions(t *testing.T) []hostileToken {
+	t.Helper()
 	der, err := x509.MarshalPKIXPublicKey(authTestEd.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
 	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 	rawPublic := []byte(authTestEd.Public().(ed25519.PublicKey))
-	evil := newEdKey()
-	evilJWK := publicJWK("ed", evil.Public())
 	ec := signJWT(t, jwt.SigningMethodES256, authTestEC, kid("ec"), lasting())
 	ed := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
 	unsigned := ec[:strings.LastIndexByte(ec, '.')+1]
@@ -227,38 +230,53 @@ func TestAuthHostileKeyTokens(t *testing.T) {
 	sign := func(method jwt.SigningMethod, key any, header map[string]any) string {
 		return signJWT(t, method, key, header, lasting())
 	}
-	tests := []struct{ name, token, reason string }{
+	return []hostileToken{
 		{"no kid", sign(jwt.SigningMethodEdDSA, authTestEd, nil), "no kid"},
-		{"unknown kid", sign(jwt.SigningMethodEdDSA, authTestEd, kid("nobody")), unknown},
-		{"kid with a path", sign(jwt.SigningMethodEdDSA, authTestEd, kid("../ed")), unknown},
-		{"kid with SQL", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ed' OR '1'='1")), unknown},
-		{"kid with NUL", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ed\x00")), unknown},
-		{"kid in another case", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ED")), unknown},
-		{"another's key", sign(jwt.SigningMethodEdDSA, authTestEd2, kid("ed")), signature},
-		{"HS256 with the public key", sign(jwt.SigningMethodHS256, rawPublic, kid("ed")), signature},
-		{"HS256 with the public key as PEM", sign(jwt.SigningMethodHS256, publicPEM, kid("ed")), signature},
-		{"ES256 named EdDSA", authB64(`{"alg":"EdDSA","kid":"ec"}`) + ec[strings.IndexByte(ec, '.'):], otherAlg},
-		{"EdDSA named RS256", authB64(`{"alg":"RS256","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], otherAlg},
-		{"EdDSA by the kid of the RSA key", sign(jwt.SigningMethodEdDSA, authTestEd, kid("rsa")), otherAlg},
+		{"unknown kid", sign(jwt.SigningMethodEdDSA, authTestEd, kid("nobody")), whyUnknownKid},
+		{"kid with a path", sign(jwt.SigningMethodEdDSA, authTestEd, kid("../ed")), whyUnknownKid},
+		{"kid with SQL", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ed' OR '1'='1")), whyUnknownKid},
+		{"kid with NUL", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ed\x00")), whyUnknownKid},
+		{"kid in another case", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ED")), whyUnknownKid},
+		{"another's key", sign(jwt.SigningMethodEdDSA, authTestEd2, kid("ed")), whySignature},
+		{"HS256 with the public key", sign(jwt.SigningMethodHS256, rawPublic, kid("ed")), whySignature},
+		{"HS256 with the public key as PEM", sign(jwt.SigningMethodHS256, publicPEM, kid("ed")), whySignature},
+		{"ES256 named EdDSA", authB64(`{"alg":"EdDSA","kid":"ec"}`) + ec[strings.IndexByte(ec, '.'):], whyOtherKey},
+		{"EdDSA named RS256", authB64(`{"alg":"RS256","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], whyOtherKey},
+		{"EdDSA by the kid of the RSA key", sign(jwt.SigningMethodEdDSA, authTestEd, kid("rsa")), whyOtherKey},
 		{"RS384", sign(jwt.SigningMethodRS384, authTestRSA, kid("rsa")), "algorithm not allowed"},
 		{"PS256", sign(jwt.SigningMethodPS256, authTestRSA, kid("rsa")), "algorithm not allowed"},
 		{"alg none with a kid", authB64(`{"alg":"none","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], "algorithm not allowed"},
-		{"ES256 signature in DER", unsigned + base64.RawURLEncoding.EncodeToString(derSignature), signature},
-		{"ES256 signature of zeros", unsigned + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), signature},
-		{"EdDSA signature of zeros", ed[:strings.LastIndexByte(ed, '.')+1] + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), signature},
-		{"its own jwk", sign(jwt.SigningMethodEdDSA, evil, map[string]any{"kid": "ed", "jwk": evilJWK}), signature},
-		{"its own jku", sign(jwt.SigningMethodEdDSA, evil, map[string]any{"kid": "ed", "jku": "https://evil.test/jwks"}), signature},
-		{"its own x5u", sign(jwt.SigningMethodEdDSA, evil, map[string]any{"kid": "ed", "x5u": "https://evil.test/cert"}), signature},
-		{"kid a URL", sign(jwt.SigningMethodEdDSA, evil, kid("https://evil.test/jwks")), unknown},
-		{"typ of Better Auth's asymmetric cookie cache", sign(jwt.SigningMethodEdDSA, authTestEd, map[string]any{"kid": "ed", "typ": "better-auth.session-cache+jwt"}), "typ is not JWT"},
+		{"ES256 signature in DER", unsigned + base64.RawURLEncoding.EncodeToString(derSignature), whySignature},
+		{"ES256 signature of zeros", unsigned + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), whySignature},
+		{"EdDSA signature of zeros", ed[:strings.LastIndexByte(ed, '.')+1] + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), whySignature},
+	}
+}
+
+// ownKeys bring a key along, or say where one is.
+func ownKeys(t *testing.T) []hostileToken {
+	t.Helper()
+	evil := newEdKey()
+	sign := func(key any, header map[string]any) string {
+		return signJWT(t, jwt.SigningMethodEdDSA, key, header, lasting())
+	}
+	return []hostileToken{
+		{"its own jwk", sign(evil, map[string]any{"kid": "ed", "jwk": publicJWK("ed", evil.Public())}), whySignature},
+		{"its own jku", sign(evil, map[string]any{"kid": "ed", "jku": "https://evil.test/jwks"}), whySignature},
+		{"its own x5u", sign(evil, map[string]any{"kid": "ed", "x5u": "https://evil.test/cert"}), whySignature},
+		{"kid a URL", sign(evil, kid("https://evil.test/jwks")), whyUnknownKid},
+		{"typ of Better Auth's asymmetric cookie cache", sign(authTestEd, map[string]any{"kid": "ed", "typ": "better-auth.session-cache+jwt"}), "typ is not JWT"},
 		{"a cookie cache by public key", signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), jwt.MapClaims{
 			"session": map[string]any{"userId": "ada"}, "user": map[string]any{"id": "ada"}, "exp": lasting()["exp"],
 		}), "sub is not a string"},
 	}
+}
+
+func TestAuthHostileKeyTokens(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newKeyIssuer(threeKeys())
 		a := newKeyAuthenticator(t, issuer, AuthConfig{Secret: authTestSecret})
-		for _, test := range tests {
+		for _, test := range append(keyConfusions(t), ownKeys(t)...) {
 			t.Logf("%s", test.name)
 			wantAuthRefused(t, authErr(a, test.token), authInvalid, test.reason)
 		}
@@ -280,49 +298,59 @@ func TestAuthNoJWKS(t *testing.T) {
 	}
 }
 
-func TestAuthKeysThatAreLeftOut(t *testing.T) {
-	t.Parallel()
-	with := func(jwk map[string]string, changes map[string]any) map[string]any {
-		member := map[string]any{}
-		for name, value := range jwk {
-			member[name] = value
-		}
-		maps.Copy(member, changes)
-		return member
+// jwkWith returns a key of a set with changed members.
+func jwkWith(jwk map[string]string, changes map[string]any) map[string]any {
+	member := map[string]any{}
+	for name, value := range jwk {
+		member[name] = value
 	}
+	maps.Copy(member, changes)
+	return member
+}
+
+// listedKey is a member of a set, and whether we hold it.
+type listedKey struct {
+	name string
+	key  map[string]any
+	held bool
+}
+
+func listedKeys() []listedKey {
 	ed := publicJWK("k", authTestEd.Public())
 	ec := publicJWK("k", authTestEC.Public())
 	rsaKey := publicJWK("k", authTestRSA.Public())
-	tests := []struct {
-		name string
-		key  map[string]any
-		held bool
-	}{
-		{"Ed25519", with(ed, nil), true},
-		{"alg and use", with(ed, map[string]any{"alg": "EdDSA", "use": "sig"}), true},
-		{"key_ops verify", with(ed, map[string]any{"key_ops": []string{"verify"}}), true},
-		{"unknown members", with(ed, map[string]any{"x5u": "https://evil.test/", "iat": 1}), true},
-		{"RS256", with(rsaKey, map[string]any{"alg": "RS256"}), true},
-		{"ES256", with(ec, map[string]any{"alg": "ES256"}), true},
-		{"no kid", with(ed, map[string]any{"kid": ""}), false},
-		{"kid a number", with(ed, map[string]any{"kid": 1}), false},
-		{"use enc", with(ed, map[string]any{"use": "enc"}), false},
-		{"key_ops sign", with(ed, map[string]any{"key_ops": []string{"sign"}}), false},
-		{"key_ops empty", with(ed, map[string]any{"key_ops": []string{}}), false},
-		{"alg of another kind", with(ed, map[string]any{"alg": "ES256"}), false},
-		{"RSA for PS256", with(rsaKey, map[string]any{"alg": "PS256"}), false},
-		{"RSA for encryption", with(rsaKey, map[string]any{"alg": "RSA-OAEP"}), false},
-		{"alg HS256 on an RSA key", with(rsaKey, map[string]any{"alg": "HS256"}), false},
-		{"RSA of 1024 bits", with(rsaKey, map[string]any{"n": base64.RawURLEncoding.EncodeToString(new(big.Int).Lsh(big.NewInt(1), 1023).Bytes())}), false},
-		{"RSA with e = 1", with(rsaKey, map[string]any{"e": "AQ"}), false},
-		{"P-384", with(publicJWK("k", newECKey(elliptic.P384()).Public()), nil), false},
-		{"not on the curve", with(ec, map[string]any{"y": ec["x"]}), false},
-		{"Ed25519 too short", with(ed, map[string]any{"x": "AAAA"}), false},
-		{"X25519", with(ed, map[string]any{"crv": "X25519"}), false},
+	return []listedKey{
+		{"Ed25519", jwkWith(ed, nil), true},
+		{"alg and use", jwkWith(ed, map[string]any{"alg": "EdDSA", "use": "sig"}), true},
+		{"key_ops verify", jwkWith(ed, map[string]any{"key_ops": []string{"verify"}}), true},
+		{"unknown members", jwkWith(ed, map[string]any{"x5u": "https://evil.test/", "iat": 1}), true},
+		{"RS256", jwkWith(rsaKey, map[string]any{"alg": "RS256"}), true},
+		{"ES256", jwkWith(ec, map[string]any{"alg": "ES256"}), true},
+		{"no kid", jwkWith(ed, map[string]any{"kid": ""}), false},
+		{"kid a number", jwkWith(ed, map[string]any{"kid": 1}), false},
+		{"use enc", jwkWith(ed, map[string]any{"use": "enc"}), false},
+		{"key_ops sign", jwkWith(ed, map[string]any{"key_ops": []string{"sign"}}), false},
+		{"key_ops empty", jwkWith(ed, map[string]any{"key_ops": []string{}}), false},
+		{"alg of another kind", jwkWith(ed, map[string]any{"alg": "ES256"}), false},
+		{"RSA for PS256", jwkWith(rsaKey, map[string]any{"alg": "PS256"}), false},
+		{"RSA for encryption", jwkWith(rsaKey, map[string]any{"alg": "RSA-OAEP"}), false},
+		{"alg HS256 on an RSA key", jwkWith(rsaKey, map[string]any{"alg": "HS256"}), false},
+		{"RSA of 1024 bits", jwkWith(rsaKey, map[string]any{"n": base64.RawURLEncoding.EncodeToString(new(big.Int).Lsh(big.NewInt(1), 1023).Bytes())}), false},
+		{"RSA with e = 2", jwkWith(rsaKey, map[string]any{"e": "Ag"}), false},
+		{"RSA with e = 65538", jwkWith(rsaKey, map[string]any{"e": "AQAC"}), false},
+		{"RSA with e = 1", jwkWith(rsaKey, map[string]any{"e": "AQ"}), false},
+		{"P-384", jwkWith(publicJWK("k", newECKey(elliptic.P384()).Public()), nil), false},
+		{"not on the curve", jwkWith(ec, map[string]any{"y": ec["x"]}), false},
+		{"Ed25519 too short", jwkWith(ed, map[string]any{"x": "AAAA"}), false},
+		{"X25519", jwkWith(ed, map[string]any{"crv": "X25519"}), false},
 		{"symmetric", map[string]any{"kid": "k", "kty": "oct", "k": "AAAA", "alg": "HS256"}, false},
-		{"kty in another case", with(ed, map[string]any{"kty": "okp"}), false},
+		{"kty in another case", jwkWith(ed, map[string]any{"kty": "okp"}), false},
 	}
-	for _, test := range tests {
+}
+
+func TestAuthKeysThatAreLeftOut(t *testing.T) {
+	t.Parallel()
+	for _, test := range listedKeys() {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			other := publicJWK("other", authTestEd2.Public())
@@ -334,7 +362,7 @@ func TestAuthKeysThatAreLeftOut(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, held := set.byID["k"]; held != test.held {
+			if held := len(set.byID) == 2; held != test.held {
 				t.Errorf("held: %v, want %v", held, test.held)
 			}
 			if _, held := set.byID["other"]; !held {
@@ -378,7 +406,7 @@ func TestAuthAnswersThatAreNoSetKeepTheKeysHeld(t *testing.T) {
 		"keys null":      text(http.StatusOK, `{"keys":null}`),
 		"keys twice":     text(http.StatusOK, `{"keys":[],"keys":[]}`),
 		"cut off":        text(http.StatusOK, string(set[:len(set)-2])),
-		"too large":      text(http.StatusOK, string(set[:len(set)-1])+`,"x":"`+strings.Repeat("x", keysMaxBody)+`"}`),
+		"too large":      text(http.StatusOK, string(set)+strings.Repeat(" ", keysMaxBody)),
 		"a redirect": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://evil.test/jwks", http.StatusFound)
 		},
@@ -441,6 +469,21 @@ func TestAuthAFloodOfUnknownKidsCausesOneFetchAMinute(t *testing.T) {
 			t.Fatalf("%d fetches after a minute, want 3", n)
 		}
 	})
+}
+
+func TestAuthAFetchAnswersWhoAskedForIt(t *testing.T) {
+	t.Parallel()
+	source, err := newKeySource(authTestJWKS, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := source.ask()
+	source.begin() // By the clock, at the same moment.
+	if len(source.wake) != 0 {
+		t.Error("the fetch will be made a second time")
+	}
+	source.end()
+	<-ended
 }
 
 func TestAuthKeyRotation(t *testing.T) {

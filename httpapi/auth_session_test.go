@@ -161,6 +161,7 @@ func TestAuthHostileSessions(t *testing.T) {
 	tests := []struct{ name, credential, code, reason string }{
 		{"no signature", token + ".", authInvalid, wrong},
 		{"no token", "." + signature, authInvalid, wrong},
+		{"no token, signed", signSession(""), authInvalid, wrong},
 		{"the signature of another", token + signSession("other")[5:], authInvalid, wrong},
 		{"another secret", signSessionWith([]byte(strings.Repeat("x", 32)), token), authInvalid, wrong},
 		{"an empty secret", signSessionWith(nil, token), authInvalid, wrong},
@@ -271,8 +272,9 @@ func TestAuthSessionTablesMayComeLater(t *testing.T) {
 	signed := signSession(authTestSession)
 	wantAuthRefused(t, authErr(a, signed), authInvalid, "no session tables")
 	mustExec(t, pool, `CREATE TABLE "session" ("token" text)`)
+	mustExec(t, pool, `CREATE TABLE "user" ("id" text)`)
 	wantAuthRefused(t, authErr(a, signed), authInvalid, "no session tables")
-	mustExec(t, pool, `DROP TABLE "session"`)
+	mustExec(t, pool, `DROP TABLE "session", "user"`)
 	createSessionTables(t, pool, "text", "text", "timestamptz")
 	wantAuthRefused(t, authErr(a, signed), authInvalid, "no such session")
 	addSession(t, pool, authTestSession, "ada", authTestNow.Add(time.Hour))

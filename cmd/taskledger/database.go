@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"taskledger/migrations"
 	"taskledger/migrations/postgres"
 )
 
@@ -53,6 +54,18 @@ func openShared(ctx context.Context, cfg *settings, log *slog.Logger) (*database
 		return attach(ctx, dir)
 	}
 	return db, err
+}
+
+// openMigrated is openShared for a command that needs the schema of this program to be there.
+func openMigrated(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
+	db, err := openShared(ctx, cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := migrations.Check(ctx, db.pool); err != nil {
+		return nil, errors.Join(err, db.close())
+	}
+	return db, nil
 }
 
 func attach(ctx context.Context, dir string) (*database, error) {

@@ -22,14 +22,14 @@ type rebuildCmd struct {
 
 // Run exits with 0 when the new read models serve.
 func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) (err error) {
-	db, err := openShared(ctx, cfg, log)
+	db, err := openMigrated(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
 	var report projections.RebuildReport
 	if c.User != "" {
-		report, err = projections.RebuildUser(ctx, db.pool, c.Projection, c.User)
+		report, err = c.rebuildUser(ctx, db)
 	} else {
 		progress, finish := showProgress(os.Stderr)
 		report, err = projections.Rebuild(ctx, db.pool, c.Projection, progress)
@@ -41,6 +41,18 @@ func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, s
 	_, err = fmt.Fprintf(stdout, "rebuilt: %d events folded into %d rows in %s, %.0f events/s; swapped in and verified\n",
 		report.Events, report.Rows, report.Took.Round(time.Millisecond), float64(report.Events)/report.Took.Seconds())
 	return err
+}
+
+func (c *rebuildCmd) rebuildUser(ctx context.Context, db *database) (projections.RebuildReport, error) {
+	report, err := projections.RebuildUser(ctx, db.pool, c.Projection, c.User)
+	if err != nil {
+		return report, err
+	}
+	checked, err := projections.Verify(ctx, db.pool, c.User, func(projections.Difference) {})
+	if err == nil && checked.Differences > 0 {
+		err = fmt.Errorf("%d differences are left: taskledger verify --user shows them", checked.Differences)
+	}
+	return report, err
 }
 
 // showProgress is a bar on a terminal, and a line every few seconds elsewhere.

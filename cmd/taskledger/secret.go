@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
+	"taskledger/httpapi"
 )
 
 const minSecret = 32
@@ -77,12 +77,5 @@ func keepSecret(dir, path string) error {
 
 // mintToken signs a token that this server takes for a login of user.
 func (s *settings) mintToken(secret []byte, user string, ttl time.Duration, now time.Time) (string, error) {
-	claims := jwt.MapClaims{"sub": user, "iat": now.Unix(), "exp": now.Add(ttl).Unix()}
-	if s.JWTIssuer != "" {
-		claims["iss"] = s.JWTIssuer
-	}
-	if s.JWTAudience != "" {
-		claims["aud"] = s.JWTAudience
-	}
-	return jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString(secret)
+	return httpapi.SignToken(secret, user, s.JWTIssuer, s.JWTAudience, now, ttl)
 }

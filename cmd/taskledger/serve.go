@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -101,7 +102,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 	}
 	sessions := db.pool
 	if cfg.BetterAuthDatabaseURL != "" {
-		if a.sessions, err = pgxpool.New(ctx, cfg.BetterAuthDatabaseURL); err != nil {
+		if a.sessions, err = openSessions(ctx, cfg.BetterAuthDatabaseURL); err != nil {
 			a.ledger.Close()
 			return nil, fmt.Errorf("open BETTER_AUTH_DATABASE_URL: %w", err)
 		}
@@ -143,6 +144,15 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		a.admin = &http.Server{Addr: cfg.AdminAddr, Handler: httpapi.NewAdmin(registry), ReadHeaderTimeout: 5 * time.Second}
 	}
 	return a, nil
+}
+
+// openSessions does not connect yet: Better Auth's database may be away while all else works.
+func openSessions(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	config, err := poolConfig(url, pgx.QueryExecModeCacheDescribe)
+	if err != nil {
+		return nil, err
+	}
+	return pgxpool.NewWithConfig(ctx, config)
 }
 
 // jwksURL is where the public keys are: named, or Better Auth's.

@@ -19,7 +19,7 @@ type verifyCmd struct {
 
 // Run exits with 0 when every row is the fold of the log, with 1 when not.
 func (c *verifyCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) (err error) {
-	db, err := openShared(ctx, cfg, log)
+	db, err := openMigrated(ctx, cfg, log)
 	if err != nil {
 		return err
 	}

@@ -58,12 +58,23 @@ func New(t testing.TB) *pgxpool.Pool {
 // pools of their own. The server takes 200 connections, those of all parallel tests together.
 func URL(t testing.TB) string {
 	t.Helper()
+	return newDatabase(t, template)
+}
+
+// EmptyURL is URL with a database that nobody has migrated yet.
+func EmptyURL(t testing.TB) string {
+	t.Helper()
+	return newDatabase(t, "template1")
+}
+
+func newDatabase(t testing.TB, from string) string {
+	t.Helper()
 	server, err := shared.start(t.Context())
 	if err != nil {
 		t.Fatalf("test database: %v", err)
 	}
 	name := "test_" + strings.ToLower(rand.Text())
-	if err := execute(t.Context(), server, `CREATE DATABASE `+name+` TEMPLATE `+template); err != nil {
+	if err := execute(t.Context(), server, `CREATE DATABASE `+name+` TEMPLATE `+from); err != nil {
 		t.Fatalf("test database: %v", err)
 	}
 	t.Cleanup(func() {

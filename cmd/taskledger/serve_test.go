@@ -1,0 +1,355 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"taskledger/httpapi"
+	"taskledger/migrations/testdb"
+)
+
+const serveSecret = "a secret of thirty-two bytes or so"
+
+// served is a running server process.
+type served struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	base   string
+	banner string
+	stderr *lockedBuffer
+}
+
+// lockedBuffer is written by a process and read by a test.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+var apiAddress = regexp.MustCompile(`API +(http://localhost:\d+)/api`)
+
+// startServer starts a server process on a free port and waits until it is ready.
+func startServer(t *testing.T, env ...string) *served {
+	t.Helper()
+	s := &served{t: t, cmd: program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), stderr: &lockedBuffer{}}
+	stdout, err := s.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cmd.Stderr = s.stderr
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.cmd.Process.Kill() })
+	last := "curl "
+	if strings.HasPrefix(env[0], "DATABASE_URL=") {
+		last = "/docs"
+	}
+	for lines := bufio.NewScanner(stdout); !strings.Contains(s.banner, last) && lines.Scan(); {
+		s.banner += lines.Text() + "\n"
+	}
+	found := apiAddress.FindStringSubmatch(s.banner)
+	if found == nil {
+		_ = s.cmd.Wait()
+		t.Fatalf("the server told no address: %s", s.stderr)
+	}
+	s.base = found[1]
+	s.await(200, func() (int, error) { return s.status("/readyz") })
+	return s
+}
+
+// await asks until the answer has the status.
+func (s *served) await(want int, ask func() (int, error)) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	for {
+		got, err := ask()
+		if err == nil && got == want {
+			return
+		}
+		if !tick(ctx) {
+			s.t.Fatalf("the answer is %d, %v, want %d; the server said:\n%s", got, err, want, s.stderr)
+		}
+	}
+}
+
+func (s *served) status(path string) (int, error) {
+	resp, err := http.Get(s.base + path)
+	if err != nil {
+		return 0, err
+	}
+	return resp.StatusCode, resp.Body.Close()
+}
+
+// call calls the API as a user.
+func (s *served) call(user, method, path, body string) (status int, answer map[string]any, err error) {
+	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	if err != nil {
+		return 0, nil, err
+	}
+	return s.callAs(token, method, path, body)
+}
+
+func (s *served) callAs(token, method, path, body string) (status int, answer map[string]any, err error) {
+	req, err := http.NewRequest(method, s.base+path, strings.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, nil, err
+	}
+	if len(data) > 0 && data[0] == '{' {
+		err = json.Unmarshal(data, &answer)
+	}
+	return resp.StatusCode, answer, err
+}
+
+// must calls the API and fails the test unless it is answered with the status.
+func (s *served) must(want int, user, method, path, body string) map[string]any {
+	s.t.Helper()
+	status, answer, err := s.call(user, method, path, body)
+	if err != nil || status != want {
+		s.t.Fatalf("%s %s: %d %v %v, want %d", method, path, status, answer, err, want)
+	}
+	return answer
+}
+
+// terminate sends SIGTERM and waits for the end.
+func (s *served) terminate() {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.cmd.Wait(); err != nil {
+		s.t.Fatalf("after SIGTERM: %v; the server said:\n%s", err, s.stderr)
+	}
+}
+
+var shownToken = regexp.MustCompile(`Bearer ([\w.-]+)'`)
+
+// The first thing anyone does: start it with nothing set, paste the curl line, stop it, start it again.
+func TestAFirstDay(t *testing.T) {
+	t.Parallel()
+	env := []string{"DATA_DIR=" + dataDir(t)}
+	first := startServer(t, env...)
+	token := shownToken.FindStringSubmatch(first.banner)
+	if token == nil || !strings.Contains(first.banner, "/docs") {
+		t.Fatalf("the banner is %s", first.banner)
+	}
+	status, task, err := first.callAs(token[1], "POST", "/api/tasks", `{"title":"Buy milk"}`)
+	if err != nil || status != 201 {
+		t.Fatalf("the shown token: %d %v %v", status, task, err)
+	}
+	first.terminate()
+
+	second := startServer(t, env...)
+	if again := shownToken.FindStringSubmatch(second.banner); again == nil {
+		t.Fatalf("the banner is %s", second.banner)
+	}
+	status, found, err := second.callAs(token[1], "GET", "/api/tasks/"+task["id"].(string), "")
+	if err != nil || status != 200 || found["title"] != "Buy milk" {
+		t.Fatalf("after a restart: %d %v %v", status, found, err)
+	}
+	if got := finish(t, program(t, env, "verify")); got.code != 0 || got.stdout != "compared 1 users, 1 events, 2 rows; 0 parked\n" {
+		t.Errorf("verify beside the server: %+v", got)
+	}
+	second.terminate()
+}
+
+// Three processes start at once on one empty database; what one writes the others show.
+func TestThreeProcessesOnOneDatabase(t *testing.T) {
+	t.Parallel()
+	env := []string{"DATABASE_URL=" + testdb.EmptyURL(t), "BETTER_AUTH_SECRET=" + serveSecret}
+	var processes [3]*served
+	var starts sync.WaitGroup
+	for i := range processes {
+		starts.Go(func() { processes[i] = startServer(t, env...) })
+	}
+	starts.Wait()
+	if t.Failed() {
+		return
+	}
+	var work sync.WaitGroup
+	for w := range 9 {
+		work.Go(func() {
+			user := fmt.Sprintf("u%d", w/2) // some users write through two processes
+			for n := range 20 {
+				writer, reader := processes[(w+n)%3], processes[(w+n+1)%3]
+				status, task, err := writer.call(user, "POST", "/api/tasks", fmt.Sprintf(`{"title":"%d-%d"}`, w, n))
+				if err != nil || status != 201 {
+					t.Errorf("create: %d %v %v", status, task, err)
+					return
+				}
+				status, read, err := reader.call(user, "GET", "/api/tasks/"+task["id"].(string), "")
+				if err != nil || status != 200 {
+					t.Errorf("read from another process: %d %v %v", status, read, err)
+				}
+			}
+		})
+	}
+	work.Wait()
+	if got := finish(t, program(t, env[:1], "verify")); got.code != 0 || !strings.HasPrefix(got.stdout, "compared 5 users, 180 events, 360 rows") {
+		t.Errorf("verify: %+v", got)
+	}
+	for _, p := range processes {
+		p.terminate()
+	}
+}
+
+// PostgreSQL is killed under a server: 503 with Retry-After until it is back, then all is well again, and what was acknowledged is
+// there.
+func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
+	t.Parallel()
+	db := testdb.Server(t)
+	env := []string{"DATABASE_URL=" + db.URL(), "BETTER_AUTH_SECRET=" + serveSecret}
+	s := startServer(t, env...)
+	s.must(201, "u", "POST", "/api/tasks", `{"title":"before"}`)
+	acknowledged := 1
+	for range 2 {
+		if err := syscall.Kill(db.PID(), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		killed := time.Now()
+		s.await(201, func() (int, error) {
+			status, answer, err := s.call("u", "POST", "/api/tasks", `{"title":"after"}`)
+			if err == nil && status != 201 && (status != 503 || answer["code"] != "unavailable") {
+				t.Fatalf("while PostgreSQL is away: %d %v", status, answer)
+			}
+			return status, err
+		})
+		acknowledged++
+		if took := time.Since(killed); took > 15*time.Second {
+			t.Errorf("back after %v", took)
+		}
+		if status, err := s.status("/livez"); status != 200 || err != nil {
+			t.Errorf("livez: %d %v", status, err)
+		}
+		s.await(200, func() (int, error) { return s.status("/readyz") })
+	}
+	got := finish(t, program(t, env[:1], "verify"))
+	events := regexp.MustCompile(`(\d+) events`).FindStringSubmatch(got.stdout)
+	if got.code != 0 || events == nil {
+		t.Fatalf("verify: %+v", got)
+	}
+	// A write that was answered with 503 may have been stored.
+	if n, err := strconv.Atoi(events[1]); err != nil || n < acknowledged {
+		t.Errorf("%s events stored of %d acknowledged", events[1], acknowledged)
+	}
+	s.terminate()
+}
+
+// SIGTERM under load: what was acknowledged is there, what was not answered may be.
+func TestSIGTERMLosesNothing(t *testing.T) {
+	t.Parallel()
+	env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret}
+	s := startServer(t, env...)
+	var acknowledged atomic.Int64
+	var work sync.WaitGroup
+	for w := range 8 {
+		work.Go(func() {
+			for n := 0; ; n++ {
+				status, _, err := s.call(fmt.Sprintf("u%d", w), "POST", "/api/tasks", `{"title":"a"}`)
+				if err != nil || status != 201 {
+					return
+				}
+				acknowledged.Add(1)
+			}
+		})
+	}
+	s.await(1, func() (int, error) { return int(min(acknowledged.Load()/100, 1)), nil })
+	begin := time.Now()
+	s.terminate()
+	if took := time.Since(begin); took > 15*time.Second {
+		t.Errorf("stopped after %v", took)
+	}
+	work.Wait()
+	after := startServer(t, env...)
+	var stored int64
+	for w := range 8 {
+		status, history, err := after.list(fmt.Sprintf("u%d", w))
+		if err != nil || status != 200 {
+			t.Fatalf("list: %d %v", status, err)
+		}
+		stored += int64(len(history))
+	}
+	if stored < acknowledged.Load() {
+		t.Errorf("%d tasks stored, %d acknowledged", stored, acknowledged.Load())
+	}
+}
+
+// list lists a user's tasks.
+func (s *served) list(user string) (status int, tasks []map[string]any, err error) {
+	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	if err != nil {
+		return 0, nil, err
+	}
+	req, err := http.NewRequest("GET", s.base+"/api/tasks", nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode, tasks, json.NewDecoder(resp.Body).Decode(&tasks)
+}
+
+// Metrics are on an address of their own; no line of a server's log has a token or a title in it.
+func TestNothingPrivateIsLogged(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "DATABASE_URL="+testdb.URL(t), "BETTER_AUTH_SECRET="+serveSecret, "LOG_LEVEL=debug", "LOG_FORMAT=json")
+	task := s.must(201, "u", "POST", "/api/tasks", `{"title":"very private title","description":"very private description"}`)
+	s.must(422, "u", "POST", "/api/tasks", `{"title":"very private title","is_completed":"very private"}`)
+	s.must(400, "u", "POST", "/api/tasks", `{"title":"very private title"`)
+	s.must(200, "u", "PATCH", "/api/tasks/"+task["id"].(string), `{"title":"very private title 2"}`)
+	s.must(404, "u", "GET", "/api/very%20private", "")
+	s.must(422, "u", "GET", "/api/tasks?q=very+private&limit=0", "")
+	if status, _, err := s.callAs("very.private.token", "GET", "/api/tasks", ""); status != 401 || err != nil {
+		t.Errorf("a bad token: %d %v", status, err)
+	}
+	s.terminate()
+	logged := s.stderr.String()
+	if !strings.Contains(logged, `"route":"/api/tasks/:id"`) {
+		t.Errorf("no requests are logged: %s", logged)
+	}
+	for _, secret := range []string{"private", serveSecret, "eyJ"} {
+		if strings.Contains(logged, secret) {
+			t.Errorf("%q is logged: %s", secret, logged)
+		}
+	}
+}
