@@ -108,3 +108,14 @@ CREATE TABLE task_history_users (
     parked_at    timestamptz,
     CONSTRAINT task_history_users_pkey PRIMARY KEY (user_id)
 );
+
+-- A second lock on the read models, besides the WHERE of each query: who is not their owner sees the rows of the user named in
+-- app.user_id and, where nobody is named, none. Queries run as the role taskledger_reader, which the program makes at start.
+ALTER TABLE tasks ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tasks_users ENABLE ROW LEVEL SECURITY;
+ALTER TABLE task_history ENABLE ROW LEVEL SECURITY;
+ALTER TABLE task_history_users ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own_rows ON tasks FOR SELECT USING (user_id = current_setting('app.user_id', true));
+CREATE POLICY own_rows ON tasks_users FOR SELECT USING (user_id = current_setting('app.user_id', true));
+CREATE POLICY own_rows ON task_history FOR SELECT USING (user_id = current_setting('app.user_id', true));
+CREATE POLICY own_rows ON task_history_users FOR SELECT USING (user_id = current_setting('app.user_id', true));

@@ -65,7 +65,7 @@ func up(ctx context.Context, pool *pgxpool.Pool, files fs.FS, wait time.Duration
 		if _, err := provider.Up(ctx); err != nil {
 			return fmt.Errorf("migrate the database: %w", err)
 		}
-		return nil
+		return ensureReader(ctx, pool)
 	})
 }
 

@@ -346,44 +346,70 @@ func copyInto[T any](ctx context.Context, pool *pgxpool.Pool, table string, colu
 	return n, nil
 }
 
-// finish gives the new tables the keys and indexes of those that serve, and statistics, so that plans are right from the start.
+// alike are the statements that make a new table ($1, in the schema $2) like the one that serves: keys, other indexes, row level
+// security, policies and grants.
+var alike = []string{
+	`SELECT format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s', $2::text, $1::text, conname, pg_get_constraintdef(oid))
+	FROM pg_constraint
+	WHERE conrelid = $1::text::regclass AND contype IN ('p', 'u')
+	ORDER BY conname`,
+
+	`SELECT replace(
+		pg_get_indexdef(i.indexrelid),
+		format(' ON %I.%I ', n.nspname, t.relname),
+		format(' ON %I.%I ', $2::text, $1::text)
+	)
+	FROM pg_index i
+	JOIN pg_class t ON t.oid = i.indrelid
+	JOIN pg_namespace n ON n.oid = t.relnamespace
+	WHERE i.indrelid = $1::text::regclass
+	AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = i.indexrelid)
+	ORDER BY i.indexrelid`,
+
+	`SELECT format('ALTER TABLE %I.%I ENABLE ROW LEVEL SECURITY', $2::text, $1::text)
+	FROM pg_class
+	WHERE oid = $1::text::regclass AND relrowsecurity`,
+
+	`SELECT format('CREATE POLICY %I ON %I.%I FOR SELECT USING (%s)', polname, $2::text, $1::text, pg_get_expr(polqual, polrelid))
+	FROM pg_policy
+	WHERE polrelid = $1::text::regclass AND polcmd = 'r'
+	ORDER BY polname`,
+
+	`SELECT format('GRANT %s ON %I.%I TO %I', a.privilege_type, $2::text, $1::text, r.rolname)
+	FROM pg_class t
+	CROSS JOIN aclexplode(t.relacl) a
+	JOIN pg_roles r ON r.oid = a.grantee
+	WHERE t.oid = $1::text::regclass AND a.grantee <> t.relowner
+	ORDER BY r.rolname, a.privilege_type`,
+}
+
+// finish makes the new tables like those that serve, and gathers statistics, so that plans are right from the start.
 func (r *rebuild) finish(ctx context.Context, p *projection, position int64) error {
 	return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		statements := []string{}
 		for _, table := range p.tables() {
-			keys, err := collect(ctx, tx, `
-				SELECT format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s', $2::text, $1::text, conname, pg_get_constraintdef(oid))
-				FROM pg_constraint
-				WHERE conrelid = $1::text::regclass AND contype IN ('p', 'u')
-				ORDER BY conname`, table, shadow)
-			if err != nil {
-				return err
-			}
-			indexes, err := collect(ctx, tx, `
-				SELECT replace(
-					pg_get_indexdef(i.indexrelid),
-					format(' ON %I.%I ', n.nspname, t.relname),
-					format(' ON %I.%I ', $2::text, $1::text)
-				)
-				FROM pg_index i
-				JOIN pg_class t ON t.oid = i.indrelid
-				JOIN pg_namespace n ON n.oid = t.relnamespace
-				WHERE i.indrelid = $1::text::regclass
-				AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = i.indexrelid)
-				ORDER BY i.indexrelid`, table, shadow)
-			if err != nil {
-				return err
-			}
-			statements = append(append(append(statements, keys...), indexes...), `ANALYZE `+shadow+`.`+table)
-		}
-		for _, s := range statements {
-			if _, err := tx.Exec(ctx, s); err != nil {
-				return fmt.Errorf("index tables: %w", err)
+			if err := finishTable(ctx, tx, table); err != nil {
+				return fmt.Errorf("finish %s: %w", table, err)
 			}
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO `+shadow+`.projection_checkpoints (projection, position) VALUES ($1, $2)`, p.name, position)
 		return err
 	})
+}
+
+func finishTable(ctx context.Context, tx pgx.Tx, table string) error {
+	for _, ask := range alike {
+		statements, err := collect(ctx, tx, ask, table, shadow)
+		if err != nil {
+			return err
+		}
+		for _, s := range statements {
+			if _, err := tx.Exec(ctx, s); err != nil {
+				return err
+			}
+		}
+	}
+	_, err := tx.Exec(ctx, `ANALYZE `+shadow+`.`+table)
+	return err
 }
 
 func collect(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]string, error) {

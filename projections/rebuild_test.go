@@ -188,9 +188,17 @@ func TestARebuiltTableIsTheSameTable(t *testing.T) {
 			SELECT table_name || ' ' || ordinal_position || ' ' || column_name || ' ' || data_type || ' ' || is_nullable || ' ' || coalesce(collation_name, '')
 			FROM information_schema.columns WHERE table_schema = 'public'
 			UNION ALL
+			SELECT relname || ' ' || relrowsecurity || ' ' || coalesce(array_to_string(ARRAY(SELECT acl::text FROM unnest(relacl) acl ORDER BY 1), ','), '')
+			FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+			UNION ALL
+			SELECT polrelid::regclass || ' ' || polname || ' ' || polcmd::text || ' ' || pg_get_expr(polqual, polrelid) FROM pg_policy
+			UNION ALL
 			SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'
 		) lines`
 	before := value[string](p, shape)
+	if !strings.Contains(before, "taskledger_reader") || !strings.Contains(before, "app.user_id") {
+		t.Fatalf("no grants or policies:\n%s", before)
+	}
 	for range 2 {
 		if _, err := Rebuild(t.Context(), p.pool, "", nil); err != nil {
 			t.Fatal(err)

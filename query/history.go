@@ -70,7 +70,7 @@ func (r *Reader) history(ctx context.Context, user string, f HistoryFilter, firs
 	sql, args := f.sql(user)
 	page := HistoryPage{Entries: []HistoryEntry{}}
 	var seq *int64
-	err := r.read(ctx, func(b *pgx.Batch) {
+	err := r.read(ctx, user, func(b *pgx.Batch) {
 		first(b)
 		b.Queue(`SELECT coalesce((SELECT seq FROM task_history_users WHERE user_id = $1), 0)`, user).
 			QueryRow(func(row pgx.Row) error { return row.Scan(&page.Seq) })

@@ -115,7 +115,7 @@ func (r *Reader) Tasks(ctx context.Context, user string, f TaskFilter) (TaskPage
 	page := TaskPage{Tasks: []events.Task{}}
 	var head int64
 	var seq *int64
-	err := r.read(ctx, func(b *pgx.Batch) {
+	err := r.read(ctx, user, func(b *pgx.Batch) {
 		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&head) })
 		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
 			var t events.Task
@@ -174,7 +174,7 @@ func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Ta
 		head int64
 		seq  *int64
 	)
-	err := r.read(ctx, func(b *pgx.Batch) {
+	err := r.read(ctx, user, func(b *pgx.Batch) {
 		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&head) })
 		b.Queue(`SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.id = $2 AND t.deleted_at IS NULL`, user, id).
 			QueryRow(func(row pgx.Row) error { return row.Scan(append(taskPlaces(&t), &seq)...) })
@@ -194,7 +194,7 @@ func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Ta
 // Seq is how far the read model of tasks has come for the user: 0 without any event.
 func (r *Reader) Seq(ctx context.Context, user string) (int64, error) {
 	var seq int64
-	err := r.read(ctx, func(b *pgx.Batch) {
+	err := r.read(ctx, user, func(b *pgx.Batch) {
 		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&seq) })
 	})
 	if err != nil {
@@ -205,9 +205,11 @@ func (r *Reader) Seq(ctx context.Context, user string) (int64, error) {
 
 const tasksHead = `SELECT coalesce((SELECT seq FROM tasks_users WHERE user_id = $1), 0)`
 
-// read sends what queue adds as one pipeline: one round trip, one implicit transaction.
-func (r *Reader) read(ctx context.Context, queue func(*pgx.Batch)) error {
+// read sends what queue adds as one pipeline: one round trip, one implicit transaction. For its length the role is one that row
+// level security binds, to the rows of this user: a query that forgot its WHERE would still see nobody else's.
+func (r *Reader) read(ctx context.Context, user string, queue func(*pgx.Batch)) error {
 	batch := &pgx.Batch{}
+	batch.Queue(`SELECT set_config('app.user_id', $1, true), set_config('role', 'taskledger_reader', true)`, user)
 	queue(batch)
 	return r.pool.SendBatch(ctx, batch).Close()
 }

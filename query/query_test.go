@@ -47,13 +47,16 @@ func fill(t *testing.T, pool *pgxpool.Pool, n int) {
 	}
 }
 
+// plan is the plan of a statement as the reader runs it for the user u.
 func plan(t *testing.T, pool *pgxpool.Pool, sql string, args []any) string {
 	t.Helper()
-	rows, err := pool.Query(t.Context(), `EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) `+sql, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	var lines []string
+	err := NewReader(pool).read(t.Context(), "u", func(b *pgx.Batch) {
+		b.Queue(`EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) `+sql, args...).Query(func(rows pgx.Rows) (err error) {
+			lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
+			return err
+		})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,5 +162,38 @@ func TestNobodysListIsEmptyAtZero(t *testing.T) {
 	empty, err := r.Tasks(t.Context(), "u", TaskFilter{Sort: SortCreatedAt, Search: "nothing like it"})
 	if err != nil || len(empty.Tasks) != 0 || empty.Seq != 10 {
 		t.Errorf("an empty list of a user at 10: %+v, %v", empty, err)
+	}
+}
+
+// Row level security is a second lock: a query that forgot its user sees that user's rows and no others, and where nobody is named
+// none at all. It holds for every read model, also after a rebuild (projections, TestARebuiltTableIsTheSameTable).
+func TestAQueryThatForgetsItsUserSeesNobodyElse(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	fill(t, pool, 10)
+	r := NewReader(pool)
+	for _, table := range []string{"tasks", "tasks_users", "task_history", "task_history_users"} {
+		for user, want := range map[string]string{"u": "u", "v": "v", "nobody": "", "": ""} {
+			var seen string
+			err := r.read(t.Context(), user, func(b *pgx.Batch) {
+				b.Queue(`SELECT coalesce(string_agg(DISTINCT user_id, ' '), '') FROM ` + table).QueryRow(func(row pgx.Row) error { return row.Scan(&seen) })
+			})
+			if err != nil || seen != want {
+				t.Errorf("%s for %q: sees %q, %v; want %q", table, user, seen, err, want)
+			}
+		}
+		if _, err := pool.Exec(t.Context(), `BEGIN; SET LOCAL ROLE taskledger_reader; SELECT FROM `+table+`; COMMIT`); err != nil {
+			t.Errorf("%s: %v", table, err)
+		}
+	}
+	for _, forbidden := range []string{`SELECT FROM task_events`, `SELECT FROM projection_checkpoints`, `DELETE FROM tasks`, `UPDATE tasks SET title = 'x'`} {
+		if _, err := pool.Exec(t.Context(), `BEGIN; SET LOCAL ROLE taskledger_reader; `+forbidden+`; COMMIT`); err == nil || !strings.Contains(err.Error(), "permission denied") {
+			t.Errorf("%s: %v", forbidden, err)
+		}
+	}
+	// The role and the name last no longer than the question.
+	var role, name string
+	if err := pool.QueryRow(t.Context(), `SELECT current_user, coalesce(current_setting('app.user_id', true), '')`).Scan(&role, &name); err != nil || role == "taskledger_reader" || name != "" {
+		t.Errorf("after it: %q, %q, %v", role, name, err)
 	}
 }
