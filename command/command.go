@@ -20,12 +20,14 @@ const (
 
 // Command is what a user can ask for. The types of this package are all there are.
 type Command interface {
+	// name is what the command is called in fingerprints, which are stored.
+	name() string
 	decide(s *stream, match Match) (decision, error)
 }
 
-// CreateTask makes a new task. ID is chosen by the caller, once, so that a second try means the same task.
+// CreateTask makes a new task. ID is chosen by the caller and is no part of what was asked for.
 type CreateTask struct {
-	ID          uuid.UUID
+	ID          uuid.UUID `json:"-"`
 	Title       string
 	Description *string
 	Completed   bool
@@ -34,9 +36,9 @@ type CreateTask struct {
 // UpdateTask changes what is given. Nil keeps; a Description that points to nil clears.
 type UpdateTask struct {
 	ID          uuid.UUID
-	Title       *string
-	Description **string
-	Completed   *bool
+	Title       *string  `json:",omitzero"`
+	Description **string `json:",omitzero"`
+	Completed   *bool    `json:",omitzero"`
 }
 
 // ToggleTask completes an open task and reopens a completed one.
@@ -74,6 +76,8 @@ func (m Match) allows(version int64) bool {
 var (
 	// ErrNotFound: there is no such live task in the user's stream.
 	ErrNotFound = errors.New("task not found")
+	// ErrKeyReused: the idempotency key was used for another request.
+	ErrKeyReused = errors.New("the idempotency key was used for another request")
 	// ErrContended: other writers were first, time and again; nothing was stored.
 	ErrContended = errors.New("too many writers on one stream")
 )

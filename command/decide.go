@@ -137,3 +137,10 @@ func equal(a, b *string) bool {
 	}
 	return *a == *b
 }
+
+func (CreateTask) name() string   { return "create" }
+func (UpdateTask) name() string   { return "update" }
+func (ToggleTask) name() string   { return "toggle" }
+func (CompleteTask) name() string { return "complete" }
+func (ReopenTask) name() string   { return "reopen" }
+func (DeleteTask) name() string   { return "delete" }

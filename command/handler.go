@@ -49,20 +49,26 @@ type Request struct {
 	UserID    string
 	RequestID string
 	Match     Match
+	// Key makes the same request, sent again, have its effect once and the same answer; empty = none.
+	Key string
+	// Async answers when the events are stored, without waiting for the read models.
+	Async bool
 }
 
 // Result is what a command left behind.
 type Result struct {
 	Task events.Task // as it is after the command; Task.DeletedAt is set after a deletion
 	Seq  int64       // the user's seq after the command
+	// Replayed: the command was carried out before, under the same key.
+	Replayed bool
 }
 
 // Do carries out one command and answers when its events are stored and the read model shows them; when the read model lags more
 // than a second it answers without. A command that changes nothing stores nothing. Errors: ErrNotFound, *PreconditionError,
-// *QuotaError, ErrContended, events.ErrClosed; after any other error the outcome is unknown.
+// *QuotaError, ErrKeyReused, ErrContended, events.ErrClosed, *events.FoldError for a stream that this program can't read; after any other error the outcome is unknown.
 func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, error) {
 	result, position, err := h.settle(ctx, req, cmd)
-	if err != nil || position == 0 {
+	if err != nil || position == 0 || req.Async {
 		return result, err
 	}
 	visible, cancel := context.WithTimeout(ctx, visibleTimeout)
@@ -80,9 +86,13 @@ func (h *Handler) settle(ctx context.Context, req Request, cmd Command) (Result,
 	defer release()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
+	print, err := fingerprint(cmd, req.Match)
+	if err != nil {
+		return Result{}, 0, err
+	}
 	for attempt := range maxAttempts {
-		result, position, err := h.attempt(ctx, req, cmd)
-		if !errors.Is(err, events.ErrWrongSeq) {
+		result, position, err := h.attempt(ctx, req, cmd, print)
+		if !errors.Is(err, events.ErrWrongSeq) && !errors.Is(err, events.ErrKeyUsed) {
 			return result, position, err
 		}
 		if err := backOff(ctx, attempt); err != nil {
@@ -92,8 +102,13 @@ func (h *Handler) settle(ctx context.Context, req Request, cmd Command) (Result,
 	return Result{}, 0, ErrContended
 }
 
-// attempt decides once on what the log holds and appends what comes of it.
-func (h *Handler) attempt(ctx context.Context, req Request, cmd Command) (Result, int64, error) {
+// attempt decides once on what the log holds and appends what comes of it, unless that was done before.
+func (h *Handler) attempt(ctx context.Context, req Request, cmd Command, print []byte) (Result, int64, error) {
+	if req.Key != "" {
+		if result, position, found, err := h.replay(ctx, req, print); err != nil || found {
+			return result, position, err
+		}
+	}
 	s, fresh, err := h.stream(ctx, req.UserID)
 	if err != nil {
 		return Result{}, 0, err
@@ -112,7 +127,7 @@ func (h *Handler) attempt(ctx context.Context, req Request, cmd Command) (Result
 	if len(d.events) == 0 {
 		return Result{Task: s.tasks[d.task], Seq: s.head}, 0, nil
 	}
-	return h.append(ctx, req, s, d)
+	return h.append(ctx, req, s, d, print)
 }
 
 // stream gives the user's stream: from the cache, which may be behind other processes, or fresh from the log.
@@ -134,13 +149,16 @@ func (h *Handler) refresh(ctx context.Context, user string, s *stream) error {
 	return nil
 }
 
-func (h *Handler) append(ctx context.Context, req Request, s *stream, d decision) (Result, int64, error) {
+func (h *Handler) append(ctx context.Context, req Request, s *stream, d decision, print []byte) (Result, int64, error) {
 	batch, err := h.events(req, s, d)
 	if err != nil {
 		return Result{}, 0, err
 	}
+	if req.Key != "" {
+		batch[0].IdempotencyKey, batch[0].Fingerprint = req.Key, print
+	}
 	if err := h.cfg.Log.Append(ctx, batch); err != nil {
-		if errors.Is(err, events.ErrWrongSeq) {
+		if errors.Is(err, events.ErrWrongSeq) || errors.Is(err, events.ErrKeyUsed) {
 			return Result{}, 0, errors.Join(err, h.refresh(ctx, req.UserID, s))
 		}
 		h.cache.drop(req.UserID) // whether it was stored is unknown

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -25,6 +26,8 @@ var (
 const (
 	// maxBatch bounds the commands of one INSERT.
 	maxBatch = 512
+	// maxCommandEvents is more events than any command has.
+	maxCommandEvents = 1000
 	// appendTimeout bounds one INSERT, the wait for a connection and for the append lock included.
 	appendTimeout = 5 * time.Second
 )
@@ -168,6 +171,36 @@ func Load(ctx context.Context, pool *pgxpool.Pool, user string, after int64, vis
 		return fmt.Errorf("load stream: %w", err)
 	}
 	return nil
+}
+
+// KeyUse is where an idempotency key was used: the first event of the command has the key, the last tells where the command ended.
+type KeyUse struct {
+	TaskID       uuid.UUID
+	Fingerprint  []byte
+	LastSeq      int64
+	LastPosition int64
+}
+
+// FindKey tells where the user used an idempotency key; nil when nowhere.
+func (l *Log) FindKey(ctx context.Context, user, key string) (*KeyUse, error) {
+	rows, err := l.pool.Query(ctx, `
+		SELECT f.task_id, f.request_fingerprint, e.seq, e.position
+		FROM task_events f
+		JOIN task_events e ON e.user_id = f.user_id AND e.seq BETWEEN f.seq AND f.seq + $3 AND e.command_id = f.command_id
+		WHERE f.user_id = $1 AND f.idempotency_key = $2
+		ORDER BY e.seq DESC
+		LIMIT 1`, user, key, maxCommandEvents)
+	if err != nil {
+		return nil, fmt.Errorf("find idempotency key: %w", err)
+	}
+	use, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[KeyUse])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find idempotency key: %w", err)
+	}
+	return &use, nil
 }
 
 // Scan calls visit with every event up to position through, user by user and each user's in order, and stops at visit's first

@@ -63,6 +63,7 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 		Log:      log,
 		Metrics:  prometheus.NewRegistry(),
 		Ready:    func(context.Context) error { return nil },
+		Moved:    runner.Moved,
 		Version:  "test",
 		Origins:  []string{"http://localhost:3000"},
 	}

@@ -26,7 +26,7 @@ func (s *Server) listHistory(c echo.Context, caller Caller) error {
 	filter := in.history(values)
 	list := historyFingerprint(caller.UserID, filter)
 	filter.After = in.cursor(values, list).seq()
-	if err := in.problem(); err != nil {
+	if err := s.prepareRead(c, caller, &in, values); err != nil {
 		return err
 	}
 	page, err := s.queries.History(c.Request().Context(), caller.UserID, filter)
@@ -47,7 +47,7 @@ func (s *Server) listTaskHistory(c echo.Context, caller Caller) error {
 	}
 	list := historyFingerprint(caller.UserID, filter)
 	filter.After = in.cursor(values, list).seq()
-	if err := in.problem(); err != nil {
+	if err := s.prepareRead(c, caller, &in, values); err != nil {
 		return err
 	}
 	page, err := s.queries.TaskHistory(c.Request().Context(), caller.UserID, id, filter)

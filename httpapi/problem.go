@@ -106,6 +106,8 @@ func problemOf(err error) *problem {
 			strconv.FormatInt(precondition.Current, 10))
 		p.CurrentVersion = precondition.Current
 		return p.with("ETag", etag(precondition.Current))
+	case errors.Is(err, command.ErrKeyReused):
+		return newProblem(http.StatusUnprocessableEntity, "idempotency_key_reused", "the idempotency key was used for another request")
 	case errors.As(err, &quota):
 		return newProblem(http.StatusUnprocessableEntity, "quota_exceeded", quota.Error())
 	case errors.As(err, &framework):

@@ -26,6 +26,8 @@ type Config struct {
 	Metrics prometheus.Registerer
 	// Ready tells whether the service can do its work now; nil means it can. The error is logged, never shown.
 	Ready func(ctx context.Context) error
+	// Moved returns a channel that is closed when a read model has come further.
+	Moved func() <-chan struct{}
 	// Version is shown at /.
 	Version string
 	// Origins may call from a browser, with credentials; compared exactly.
@@ -42,6 +44,7 @@ type Server struct {
 	auth     *Authenticator
 	log      *slog.Logger
 	ready    func(ctx context.Context) error
+	moved    func() <-chan struct{}
 	version  string
 	limits   *rateLimits
 	requests *prometheus.HistogramVec
@@ -60,6 +63,7 @@ func New(cfg Config) *Server {
 		auth:     cfg.Auth,
 		log:      cfg.Log,
 		ready:    cfg.Ready,
+		moved:    cfg.Moved,
 		version:  cfg.Version,
 		limits:   newRateLimits(cfg.RateRPS, cfg.RateBurst),
 		requests: requestMetrics(cfg.Metrics),

@@ -46,7 +46,7 @@ func (s *Server) listTasks(c echo.Context, caller Caller) error {
 	filter := in.tasks(values)
 	list := tasksFingerprint(caller.UserID, filter)
 	filter.After = in.cursor(values, list).task()
-	if err := in.problem(); err != nil {
+	if err := s.prepareRead(c, caller, &in, values); err != nil {
 		return err
 	}
 	page, err := s.queries.Tasks(c.Request().Context(), caller.UserID, filter)
@@ -69,7 +69,7 @@ func (s *Server) listTasks(c echo.Context, caller Caller) error {
 func (s *Server) getTask(c echo.Context, caller Caller) error {
 	var in input
 	id := in.taskID("id", c.Param("id"))
-	if err := in.problem(); err != nil {
+	if err := s.prepareRead(c, caller, &in, in.values(c.Request())); err != nil {
 		return err
 	}
 	task, seq, err := s.queries.Task(c.Request().Context(), caller.UserID, id)
@@ -90,6 +90,7 @@ func (s *Server) createTask(c echo.Context, caller Caller) error {
 	if _, present := body["title"]; !present {
 		in.member("title", "required", "is required")
 	}
+	req := in.request(c, caller)
 	if err := in.problem(); err != nil {
 		return err
 	}
@@ -104,12 +105,11 @@ func (s *Server) createTask(c echo.Context, caller Caller) error {
 	if completed != nil {
 		create.Completed = *completed
 	}
-	result, err := s.commands.Do(c.Request().Context(), requestOf(c, caller, command.Match{}), create)
+	result, err := s.do(c, req, create)
 	if err != nil {
 		return err
 	}
-	c.Response().Header().Set("Location", "/api/tasks/"+id.String())
-	setVersion(c, result.Seq)
+	c.Response().Header().Set("Location", "/api/tasks/"+result.Task.ID.String())
 	return sendTask(c, http.StatusCreated, result.Task)
 }
 
@@ -147,26 +147,35 @@ func (s *Server) change(c echo.Context, caller Caller, in *input, cmd command.Co
 	if err != nil {
 		return err
 	}
+	req := in.request(c, caller)
+	req.Match = match
 	if err := in.problem(); err != nil {
 		return err
 	}
-	result, err := s.commands.Do(c.Request().Context(), requestOf(c, caller, match), cmd)
+	result, err := s.do(c, req, cmd)
 	if err != nil {
 		return err
 	}
-	setVersion(c, result.Seq)
 	if result.Task.DeletedAt != nil {
 		return c.NoContent(http.StatusNoContent)
 	}
 	return sendTask(c, http.StatusOK, result.Task)
 }
 
-func requestOf(c echo.Context, caller Caller, match command.Match) command.Request {
-	return command.Request{
-		UserID:    caller.UserID,
-		RequestID: c.Response().Header().Get(echo.HeaderXRequestID),
-		Match:     match,
+// do carries out a command and sets the headers that every answer to a write has.
+func (s *Server) do(c echo.Context, req command.Request, cmd command.Command) (command.Result, error) {
+	result, err := s.commands.Do(c.Request().Context(), req, cmd)
+	if err != nil {
+		return result, err
 	}
+	setVersion(c, result.Seq)
+	if result.Replayed {
+		c.Response().Header().Set("Idempotency-Replayed", "true")
+	}
+	if req.Async {
+		c.Response().Header().Set("Preference-Applied", "respond-async")
+	}
+	return result, nil
 }
 
 // setVersion tells the user's seq that the answer reflects.

@@ -47,13 +47,13 @@ type follower struct {
 	failing   bool // a fault was logged and is not over
 }
 
-func newFollower(p *projection, pool *pgxpool.Pool, log *slog.Logger, metrics *Metrics) *follower {
+func newFollower(p *projection, pool *pgxpool.Pool, log *slog.Logger, metrics *Metrics, moved *broadcast) *follower {
 	return &follower{
 		projection: p,
 		pool:       pool,
 		log:        log,
 		metrics:    metrics,
-		progress:   newProgress(),
+		progress:   &progress{moved: moved},
 		wake:       make(chan struct{}, 1),
 		stopped:    make(chan struct{}),
 	}
@@ -92,7 +92,7 @@ func (a selectAdapter) SelectQuery(string, string, watermillsql.OffsetsAdapter) 
 	f := a.follower
 	f.selected, f.current = false, nil
 	limit := maxEvents
-	if at, _ := f.progress.at(); at < f.oneByOne {
+	if f.progress.at() < f.oneByOne {
 		limit = 1
 	}
 	return watermillsql.Query{Query: f.projection.selectBatch(), Args: []any{f.projection.name, limit}}
@@ -215,8 +215,7 @@ func (f *follower) await() {
 	timeout := time.NewTimer(pollInterval)
 	defer timeout.Stop()
 	for {
-		at, _ := f.progress.at()
-		if at < f.appended.Load() {
+		if f.progress.at() < f.appended.Load() {
 			return
 		}
 		select {

@@ -29,13 +29,14 @@ type Runner struct {
 	pool      *pgxpool.Pool
 	log       *slog.Logger
 	followers []*follower
+	moved     broadcast
 }
 
 // NewRunner returns a runner that is not running yet. pool needs two connections a projection and one to listen.
 func NewRunner(pool *pgxpool.Pool, log *slog.Logger, metrics *Metrics) *Runner {
 	r := &Runner{pool: pool, log: log}
 	for _, p := range all() {
-		r.followers = append(r.followers, newFollower(p, pool, log.With("projection", p.name), metrics))
+		r.followers = append(r.followers, newFollower(p, pool, log.With("projection", p.name), metrics, &r.moved))
 	}
 	return r
 }
@@ -53,6 +54,9 @@ func (r *Runner) Visible(ctx context.Context, position int64) {
 		f.progress.wait(ctx, position)
 	}
 }
+
+// Moved returns a channel that is closed when some projection has come further, as far as this process knows.
+func (r *Runner) Moved() <-chan struct{} { return r.moved.wait() }
 
 // Run runs the projections until ctx ends, and returns when all have stopped.
 func (r *Runner) Run(ctx context.Context) error {

@@ -72,8 +72,7 @@ func (r *Reader) history(ctx context.Context, user string, f HistoryFilter, firs
 	var seq *int64
 	err := r.read(ctx, user, func(b *pgx.Batch) {
 		first(b)
-		b.Queue(`SELECT coalesce((SELECT seq FROM task_history_users WHERE user_id = $1), 0)`, user).
-			QueryRow(func(row pgx.Row) error { return row.Scan(&page.Seq) })
+		b.Queue(historyHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Seq) })
 		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
 			var e HistoryEntry
 			places := []any{&e.Seq, &e.Type, &e.TaskID, &e.RecordedAt, &e.Actor, &e.RequestID, &e.Changes, &seq}

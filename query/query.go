@@ -191,19 +191,21 @@ func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Ta
 	return utc(t), head, nil
 }
 
-// Seq is how far the read model of tasks has come for the user: 0 without any event.
-func (r *Reader) Seq(ctx context.Context, user string) (int64, error) {
-	var seq int64
-	err := r.read(ctx, user, func(b *pgx.Batch) {
-		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&seq) })
+// Seqs is how far the read models of tasks and of history have come for the user: 0 without any event.
+func (r *Reader) Seqs(ctx context.Context, user string) (tasks, history int64, err error) {
+	err = r.read(ctx, user, func(b *pgx.Batch) {
+		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&tasks) })
+		b.Queue(historyHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&history) })
 	})
 	if err != nil {
-		return 0, fmt.Errorf("read seq: %w", err)
+		return 0, 0, fmt.Errorf("read seqs: %w", err)
 	}
-	return seq, nil
+	return tasks, history, nil
 }
 
 const tasksHead = `SELECT coalesce((SELECT seq FROM tasks_users WHERE user_id = $1), 0)`
+
+const historyHead = `SELECT coalesce((SELECT seq FROM task_history_users WHERE user_id = $1), 0)`
 
 // read sends what queue adds as one pipeline: one round trip, one implicit transaction. For its length the role is one that row
 // level security binds, to the rows of this user: a query that forgot its WHERE would still see nobody else's.

@@ -135,6 +135,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		Log:       log,
 		Metrics:   registry,
 		Ready:     func(ctx context.Context) error { return a.ready(ctx, db.pool) },
+		Moved:     a.runner.Moved,
 		Version:   version(),
 		Origins:   cfg.CORSOrigins,
 		RateRPS:   cfg.RateLimitRPS,

@@ -1,0 +1,5 @@
+// The rewrite is the proxy that the browser's requests pass: Next.js keeps its destination at build time.
+export default {
+  turbopack: { root: import.meta.dirname },
+  rewrites: async () => [{ source: '/api/tasks/:path*', destination: `${process.env.TASKLEDGER_URL}/api/tasks/:path*` }],
+};

@@ -1,0 +1,67 @@
+package httpapi
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// Every route, with another user's credentials and ids: what is theirs is as if it were not there, to the byte, and nothing of it is
+// changed.
+func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	theirs := s.create("victim", `{"title":"very private","description":"very private too"}`)
+	own := s.titled("attacker", "own")
+	count := func() (n int) {
+		if err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM task_events`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := count()
+	walked := 0
+	for _, route := range s.server.echo.Routes() {
+		if !strings.HasPrefix(route.Path, "/api/") || strings.Contains(route.Path, "*") || route.Method == "echo_route_not_found" {
+			continue
+		}
+		walked++
+		c := call{method: route.Method, user: "attacker", header: http.Header{"X-Request-Id": {"same"}}}
+		if !strings.Contains(route.Path, ":id") {
+			if route.Method != "GET" && route.Method != "HEAD" {
+				continue
+			}
+			for _, query := range []string{"", "?q=private", "?task_id=" + theirs.ID.String()} {
+				c.path = route.Path + query
+				if a := s.want(200, c); strings.Contains(string(a.body), "private") || strings.Contains(string(a.body), theirs.ID.String()) {
+					t.Errorf("%s %s shows %s", c.method, c.path, a.body)
+				}
+			}
+			continue
+		}
+		if route.Method == "PUT" || route.Method == "PATCH" {
+			c.body = `{"title":"taken over"}`
+		}
+		for _, header := range []http.Header{{}, {"If-Match": {`"1"`}}, {"If-None-Match": {`"1"`}}, {"If-Match": {`"99"`}}} {
+			header.Set("X-Request-Id", "same")
+			c.header = header
+			answers := [2]string{}
+			for i, id := range []string{theirs.ID.String(), missing[len("/api/tasks/"):]} {
+				c.path = strings.Replace(route.Path, ":id", id, 1)
+				a := s.want(404, c)
+				a.Header.Del("Date")
+				answers[i] = fmt.Sprint(string(a.body), a.Header)
+			}
+			if answers[0] != answers[1] {
+				t.Errorf("%s %s:\ntheirs  %s\nmissing %s", route.Method, route.Path, answers[0], answers[1])
+			}
+		}
+	}
+	if walked < 12 || count() != before {
+		t.Errorf("%d routes walked, %d events appended", walked, count()-before)
+	}
+	if found := s.list("attacker", ""); len(found) != 1 || found[0].ID != own.ID {
+		t.Errorf("the attacker sees %q", titles(found))
+	}
+}

@@ -1,0 +1,69 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/labstack/echo/v4"
+)
+
+const (
+	// minVersionTimeout bounds how long a read waits for its min_version.
+	minVersionTimeout = time.Second
+	// minVersionPoll is how often it looks when this process hears of nothing.
+	minVersionPoll = 100 * time.Millisecond
+)
+
+// minVersion reads the seq that an answer must reflect; 0 is any.
+func (in *input) minVersion(values url.Values) int64 {
+	if !values.Has("min_version") {
+		return 0
+	}
+	seq, err := strconv.ParseInt(values.Get("min_version"), 10, 64)
+	if err != nil || seq < 0 {
+		in.parameter("min_version", "invalid_value", "must be a seq, a number from 0 on")
+		return 0
+	}
+	return seq
+}
+
+// prepareRead tells what is wrong with a read, or waits for the version it asks for.
+func (s *Server) prepareRead(c echo.Context, caller Caller, in *input, values url.Values) error {
+	seq := in.minVersion(values)
+	if err := in.problem(); err != nil {
+		return err
+	}
+	return s.await(c, caller, seq)
+}
+
+// await waits until the read models show the user's seq.
+func (s *Server) await(c echo.Context, caller Caller, seq int64) error {
+	if seq == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(c.Request().Context(), minVersionTimeout)
+	defer cancel()
+	poll := time.NewTicker(minVersionPoll)
+	defer poll.Stop()
+	for {
+		moved := s.moved() // before the look, or what happens in between is missed
+		tasks, history, err := s.queries.Seqs(ctx, caller.UserID)
+		if err == nil && min(tasks, history) >= seq {
+			return nil
+		}
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		select {
+		case <-moved:
+		case <-poll.C:
+		case <-ctx.Done():
+			return newProblem(http.StatusServiceUnavailable, "not_yet_consistent", "the read models do not show this version yet; try again").
+				with("Retry-After", "1")
+		}
+	}
+}

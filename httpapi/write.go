@@ -1,0 +1,49 @@
+package httpapi
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/labstack/echo/v4"
+
+	"taskledger/command"
+)
+
+const maxKey = 255
+
+// request is who asks for a write, and how: its idempotency key (draft-ietf-httpapi-idempotency-key-header) and its preference
+// (RFC 7240). What is wrong is noted.
+func (in *input) request(c echo.Context, caller Caller) command.Request {
+	return command.Request{
+		UserID:    caller.UserID,
+		RequestID: c.Response().Header().Get(echo.HeaderXRequestID),
+		Key:       in.key(c.Request().Header.Values("Idempotency-Key")),
+		Async:     prefers(c.Request(), "respond-async"),
+	}
+}
+
+func (in *input) key(sent []string) string {
+	if len(sent) == 0 {
+		return ""
+	}
+	key := sent[0]
+	if len(sent) > 1 || len(key) < 1 || len(key) > maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < '!' || r > '~' }) {
+		in.parameter("Idempotency-Key", "invalid_value", "must have 1 to "+strconv.Itoa(maxKey)+" visible ASCII characters")
+		return ""
+	}
+	return key
+}
+
+// prefers tells whether a Prefer header has the preference, which has no value.
+func prefers(r *http.Request, preference string) bool {
+	for _, field := range r.Header.Values("Prefer") {
+		for item := range strings.SplitSeq(field, ",") {
+			name, _, _ := strings.Cut(item, ";")
+			if strings.EqualFold(strings.TrimSpace(name), preference) {
+				return true
+			}
+		}
+	}
+	return false
+}
