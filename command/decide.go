@@ -32,8 +32,11 @@ func (s *stream) apply(e events.Event) error {
 	if err != nil {
 		return err
 	}
-	s.tasks[e.TaskID] = after
 	s.head = e.Seq
+	if after.Version == 0 {
+		return nil // its creation was skipped
+	}
+	s.tasks[e.TaskID] = after
 	s.bytes += taskBytes(after) - taskBytes(before)
 	s.live += liveCount(after) - liveCount(before)
 	return nil

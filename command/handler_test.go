@@ -183,6 +183,12 @@ func TestAnEventFromTheFutureHoldsUpItsUserOnly(t *testing.T) {
 	if _, err := h.Do(t.Context(), Request{UserID: "v"}, CreateTask{ID: uuid.New(), Title: "a"}); err != nil {
 		t.Errorf("another user: %v", err)
 	}
+	if _, err := pool.Exec(t.Context(), `INSERT INTO skipped_events (user_id, seq) VALUES ('u', 2)`); err != nil {
+		t.Fatal(err)
+	}
+	if result := do(t, h, CompleteTask{idA}); result.Seq != 3 {
+		t.Errorf("after a skip: %+v", result)
+	}
 }
 
 func TestLanesEndWithTheirCallers(t *testing.T) {

@@ -40,8 +40,11 @@ func Encode(d Data) (version int, data []byte, err error) {
 	return currentVersion, data, nil
 }
 
-// Read reads a stored form back. What cannot be read comes as Unreadable.
-func Read(t Type, version int, data []byte) Data {
+// Read reads a stored form back. What cannot be read comes as Unreadable; what an operator has told to pass over, as Skipped.
+func Read(t Type, version int, data []byte, skipped bool) Data {
+	if skipped {
+		return Skipped{Stored: t}
+	}
 	d, err := Decode(t, version, data)
 	if err != nil {
 		return Unreadable{Stored: t, Err: err}
@@ -71,6 +74,14 @@ type Unreadable struct {
 
 // Type implements Data.
 func (u Unreadable) Type() Type { return u.Stored }
+
+// Skipped stands for an event that an operator has told to pass over: it changes nothing. It cannot be stored.
+type Skipped struct {
+	Stored Type
+}
+
+// Type implements Data.
+func (s Skipped) Type() Type { return s.Stored }
 
 func decode[T Data](data []byte) (Data, error) {
 	var d T

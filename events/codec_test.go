@@ -107,7 +107,7 @@ func TestWhatCannotBeReadIsNotGuessed(t *testing.T) {
 			if err == nil || errors.Is(err, ErrUnknownForm) != tc.unknown {
 				t.Fatalf("got %v, want an error, of an unknown form: %t", err, tc.unknown)
 			}
-			read, ok := Read(tc.typ, tc.version, []byte(tc.data)).(Unreadable)
+			read, ok := Read(tc.typ, tc.version, []byte(tc.data), false).(Unreadable)
 			if !ok || read.Type() != tc.typ {
 				t.Fatalf("read as %#v", read)
 			}

@@ -39,6 +39,9 @@ func (e *FoldError) Error() string {
 // Fold is what every event means: the state of a task and the next event of that task give the next state. It is the only such
 // place; decisions, projections, rebuild and verify all use it. It returns a *FoldError for an event that cannot follow t.
 func Fold(t Task, e Event) (Task, error) {
+	if _, skipped := e.Data.(Skipped); skipped {
+		return t, nil
+	}
 	if err := foldable(t, e); err != nil {
 		return t, err
 	}

@@ -149,8 +149,9 @@ func isRefusal(err error) bool {
 	return errors.As(err, &pgErr) && (pgErr.Code[:2] == "22" || pgErr.Code[:2] == "23")
 }
 
-// columns are what a fold needs of an event.
-const columns = `position, user_id, seq, task_id, type, schema_version, data, actor, request_id, recorded_at`
+// columns are what a fold needs of an event e.
+const columns = `e.position, e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.actor, e.request_id, e.recorded_at,
+	EXISTS (SELECT FROM skipped_events s WHERE s.user_id = e.user_id AND s.seq = e.seq)`
 
 // Load calls visit with the user's events behind seq after, oldest first, and stops at visit's first error.
 func (l *Log) Load(ctx context.Context, user string, after int64, visit func(Event) error) error {
@@ -161,9 +162,9 @@ func (l *Log) Load(ctx context.Context, user string, after int64, visit func(Eve
 func Load(ctx context.Context, pool *pgxpool.Pool, user string, after int64, visit func(Event) error) error {
 	rows, err := pool.Query(ctx, `
 		SELECT `+columns+`
-		FROM task_events
-		WHERE user_id = $1 AND seq > $2
-		ORDER BY seq`, user, after)
+		FROM task_events e
+		WHERE e.user_id = $1 AND e.seq > $2
+		ORDER BY e.seq`, user, after)
 	if err != nil {
 		return fmt.Errorf("load stream: %w", err)
 	}
@@ -206,11 +207,11 @@ func (l *Log) FindKey(ctx context.Context, user, key string) (*KeyUse, error) {
 // Scan calls visit with every event up to position through, user by user and each user's in order, and stops at visit's first
 // error. An empty user means all users.
 func Scan(ctx context.Context, tx pgx.Tx, user string, through int64, visit func(Event) error) error {
-	where, args := `position <= $1`, []any{through}
+	where, args := `e.position <= $1`, []any{through}
 	if user != "" {
-		where, args = `position <= $1 AND user_id = $2`, []any{through, user}
+		where, args = `e.position <= $1 AND e.user_id = $2`, []any{through, user}
 	}
-	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM task_events WHERE `+where+` ORDER BY user_id, seq`, args...)
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM task_events e WHERE `+where+` ORDER BY e.user_id, e.seq`, args...)
 	if err != nil {
 		return fmt.Errorf("scan log: %w", err)
 	}
@@ -241,12 +242,13 @@ func scanEvent(row pgx.CollectableRow) (Event, error) {
 		version int
 		data    []byte
 		at      time.Time
+		skipped bool
 	)
-	err := row.Scan(&e.Position, &e.UserID, &e.Seq, &e.TaskID, &typ, &version, &data, &e.Actor, &e.RequestID, &at)
+	err := row.Scan(&e.Position, &e.UserID, &e.Seq, &e.TaskID, &typ, &version, &data, &e.Actor, &e.RequestID, &at, &skipped)
 	if err != nil {
 		return Event{}, err
 	}
 	e.RecordedAt = at.UTC()
-	e.Data = Read(typ, version, data)
+	e.Data = Read(typ, version, data, skipped)
 	return e, nil
 }

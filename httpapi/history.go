@@ -76,7 +76,7 @@ func sendHistory(c echo.Context, list string, page query.HistoryPage) error {
 			Changes:    jsontext.Value(e.Changes),
 		}
 	}
-	return sendList(c, page.Seq, list+c.QueryParam("limit")+c.QueryParam("cursor"), entries)
+	return sendList(c, page.Head, list+c.QueryParam("limit")+c.QueryParam("cursor"), entries)
 }
 
 func (c *cursor) seq() int64 {

@@ -23,7 +23,7 @@ var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 // exposed are the headers of answers that a browser's scripts may read from another origin.
 var exposed = []string{
 	"Allow", "ETag", "Idempotency-Replayed", "Link", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After",
-	"WWW-Authenticate", "X-Request-Id", "X-Version",
+	"WWW-Authenticate", "X-Request-Id", "X-Stale", "X-Version",
 }
 
 // accepted are the headers that a browser's scripts may send from another origin.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/labstack/echo/v4"
+
+	"taskledger/query"
 )
 
 const (
@@ -51,8 +53,8 @@ func (s *Server) await(c echo.Context, caller Caller, seq int64) error {
 	defer poll.Stop()
 	for {
 		moved := s.moved() // before the look, or what happens in between is missed
-		tasks, history, err := s.queries.Seqs(ctx, caller.UserID)
-		if err == nil && min(tasks, history) >= seq {
+		shown, err := s.queries.Shown(ctx, caller.UserID)
+		if err == nil && shown >= seq {
 			return nil
 		}
 		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
@@ -65,5 +67,13 @@ func (s *Server) await(c echo.Context, caller Caller, seq int64) error {
 			return newProblem(http.StatusServiceUnavailable, "not_yet_consistent", "the read models do not show this version yet; try again").
 				with("Retry-After", "1")
 		}
+	}
+}
+
+// setHead tells the user's seq that the answer reflects, and whether newer events are held up.
+func setHead(c echo.Context, head query.Head) {
+	setVersion(c, head.Seq)
+	if head.Stale {
+		c.Response().Header().Set("X-Stale", "true")
 	}
 }

@@ -155,3 +155,26 @@ func TestReadsWaitForTheirVersion(t *testing.T) {
 		s.refused(422, "validation_error", call{method: "GET", path: path + "?min_version=" + wrong, user: "u"})
 	}
 }
+
+// Who is parked is told so, instead of being silently wrong; nobody else is.
+func TestStaleAnswersSaySo(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	path := "/api/tasks/" + s.titled("u", "a").ID.String()
+	s.titled("v", "a")
+	if _, err := s.pool.Exec(t.Context(), `
+		INSERT INTO task_events (user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		VALUES ('u', 2, gen_random_uuid(), 'TaskArchived', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp())`); err != nil {
+		t.Fatal(err)
+	}
+	s.titled("v", "behind it in the log") // visible only when the projections have passed the event
+	for _, read := range []string{path, "/api/tasks", path + "/history", "/api/history", missing} {
+		if a := s.do(call{method: "GET", path: read, user: "u"}); a.Header.Get("X-Stale") != "true" || a.Header.Get("X-Version") != "1" {
+			t.Errorf("%s: %d %v", read, a.StatusCode, a.Header)
+		}
+		if a := s.do(call{method: "GET", path: read, user: "v"}); a.Header.Get("X-Stale") != "" {
+			t.Errorf("%s of another user: %v", read, a.Header)
+		}
+	}
+	s.refused(503, "unavailable", call{method: "PATCH", path: path + "/complete", user: "u"})
+}

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -10,6 +11,7 @@ import (
 
 	"taskledger/command"
 	"taskledger/events"
+	"taskledger/query"
 )
 
 // timeLayout is RFC 3339 in UTC with microseconds, which is what PostgreSQL keeps.
@@ -63,7 +65,7 @@ func (s *Server) listTasks(c echo.Context, caller Caller) error {
 	for i, t := range page.Tasks {
 		tasks[i] = toJSON(t)
 	}
-	return sendList(c, page.Seq, list+c.QueryParam("limit")+c.QueryParam("cursor"), tasks)
+	return sendList(c, page.Head, list+c.QueryParam("limit")+c.QueryParam("cursor"), tasks)
 }
 
 func (s *Server) getTask(c echo.Context, caller Caller) error {
@@ -72,11 +74,13 @@ func (s *Server) getTask(c echo.Context, caller Caller) error {
 	if err := s.prepareRead(c, caller, &in, in.values(c.Request())); err != nil {
 		return err
 	}
-	task, seq, err := s.queries.Task(c.Request().Context(), caller.UserID, id)
+	task, head, err := s.queries.Task(c.Request().Context(), caller.UserID, id)
+	if err == nil || errors.Is(err, query.ErrNotFound) {
+		setHead(c, head)
+	}
 	if err != nil {
 		return err
 	}
-	setVersion(c, seq)
 	return sendTask(c, http.StatusOK, task)
 }
 
@@ -193,9 +197,9 @@ func sendTask(c echo.Context, status int, t events.Task) error {
 }
 
 // sendList sends an array with the weak tag of the user's seq and the query.
-func sendList[T any](c echo.Context, seq int64, list string, items []T) error {
-	tag := `W/"` + strconv.FormatInt(seq, 10) + "-" + fingerprint(list) + `"`
-	setVersion(c, seq)
+func sendList[T any](c echo.Context, head query.Head, list string, items []T) error {
+	tag := `W/"` + strconv.FormatInt(head.Seq, 10) + "-" + fingerprint(list) + `"`
+	setHead(c, head)
 	c.Response().Header().Set("ETag", tag)
 	if noneMatches(c.Request(), tag) {
 		return c.NoContent(http.StatusNotModified)

@@ -44,6 +44,14 @@ CREATE TRIGGER task_events_no_truncate
     BEFORE TRUNCATE ON task_events
     FOR EACH STATEMENT EXECUTE FUNCTION task_events_append_only();
 
+-- Events that an operator has told everyone to pass over, because they could not be applied.
+CREATE TABLE skipped_events (
+    user_id    text        COLLATE "C" NOT NULL,
+    seq        bigint      NOT NULL,
+    skipped_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT skipped_events_pkey PRIMARY KEY (user_id, seq)
+);
+
 -- How far each projection has applied the log. One row a projection. A rebuild raises generation, so that a batch which was
 -- folded from rows of before it is not written over rows of after it.
 CREATE TABLE projection_checkpoints (

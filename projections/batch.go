@@ -33,6 +33,7 @@ type eventRow struct {
 	Actor         string         `json:"actor"`
 	RequestID     string         `json:"request_id"`
 	RecordedAt    time.Time      `json:"recorded_at"`
+	Skipped       bool           `json:"skipped"`
 }
 
 type taskState struct {
@@ -70,7 +71,7 @@ func (r eventRow) event() events.Event {
 		Actor:      r.Actor,
 		RequestID:  r.RequestID,
 		RecordedAt: r.RecordedAt.UTC(),
-		Data:       events.Read(r.Type, r.SchemaVersion, r.Data),
+		Data:       events.Read(r.Type, r.SchemaVersion, r.Data, r.Skipped),
 	}
 }
 
@@ -118,8 +119,11 @@ func (u *userFold) apply(changes []change, e events.Event) []change {
 		u.park(err.Error())
 		return changes
 	}
-	u.tasks[e.TaskID] = after
 	u.seq = e.Seq
+	if _, skipped := e.Data.(events.Skipped); skipped {
+		return changes
+	}
+	u.tasks[e.TaskID] = after
 	return append(changes, change{event: e, before: before, after: after})
 }
 

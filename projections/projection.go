@@ -96,8 +96,9 @@ func (p *projection) selectBatch() string {
 		SELECT e.*
 		FROM checkpoint c
 		CROSS JOIN LATERAL (
-			SELECT position, user_id, seq, task_id, type, schema_version, data, actor, request_id, recorded_at
-			FROM task_events
+			SELECT position, user_id, seq, task_id, type, schema_version, data, actor, request_id, recorded_at,
+				EXISTS (SELECT FROM skipped_events s WHERE s.user_id = t.user_id AND s.seq = t.seq) AS skipped
+			FROM task_events t
 			WHERE position > c.position
 			ORDER BY position
 			LIMIT $2

@@ -2,6 +2,7 @@ package projections
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -117,6 +118,28 @@ func TestAnUnreadableEventParksItsUserAlone(t *testing.T) {
 	if report := p.verified(); report.Parked != 2 {
 		t.Errorf("verified %+v", report)
 	}
+
+	still, err := RetryParked(t.Context(), p.pool, "")
+	if err != nil || len(still) != 2 || still[0].UserID != "u" || still[0].Seq != 7 || still[0].Since.IsZero() {
+		t.Fatalf("a retry of what cannot be: %+v, %v", still, err)
+	}
+	if _, err := SkipParked(t.Context(), p.pool, "v"); !errors.Is(err, ErrNotParked) {
+		t.Errorf("nothing to skip: %v", err)
+	}
+	if still, err := SkipParked(t.Context(), p.pool, "u"); err != nil || len(still) != 0 {
+		t.Fatalf("after a skip: %+v, %v", still, err)
+	}
+	p.visible(p.append("u", uuid.New(), events.TaskCreated{Title: "goes on"}))
+	if report := p.verified(); report.Parked != 0 {
+		t.Errorf("verified %+v", report)
+	}
+	if got := value[string](p, `SELECT string_agg(title, ', ' ORDER BY version) FROM tasks WHERE user_id = 'u' AND version > 6`); got != "after, still after, goes on" {
+		t.Errorf("after the skip: %s", got)
+	}
+	if _, err := Rebuild(t.Context(), p.pool, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	p.verified()
 }
 
 func TestARefusedRowParksItsUserAlone(t *testing.T) {

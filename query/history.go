@@ -39,11 +39,11 @@ type HistoryFilter struct {
 	After  int64 // the seq of the last entry of the page before; 0 = none
 }
 
-// HistoryPage is an answer: the entries, whether there are more, and the user's seq that it reflects.
+// HistoryPage is an answer: the entries, whether there are more, and what it reflects.
 type HistoryPage struct {
+	Head
 	Entries []HistoryEntry
 	More    bool
-	Seq     int64
 }
 
 // History lists the user's events, also those of deleted tasks.
@@ -51,7 +51,7 @@ func (r *Reader) History(ctx context.Context, user string, f HistoryFilter) (His
 	return r.history(ctx, user, f, func(*pgx.Batch) {})
 }
 
-// TaskHistory lists the events of one task of the user, deleted or not. It returns ErrNotFound, with the page's Seq, for a task
+// TaskHistory lists the events of one task of the user, deleted or not. It returns ErrNotFound, with the page's Head, for a task
 // that the user never had.
 func (r *Reader) TaskHistory(ctx context.Context, user string, id uuid.UUID, f HistoryFilter) (HistoryPage, error) {
 	f.TaskID = &id
@@ -61,7 +61,7 @@ func (r *Reader) TaskHistory(ctx context.Context, user string, id uuid.UUID, f H
 			QueryRow(func(row pgx.Row) error { return row.Scan(&known) })
 	})
 	if err == nil && !known {
-		return HistoryPage{Seq: page.Seq}, ErrNotFound
+		return HistoryPage{Head: page.Head}, ErrNotFound
 	}
 	return page, err
 }
@@ -72,7 +72,7 @@ func (r *Reader) history(ctx context.Context, user string, f HistoryFilter, firs
 	var seq *int64
 	err := r.read(ctx, user, func(b *pgx.Batch) {
 		first(b)
-		b.Queue(historyHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Seq) })
+		queueHead(b, "task_history", user, &page.Head)
 		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
 			var e HistoryEntry
 			places := []any{&e.Seq, &e.Type, &e.TaskID, &e.RecordedAt, &e.Actor, &e.RequestID, &e.Changes, &seq}

@@ -87,11 +87,18 @@ type TaskCursor struct {
 	ID    uuid.UUID
 }
 
-// TaskPage is an answer: the tasks, whether there are more, and the user's seq that it reflects.
+// Head is how far a read model has come for a user: the seq that an answer reflects, 0 without any event. A stale one goes no
+// further, because an event could not be applied.
+type Head struct {
+	Seq   int64
+	Stale bool
+}
+
+// TaskPage is an answer: the tasks, whether there are more, and what it reflects.
 type TaskPage struct {
+	Head
 	Tasks []events.Task
 	More  bool
-	Seq   int64
 }
 
 // Cursor is where the next page of f begins.
@@ -109,14 +116,21 @@ func (f TaskFilter) Cursor(last events.Task) TaskCursor {
 const taskColumns = `t.user_id, t.id, t.version, t.title, t.description, t.is_completed, t.created_at, t.updated_at, t.deleted_at,
 	(SELECT seq FROM tasks_users WHERE user_id = $1)`
 
+// queueHead asks how far the read model has come. It goes before the rows, so that it never promises more than they show.
+func queueHead(b *pgx.Batch, readModel, user string, head *Head) {
+	b.Queue(`
+		SELECT coalesce(max(seq), 0), coalesce(bool_or(parked_error IS NOT NULL), false)
+		FROM `+readModel+`_users
+		WHERE user_id = $1`, user).QueryRow(func(row pgx.Row) error { return row.Scan(&head.Seq, &head.Stale) })
+}
+
 // Tasks lists the user's live tasks.
 func (r *Reader) Tasks(ctx context.Context, user string, f TaskFilter) (TaskPage, error) {
 	sql, args := f.sql(user)
 	page := TaskPage{Tasks: []events.Task{}}
-	var head int64
 	var seq *int64
 	err := r.read(ctx, user, func(b *pgx.Batch) {
-		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&head) })
+		queueHead(b, "tasks", user, &page.Head)
 		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
 			var t events.Task
 			_, err := pgx.ForEachRow(rows, append(taskPlaces(&t), &seq), func() error {
@@ -130,9 +144,8 @@ func (r *Reader) Tasks(ctx context.Context, user string, f TaskFilter) (TaskPage
 	if err != nil {
 		return TaskPage{}, fmt.Errorf("list tasks: %w", err)
 	}
-	page.Seq = head // an empty list is told the seq of just before it
 	if seq != nil {
-		page.Seq = *seq
+		page.Seq = *seq // of the same moment as the rows
 	}
 	if f.Limit > 0 && len(page.Tasks) > f.Limit {
 		page.Tasks, page.More = page.Tasks[:f.Limit], true
@@ -167,15 +180,15 @@ func (f TaskFilter) sql(user string) (string, []any) {
 	return q.text, q.args
 }
 
-// Task finds one live task of the user, and the user's seq that the answer reflects, which is known when ErrNotFound is too.
-func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Task, int64, error) {
+// Task finds one live task of the user, and what the answer reflects, which is known when ErrNotFound is too.
+func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Task, Head, error) {
 	var (
 		t    events.Task
-		head int64
+		head Head
 		seq  *int64
 	)
 	err := r.read(ctx, user, func(b *pgx.Batch) {
-		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&head) })
+		queueHead(b, "tasks", user, &head)
 		b.Queue(`SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.id = $2 AND t.deleted_at IS NULL`, user, id).
 			QueryRow(func(row pgx.Row) error { return row.Scan(append(taskPlaces(&t), &seq)...) })
 	})
@@ -183,29 +196,26 @@ func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Ta
 		return events.Task{}, head, ErrNotFound
 	}
 	if err != nil {
-		return events.Task{}, 0, fmt.Errorf("read task: %w", err)
+		return events.Task{}, Head{}, fmt.Errorf("read task: %w", err)
 	}
 	if seq != nil {
-		head = *seq
+		head.Seq = *seq
 	}
 	return utc(t), head, nil
 }
 
-// Seqs is how far the read models of tasks and of history have come for the user: 0 without any event.
-func (r *Reader) Seqs(ctx context.Context, user string) (tasks, history int64, err error) {
-	err = r.read(ctx, user, func(b *pgx.Batch) {
-		b.Queue(tasksHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&tasks) })
-		b.Queue(historyHead, user).QueryRow(func(row pgx.Row) error { return row.Scan(&history) })
+// Shown is the seq that every read model has reached for the user.
+func (r *Reader) Shown(ctx context.Context, user string) (int64, error) {
+	var tasks, history Head
+	err := r.read(ctx, user, func(b *pgx.Batch) {
+		queueHead(b, "tasks", user, &tasks)
+		queueHead(b, "task_history", user, &history)
 	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("read seqs: %w", err)
+		return 0, fmt.Errorf("read seqs: %w", err)
 	}
-	return tasks, history, nil
+	return min(tasks.Seq, history.Seq), nil
 }
-
-const tasksHead = `SELECT coalesce((SELECT seq FROM tasks_users WHERE user_id = $1), 0)`
-
-const historyHead = `SELECT coalesce((SELECT seq FROM task_history_users WHERE user_id = $1), 0)`
 
 // read sends what queue adds as one pipeline: one round trip, one implicit transaction. For its length the role is one that row
 // level security binds, to the rows of this user: a query that forgot its WHERE would still see nobody else's.

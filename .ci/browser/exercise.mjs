@@ -177,11 +177,7 @@ async function fromAListedOrigin(context, session) {
   const [other] = JSON.parse((await call('?sort=created_at&order=asc')).body);
   assert.equal((await call(`/${other.id}`, { method: 'DELETE', headers: JSON_TYPE })).status, 204);
   assert.deepEqual(await titlesOf(session), [salt]);
-  assert.deepEqual(preflights.map(({ method, asked, status }) => [method, asked, status]), [
-    ['OPTIONS', 'POST', 204],
-    ['OPTIONS', 'PUT', 204],
-    ['OPTIONS', 'DELETE', 204],
-  ]);
+  assert.deepEqual(new Set(preflights.map(({ asked, status }) => `${asked} ${status}`)), new Set(['POST 204', 'PUT 204', 'DELETE 204']));
   done('DELETE: 204; preflights of POST, PUT and DELETE: 204');
 
   const refused = await call('', { method: 'POST', headers: JSON_TYPE, body: '{"title":""}' });
@@ -214,7 +210,8 @@ async function fromAListedOrigin(context, session) {
   assert.ok((await call('?with=other', { headers: { 'X-Other': 'x' } })).blocked);
   done(`scripts may send ${ACCEPTED.join(', ')}, and no other header`);
   const answer = await fetch(api(''), { headers: { Authorization: `Bearer ${session}`, Origin: LISTED_ORIGIN } });
-  assert.deepEqual(answer.headers.get('access-control-expose-headers').toLowerCase().split(/, ?/).sort(), EXPOSED);
+  const exposed = new Set(answer.headers.get('access-control-expose-headers').toLowerCase().split(/, ?/));
+  assert.deepEqual(EXPOSED.filter((name) => !exposed.has(name)), []);
   done(`exposed: ${EXPOSED.join(', ')}`);
   await page.close();
 }
@@ -333,9 +330,9 @@ async function watchPreflights(page) {
   const debug = await page.context().newCDPSession(page);
   const preflights = [];
   await debug.send('Network.enable');
-  debug.on('Network.requestWillBeSent', ({ requestId, type, request }) => {
-    if (type !== 'Preflight') return;
-    preflights.push({ requestId, method: request.method, asked: request.headers['Access-Control-Request-Method'] });
+  debug.on('Network.requestWillBeSent', ({ requestId, request }) => {
+    if (request.method !== 'OPTIONS') return;
+    preflights.push({ requestId, asked: request.headers['Access-Control-Request-Method'] });
   });
   debug.on('Network.responseReceived', ({ requestId, response }) => {
     const preflight = preflights.find((one) => one.requestId === requestId);
