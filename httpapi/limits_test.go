@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -372,4 +373,37 @@ func TestEveryRouteIsInTheDescription(t *testing.T) {
 		registered = append(registered, r.Method+" "+r.Path)
 	}
 	checkRoutes(t, registered)
+}
+
+// More requests than connections, and none of them comes to an end: they wait, are told 503, and nothing is stuck afterwards.
+func TestMoreClientsThanConnections(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.server.workTime = 500 * time.Millisecond
+	s.titled("u", "a")
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	for range 3 * int(s.pool.Config().MaxConns) {
+		work.Go(func() {
+			a := s.do(call{method: "GET", path: "/api/tasks", user: "u"})
+			if a.StatusCode != 503 || a.Header.Get("Retry-After") == "" {
+				t.Errorf("%d %s", a.StatusCode, a.body)
+			}
+		})
+	}
+	work.Wait()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.server.workTime = workTimeout
+	for range 20 {
+		s.want(200, call{method: "GET", path: "/api/tasks", user: "u"})
+	}
 }

@@ -56,6 +56,9 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 			id = uuid.NewString()
 		}
 		c.Response().Header().Set(echo.HeaderXRequestID, id)
+		if s.draining.Load() {
+			c.Response().Header().Set("Connection", "close")
+		}
 		if err := next(c); err != nil {
 			c.Error(err)
 		}
@@ -158,7 +161,7 @@ func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 		if err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), workTimeout)
+		ctx, cancel := context.WithTimeout(r.Context(), s.workTime)
 		defer cancel()
 		r = r.WithContext(ctx)
 		r.Body = http.MaxBytesReader(c.Response().Writer, r.Body, maxBody)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -49,6 +50,8 @@ type Server struct {
 	limits   *rateLimits
 	requests *prometheus.HistogramVec
 	bodyTime time.Duration
+	workTime time.Duration
+	draining atomic.Bool
 	echo     *echo.Echo
 }
 
@@ -68,6 +71,7 @@ func New(cfg Config) *Server {
 		limits:   newRateLimits(cfg.RateRPS, cfg.RateBurst),
 		requests: requestMetrics(cfg.Metrics),
 		bodyTime: bodyTimeout,
+		workTime: workTimeout,
 		echo:     echo.New(),
 	}
 	s.echo.HTTPErrorHandler = s.answerError
@@ -110,6 +114,10 @@ func (s *Server) user(h handler) echo.HandlerFunc {
 
 // Handler is the server's http.Handler.
 func (s *Server) Handler() http.Handler { return s.echo }
+
+// Drain asks clients to go elsewhere: each answer from now on is the last of its connection. A server that is shut down a moment
+// later then finds few connections on which a request may just be on its way.
+func (s *Server) Drain() { s.draining.Store(true) }
 
 // Limits of a connection.
 const (

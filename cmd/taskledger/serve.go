@@ -31,6 +31,8 @@ const (
 	developer = "developer"
 	// streamCache bounds the streams that decisions keep in memory, in bytes.
 	streamCache = 64 << 20
+	// drainTime is how long clients are asked to leave before the server stops listening.
+	drainTime = time.Second
 	// shutdownTimeout bounds how long requests in flight may take to finish.
 	shutdownTimeout = 10 * time.Second
 	// maxLag is how old an event may be that a read model does not show, before the service is not ready.
@@ -87,6 +89,7 @@ type app struct {
 	runner   *projections.Runner
 	events   *events.Log
 	auth     *httpapi.Authenticator
+	server   *httpapi.Server
 	api      *http.Server
 	admin    *http.Server // nil when it is off
 	stopping atomic.Bool
@@ -123,7 +126,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 	}
 	a.runner = projections.NewRunner(a.ledger, log, projections.NewMetrics(registry))
 	a.events = events.Open(a.ledger, a.runner.Signal)
-	a.api = httpapi.New(httpapi.Config{
+	a.server = httpapi.New(httpapi.Config{
 		Commands: command.NewHandler(command.Config{
 			Log:        a.events,
 			Visible:    a.runner.Visible,
@@ -140,7 +143,8 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		Origins:   cfg.CORSOrigins,
 		RateRPS:   cfg.RateLimitRPS,
 		RateBurst: cfg.RateLimitBurst,
-	}).HTTPServer()
+	})
+	a.api = a.server.HTTPServer()
 	if cfg.AdminAddr != "" {
 		a.admin = &http.Server{Addr: cfg.AdminAddr, Handler: httpapi.NewAdmin(registry), ReadHeaderTimeout: 5 * time.Second}
 	}
@@ -200,7 +204,7 @@ func (a *app) run(ctx context.Context, listener net.Listener) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		a.log.Info("stopping")
+		err = a.drain(failed)
 	case err = <-failed:
 	}
 	a.stopping.Store(true)
@@ -209,6 +213,21 @@ func (a *app) run(ctx context.Context, listener net.Listener) error {
 	stopProjecting()
 	<-projected
 	return err
+}
+
+// drain tells everyone that this server is about to go, and waits a moment for them to hear it.
+func (a *app) drain(failed <-chan error) error {
+	a.log.Info("stopping")
+	a.stopping.Store(true)
+	a.server.Drain()
+	timer := time.NewTimer(drainTime)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case err := <-failed:
+		return err
+	}
 }
 
 func (a *app) serveAdmin(ctx context.Context, failed chan<- error) error {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -282,6 +283,9 @@ func TestSIGTERMLosesNothing(t *testing.T) {
 		work.Go(func() {
 			for n := 0; ; n++ {
 				status, _, err := s.call(fmt.Sprintf("u%d", w), "POST", "/api/tasks", `{"title":"a"}`)
+				if err != nil && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("a request was cut off: %v", err)
+				}
 				if err != nil || status != 201 {
 					return
 				}
