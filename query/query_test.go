@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) { testdb.Main(m) }
 
 // fill puts n tasks and as many history entries of each of two users into the read models, as the projections would.
-func fill(t *testing.T, pool *pgxpool.Pool, n int) {
+func fill(t testing.TB, pool *pgxpool.Pool, n int) {
 	t.Helper()
 	const at = `'2026-11-22 12:00Z'::timestamptz`
 	keys := make([][]byte, n)
@@ -195,5 +195,39 @@ func TestAQueryThatForgetsItsUserSeesNobodyElse(t *testing.T) {
 	var role, name string
 	if err := pool.QueryRow(t.Context(), `SELECT current_user, coalesce(current_setting('app.user_id', true), '')`).Scan(&role, &name); err != nil || role == "taskledger_reader" || name != "" {
 		t.Errorf("after it: %q, %q, %v", role, name, err)
+	}
+}
+
+// What row level security costs: the same questions as the reader asks them, and as the owner of the tables would.
+func BenchmarkRowLevelSecurity(b *testing.B) {
+	pool := testdb.New(b)
+	fill(b, pool, 1000)
+	r := NewReader(pool)
+	list, listArgs := TaskFilter{Status: StatusAll, Sort: SortCreatedAt, Order: Descending, Limit: 20}.sql("u")
+	one, oneArgs := `SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.id = (SELECT id FROM tasks WHERE user_id = $1 LIMIT 1)`, []any{"u"}
+	for name, ask := range map[string]func(batch *pgx.Batch){
+		"get":  func(batch *pgx.Batch) { batch.Queue(one, oneArgs...) },
+		"list": func(batch *pgx.Batch) { batch.Queue(list, listArgs...) },
+	} {
+		queue := func(batch *pgx.Batch) {
+			queueHead(batch, "tasks", "u", &Head{})
+			ask(batch)
+		}
+		b.Run(name+"/with", func(b *testing.B) {
+			for b.Loop() {
+				if err := r.read(b.Context(), "u", queue); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(name+"/without", func(b *testing.B) {
+			for b.Loop() {
+				batch := &pgx.Batch{}
+				queue(batch)
+				if err := pool.SendBatch(b.Context(), batch).Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

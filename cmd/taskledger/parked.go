@@ -31,27 +31,27 @@ type parkedSkipCmd struct {
 	User string `required:"" placeholder:"ID" help:"Whose event to pass over."`
 }
 
-// errStillParked makes retry and skip exit with 1.
-var errStillParked = errors.New("some are parked still")
+var errParked = errors.New("somebody is parked")
 
+// Run exits with 0 when nobody is parked, so that a script can ask.
 func (c *parkedListCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) error {
-	return onParked(ctx, cfg, log, stdout, c.User, projections.ListParked, nil)
+	return onParked(ctx, cfg, log, stdout, c.User, projections.ListParked)
 }
 
 // Run exits with 0 when nobody is parked any more.
 func (c *parkedRetryCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) error {
-	return onParked(ctx, cfg, log, stdout, c.User, projections.RetryParked, errStillParked)
+	return onParked(ctx, cfg, log, stdout, c.User, projections.RetryParked)
 }
 
 // Run exits with 0 when the user is not parked any more.
 func (c *parkedSkipCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) error {
-	return onParked(ctx, cfg, log, stdout, c.User, projections.SkipParked, errStillParked)
+	return onParked(ctx, cfg, log, stdout, c.User, projections.SkipParked)
 }
 
-// onParked does something about parked users and prints who is parked after it, a line each, which is then the error left.
+// onParked does something about parked users and prints who is parked after it, a line each; that is an error.
 func onParked(
 	ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer, user string,
-	do func(context.Context, *pgxpool.Pool, string) ([]projections.Parked, error), left error,
+	do func(context.Context, *pgxpool.Pool, string) ([]projections.Parked, error),
 ) (err error) {
 	db, err := openMigrated(ctx, cfg, log)
 	if err != nil {
@@ -72,5 +72,5 @@ func onParked(
 		_, err = fmt.Fprintln(stdout, "nobody is parked")
 		return err
 	}
-	return left
+	return errParked
 }

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"taskledger/httpapi"
 	"taskledger/migrations/testdb"
 )
@@ -57,6 +59,14 @@ var apiAddress = regexp.MustCompile(`API +(http://localhost:\d+)/api`)
 // startServer starts a server process on a free port and waits until it is ready.
 func startServer(t *testing.T, env ...string) *served {
 	t.Helper()
+	s := launchServer(t, env...)
+	s.await(200, func() (int, error) { return s.status("/readyz") })
+	return s
+}
+
+// launchServer starts a server process on a free port and waits until it has told its address.
+func launchServer(t *testing.T, env ...string) *served {
+	t.Helper()
 	s := &served{t: t, cmd: program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), stderr: &lockedBuffer{}}
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
@@ -80,7 +90,6 @@ func startServer(t *testing.T, env ...string) *served {
 		t.Fatalf("the server told no address: %s", s.stderr)
 	}
 	s.base = found[1]
-	s.await(200, func() (int, error) { return s.status("/readyz") })
 	return s
 }
 
@@ -343,6 +352,11 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 	s.must(200, "u", "PATCH", "/api/tasks/"+task["id"].(string), `{"title":"very private title 2"}`)
 	s.must(404, "u", "GET", "/api/very%20private", "")
 	s.must(422, "u", "GET", "/api/tasks?q=very+private&limit=0", "")
+	for _, cookie := range []string{"better-auth.session_token=very-private-session.c2lnbmF0dXJl", "better-auth.session_data=very.private.cache"} {
+		if status := s.callWithCookie(cookie); status != 401 {
+			t.Errorf("a bad cookie: %d", status)
+		}
+	}
 	if status, _, err := s.callAs("very.private.token", "GET", "/api/tasks", ""); status != 401 || err != nil {
 		t.Errorf("a bad token: %d %v", status, err)
 	}
@@ -356,4 +370,76 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 			t.Errorf("%q is logged: %s", secret, logged)
 		}
 	}
+}
+
+func (s *served) callWithCookie(cookie string) (status int) {
+	s.t.Helper()
+	req, err := http.NewRequest("GET", s.base+"/api/tasks", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Cookie", cookie)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := resp.Body.Close(); err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode
+}
+
+// A key set that can't be reached stops neither the server nor the other credentials; readiness tells.
+func TestAKeySetThatIsAwayIsToldByReadiness(t *testing.T) {
+	t.Parallel()
+	s := launchServer(t, "DATABASE_URL="+testdb.URL(t), "BETTER_AUTH_SECRET="+serveSecret, "JWKS_URL=http://127.0.0.1:1/jwks")
+	s.await(200, func() (int, error) { return s.status("/livez") })
+	s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
+	if status, err := s.status("/readyz"); status != 503 || err != nil {
+		t.Errorf("readyz: %d %v", status, err)
+	}
+	s.terminate()
+}
+
+// An operator finds who is parked, and lets the stream go on.
+func TestParkedCommands(t *testing.T) {
+	t.Parallel()
+	env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret}
+	s := startServer(t, env...)
+	s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
+	if got := finish(t, program(t, env, "parked")); got.code != 0 || got.stdout != "nobody is parked\n" {
+		t.Errorf("parked: %+v", got)
+	}
+	pool, err := pgxpool.New(t.Context(), strings.TrimPrefix(env[0], "DATABASE_URL="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	_, err = pool.Exec(t.Context(), `
+		INSERT INTO task_events (user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		VALUES ('u', 2, gen_random_uuid(), 'TaskArchived', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp())`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.must(201, "v", "POST", "/api/tasks", `{"title":"behind it"}`) // visible when the event has been passed
+	if got := finish(t, program(t, env, "parked", "list")); got.code != exitFailed || strings.Count(got.stdout, `user="u" event=2`) != 2 {
+		t.Errorf("parked list: %+v", got)
+	}
+	if status, err := s.status("/readyz"); status != 200 || err != nil {
+		t.Errorf("readyz: %d %v", status, err)
+	}
+	if got := finish(t, program(t, env, "parked", "retry")); got.code != exitFailed || strings.Count(got.stdout, "TaskArchived version 1") != 2 {
+		t.Errorf("parked retry: %+v", got)
+	}
+	if got := finish(t, program(t, env, "parked", "skip", "--user=u")); got.code != 0 || got.stdout != "nobody is parked\n" {
+		t.Errorf("parked skip: %+v", got)
+	}
+	s.must(201, "u", "POST", "/api/tasks", `{"title":"goes on"}`)
+	if got := finish(t, program(t, env, "verify")); got.code != 0 || !strings.HasSuffix(got.stdout, "0 parked\n") {
+		t.Errorf("verify: %+v", got)
+	}
+	if !strings.Contains(s.stderr.String(), "stream parked") {
+		t.Error("the log does not tell")
+	}
+	s.terminate()
 }
