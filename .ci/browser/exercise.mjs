@@ -12,7 +12,10 @@ import { openWire } from './wire.mjs';
 const { CHROMIUM, FRONTEND_URL, TASKLEDGER_URL, TASKLEDGER_DIRECT_URL, TASKLEDGER_LOG, SCREENSHOT, SEEN } = process.env;
 const { LISTED_ORIGIN, UNLISTED_ORIGIN, FOREIGN_ORIGIN } = process.env;
 const SESSION = 'better-auth.session_token';
-const EXPOSED = ['allow', 'etag', 'idempotency-replayed', 'link', 'location', 'preference-applied', 'ratelimit', 'ratelimit-policy', 'retry-after', 'www-authenticate', 'x-request-id', 'x-version'];
+const EXPOSED = [
+  ...['allow', 'etag', 'idempotency-replayed', 'link', 'location', 'preference-applied', 'ratelimit', 'ratelimit-policy'],
+  ...['retry-after', 'www-authenticate', 'x-request-id', 'x-version'],
+];
 const ACCEPTED = ['Authorization', 'Content-Type', 'Idempotency-Key', 'If-Match', 'If-None-Match', 'Last-Event-ID', 'Prefer', 'X-Request-Id'];
 const run = Date.now().toString(36);
 const email = `ada-${run}@example.test`;
@@ -154,13 +157,17 @@ async function fromAListedOrigin(context, session) {
   await page.goto(LISTED_ORIGIN);
   const call = caller(page);
 
-  const created = await call('', { method: 'POST', headers: JSON_TYPE, body: JSON.stringify({ title: salt }) });
+  const creation = { method: 'POST', headers: { ...JSON_TYPE, 'Idempotency-Key': run, Prefer: 'respond-async' }, body: JSON.stringify({ title: salt }) };
+  const created = await call('', creation);
   assert.equal(created.status, 201);
+  assert.equal(created.headers['preference-applied'], 'respond-async');
+  const again = await call('', creation);
+  assert.deepEqual([again.status, again.body, again.headers['idempotency-replayed']], [201, created.body, 'true']);
   const { id } = JSON.parse(created.body);
   assert.equal(created.headers.location, `/api/tasks/${id}`);
   assert.match(created.headers.etag, /^"\d+"$/);
-  done('POST: 201, Location and ETag readable');
-  const list = await call('?limit=1');
+  done('POST: 201, Location, ETag, Preference-Applied and Idempotency-Replayed readable');
+  const list = await call(`?limit=1&min_version=${created.headers.etag.slice(1, -1)}`);
   assert.match(list.headers.etag, /^W\/"/);
   assert.match(list.headers['x-version'], /^\d+$/);
   assert.match(list.headers.link, /rel="next"$/);

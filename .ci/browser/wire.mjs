@@ -1,5 +1,5 @@
 // The wire between the frontend's server and taskledger: it hands every request on as it came, and keeps what it saw of
-// it. Every request gets a connection of its own, as from the proxies of Next.js before 16, which now keeps them open.
+// it. Every request gets a connection of its own, as some proxies do it; the rewrite of Next.js 16 keeps them open.
 
 import { createServer, request } from 'node:http';
 
