@@ -121,13 +121,19 @@ func (h *Handler) attempt(ctx context.Context, req Request, cmd Command, print [
 		}
 		d, err = cmd.decide(s, req.Match)
 	}
+	if err == nil && len(d.events) > 0 {
+		return h.append(ctx, req, s, d, print)
+	}
+	if req.Key != "" {
+		// The same request may have been carried out elsewhere since: what now stands in its way is then its own effect.
+		if result, position, found, err := h.replay(ctx, req, print); err != nil || found {
+			return result, position, err
+		}
+	}
 	if err != nil {
 		return Result{}, 0, err
 	}
-	if len(d.events) == 0 {
-		return Result{Task: s.tasks[d.task], Seq: s.head}, 0, nil
-	}
-	return h.append(ctx, req, s, d, print)
+	return Result{Task: s.tasks[d.task], Seq: s.head}, 0, nil
 }
 
 // stream gives the user's stream: from the cache, which may be behind other processes, or fresh from the log.

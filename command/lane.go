@@ -33,7 +33,7 @@ func (l *lanes) take(ctx context.Context, user string) (release func(), err erro
 		return func() { ln.token <- struct{}{}; l.leave(user, ln) }, nil
 	case <-ctx.Done():
 		l.leave(user, ln)
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 }
 

@@ -2,6 +2,7 @@ package events
 
 import (
 	"bytes"
+	"strings"
 	"sync"
 
 	"golang.org/x/text/cases"
@@ -28,7 +29,19 @@ func TitleKey(title string) []byte {
 
 // FoldCase is the full case folding of Unicode (chapter 3.13): texts that differ in case only become equal, in every script.
 func FoldCase(s string) string {
-	return cases.Fold().String(s)
+	return strings.Map(foldCherokee, cases.Fold().String(s))
+}
+
+// foldCherokee folds the small letters of Cherokee, which golang.org/x/text leaves as they are: in this one script Unicode's
+// CaseFolding.txt folds to the capitals, which are older.
+func foldCherokee(r rune) rune {
+	switch {
+	case 0xAB70 <= r && r <= 0xABBF:
+		return r - 0xAB70 + 0x13A0
+	case 0x13F8 <= r && r <= 0x13FD:
+		return r - 8
+	}
+	return r
 }
 
 // SearchText is what a search looks in: title and description, case-folded. Between them stands a noncharacter, so that nothing is

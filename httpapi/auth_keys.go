@@ -167,7 +167,7 @@ func (s *keySource) find(ctx context.Context, kid string) (verificationKey, *key
 	}
 	fetching := s.ask()
 	if fetching == nil {
-		return verificationKey{}, nil, authRefuse("unknown kid")
+		return verificationKey{}, nil, s.unknown()
 	}
 	select {
 	case <-fetching:
@@ -178,7 +178,15 @@ func (s *keySource) find(ctx context.Context, kid string) (verificationKey, *key
 	if key, set, ok := s.lookup(kid); ok {
 		return key, set, nil
 	}
-	return verificationKey{}, nil, authRefuse("unknown kid")
+	return verificationKey{}, nil, s.unknown()
+}
+
+// unknown is the answer to a kid that is not held. Where no key was ever held, nobody knows: the source is away.
+func (s *keySource) unknown() error {
+	if s.held.Load() == nil {
+		return errors.New("jwks: no keys held yet")
+	}
+	return authRefuse("unknown kid")
 }
 
 func (s *keySource) lookup(kid string) (verificationKey, *keySet, bool) {

@@ -38,7 +38,7 @@ const (
 // Better Auth writes it. The ids are compared as they are, for the index, and cast only to be read.
 const selectSession = `
 SELECT u."id"::text,
-       extract(epoch FROM s."expiresAt")::float8
+       coalesce(extract(epoch FROM s."expiresAt"), 0)::float8
 FROM "session" s
 JOIN "user" u ON u."id" = s."userId"
 WHERE s."token" = $1`
@@ -46,7 +46,7 @@ WHERE s."token" = $1`
 // selectSessionCast is for tables whose two id columns have types that do not compare.
 const selectSessionCast = `
 SELECT u."id"::text,
-       extract(epoch FROM s."expiresAt")::float8
+       coalesce(extract(epoch FROM s."expiresAt"), 0)::float8
 FROM "session" s
 JOIN "user" u ON u."id"::text = s."userId"::text
 WHERE s."token" = $1`

@@ -23,14 +23,14 @@ const (
 // object is the top-level JSON object of a body: each member's raw value by name.
 type object map[string]jsontext.Value
 
-// readObject reads a request's body strictly. What is not JSON, or not of a size, type or encoding we take, is an error; so is a
-// value that is not an object.
-func readObject(r *http.Request, types ...string) (object, error) {
+// object reads a request's body strictly. What is not JSON, or not of a size, type or encoding we take, is an error; a value that is
+// not an object is noted, and nil.
+func (in *input) object(r *http.Request, types ...string) (object, error) {
 	raw, err := readBody(r, types...)
 	if err != nil {
 		return nil, err
 	}
-	return parseObject(raw)
+	return in.parseObject(raw)
 }
 
 func readBody(r *http.Request, types ...string) ([]byte, error) {
@@ -42,7 +42,7 @@ func readBody(r *http.Request, types ...string) ([]byte, error) {
 	case err != nil:
 		return nil, newProblem(http.StatusBadRequest, "invalid_json", "the body did not come to its end").with("Connection", "close").because(err)
 	}
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+	if encoding := strings.Join(r.Header.Values("Content-Encoding"), ","); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "bodies must not be compressed")
 	}
 	return raw, checkMediaType(r.Header.Values("Content-Type"), append(types, "application/json"))
@@ -76,7 +76,7 @@ func invalidJSON(detail string) *problem {
 
 // parseObject checks the whole text first, so that it is malformed or not before any member is looked at. encoding/json would
 // take duplicate members, other cases of a name and bad UTF-8.
-func parseObject(raw []byte) (object, error) {
+func (in *input) parseObject(raw []byte) (object, error) {
 	if !utf8.Valid(raw) {
 		return nil, invalidJSON("the body is not UTF-8")
 	}
@@ -86,7 +86,8 @@ func parseObject(raw []byte) (object, error) {
 	// The text is valid UTF-8, so the option only lets lone surrogates pass, which are judged member by member.
 	dec := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowInvalidUTF8(true))
 	if dec.PeekKind() != '{' {
-		return nil, invalid([]inputProblem{{Pointer: new(string), Code: "invalid_type", Detail: "the body must be a JSON object"}})
+		in.add(inputProblem{Pointer: new(string), Code: "invalid_type", Detail: "the body must be a JSON object"})
+		return nil, nil
 	}
 	if _, err := dec.ReadToken(); err != nil {
 		return nil, invalidJSON(err.Error())

@@ -186,6 +186,58 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	}
 }
 
+// Who is refused before the body is read is answered at once, whether or not the body ever comes.
+func TestABodyThatNeverComesHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	task := s.titled("u", "a").ID.String()
+	token := "Authorization: Bearer " + s.token("u") + "\r\n"
+	for _, tc := range []struct {
+		head   string
+		status int
+	}{
+		{"POST /api/tasks HTTP/1.1\r\n", 401},
+		{"POST /api/tasks HTTP/1.1\r\nAuthorization: Bearer x\r\n", 401},
+		{"POST /api/nothing HTTP/1.1\r\n" + token, 404},
+		{"POST /livez HTTP/1.1\r\n", 405},
+		{"PATCH /api/tasks/" + task + "/complete HTTP/1.1\r\n" + token, 200},
+		{"OPTIONS /api/tasks HTTP/1.1\r\nOrigin: http://localhost:3000\r\nAccess-Control-Request-Method: POST\r\n", 204},
+	} {
+		begin := time.Now()
+		resp, err := s.raw(tc.head + "Host: x\r\nContent-Length: 100\r\n\r\n{")
+		if err != nil || resp.StatusCode != tc.status || time.Since(begin) > 5*time.Second {
+			t.Errorf("%s: %v, %v after %v", tc.head, resp, err, time.Since(begin))
+		}
+	}
+}
+
+// A body may take its time: the time for the work begins when it is there.
+func TestASlowBodyIsNoOutage(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.server.workTime = 300 * time.Millisecond
+	body, feed := io.Pipe()
+	go func() {
+		for _, part := range []string{`{"ti`, `tle"`, `:"a"}`} {
+			<-time.After(250 * time.Millisecond)
+			_, _ = io.WriteString(feed, part)
+		}
+		_ = feed.Close()
+	}()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", s.http.URL+"/api/tasks", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+s.token("u"))
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Body.Close(); resp.StatusCode != 201 {
+		t.Errorf("a body of 0.75 s, with 0.3 s for the work: %d", resp.StatusCode)
+	}
+}
+
 func TestErrorsAreToldInOrder(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -212,12 +264,19 @@ func TestErrorsAreToldInOrder(t *testing.T) {
 		{415, call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{`, header: text}},
 		{400, call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{`}},
 		{400, call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{"title":""}`, header: bad}},
+		{400, call{method: "PUT", path: "/api/tasks/x", user: "u", body: `[]`, header: bad}},
+		{401, call{method: "OPTIONS", path: "/api/tasks"}},
+		{204, call{method: "OPTIONS", path: "/api/tasks", user: "u"}},
+		{404, call{method: "OPTIONS", path: "/nothing"}},
 		{422, call{method: "PUT", path: missing, user: "u", body: `{"title":""}`}},
 		{404, call{method: "PUT", path: missing, user: "u", body: `{"title":"a"}`, header: http.Header{"If-Match": {`"1"`}}}},
 	} {
 		s.want(tc.status, tc.c)
 	}
 	p := s.refused(422, "validation_error", call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{"title":"","is_completed":0}`})
+	if both := s.refused(422, "validation_error", call{method: "PUT", path: "/api/tasks/x", user: "u", body: `[]`}); len(both.Errors) != 2 {
+		t.Errorf("not both errors together: %+v", both)
+	}
 	if len(p.Errors) != 3 || p.Message != p.Detail || p.RequestID == "" {
 		t.Errorf("not everything together: %+v", p)
 	}
@@ -268,6 +327,10 @@ func TestTrailingSlashIsTheSame(t *testing.T) {
 	s.want(201, call{method: "POST", path: "/api/tasks/", user: "u", body: `{"title":"a"}`})
 	s.want(200, call{method: "GET", path: "/api/tasks/?limit=1", user: "u"})
 	s.want(401, call{method: "GET", path: "/api/tasks/"})
+	if resp, err := s.raw("GET /api/%74asks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.token("u") + "\r\n\r\n"); err != nil || resp.StatusCode != 200 {
+		t.Errorf("a path in other letters: %v, %v", resp, err)
+	}
+	s.want(200, call{method: "GET", path: "/docs/"})
 }
 
 func TestEveryAnswerHasItsHeaders(t *testing.T) {

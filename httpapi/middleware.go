@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"regexp"
 	"runtime/debug"
@@ -35,13 +36,17 @@ func underAPI(path string) bool {
 	return path == "/api" || strings.HasPrefix(path, "/api/")
 }
 
-// trimSlash makes /api/tasks/ the same as /api/tasks.
-func trimSlash(next echo.HandlerFunc) echo.HandlerFunc {
+// tidyPath makes /api/tasks/ the same as /api/tasks, and a path the same whatever of it is percent-encoded; but an encoded slash
+// stays part of its segment.
+func tidyPath(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		url := c.Request().URL
-		if strings.HasPrefix(url.Path, "/api/") {
+		if len(url.Path) > 1 {
 			url.Path = strings.TrimSuffix(url.Path, "/")
 			url.RawPath = strings.TrimSuffix(url.RawPath, "/")
+		}
+		if !strings.Contains(strings.ToLower(url.RawPath), "%2f") {
+			url.RawPath = ""
 		}
 		return next(c)
 	}
@@ -58,6 +63,9 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		c.Response().Header().Set(echo.HeaderXRequestID, id)
 		if s.draining.Load() {
 			c.Response().Header().Set("Connection", "close")
+		}
+		if err := s.limitReading(c); err != nil {
+			return err
 		}
 		if err := next(c); err != nil {
 			c.Error(err)
@@ -121,6 +129,11 @@ func harden(next echo.HandlerFunc) echo.HandlerFunc {
 // corsFor lets browsers of exactly these origins in, with credentials.
 func corsFor(origins []string) echo.MiddlewareFunc {
 	return middleware.CORSWithConfig(middleware.CORSConfig{
+		// OPTIONS that is no preflight is a method like any other.
+		Skipper: func(c echo.Context) bool {
+			r := c.Request()
+			return r.Method == http.MethodOptions && (r.Header.Get("Origin") == "" || r.Header.Get("Access-Control-Request-Method") == "")
+		},
 		AllowOriginFunc:  func(origin string) (bool, error) { return slices.Contains(origins, origin), nil },
 		AllowMethods:     []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete},
 		AllowHeaders:     accepted,
@@ -152,25 +165,68 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// bound limits the request's body and the time for it. A body that says it is too large is refused before anything is read; where
-// nobody reads bodies, its size is nobody's business.
+// limitReading gives a request its time for the body. When the answer is there the rest of the body gets a moment only: net/http
+// reads it before it answers, to use the connection again, and who never sends it would never be answered.
+func (s *Server) limitReading(c echo.Context) error {
+	conn := http.NewResponseController(c.Response().Writer)
+	limit := func(d time.Duration) error {
+		if err := conn.SetReadDeadline(time.Now().Add(d)); !errors.Is(err, http.ErrNotSupported) {
+			return err
+		}
+		return nil
+	}
+	if c.Request().ContentLength == 0 {
+		return nil
+	}
+	c.Response().Before(func() {
+		if err := limit(restTimeout); err != nil {
+			c.Response().Header().Set("Connection", "close")
+		}
+	})
+	return limit(s.bodyTime)
+}
+
+// bound limits the request's body, and the time for its work, which begins when the body is there. A body that says it is too large
+// is refused before anything is read; where nobody reads bodies, its size is nobody's business.
 func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := c.Request()
-		err := http.NewResponseController(c.Response()).SetReadDeadline(time.Now().Add(s.bodyTime))
-		if err != nil && !errors.Is(err, http.ErrNotSupported) {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), s.workTime)
-		defer cancel()
+		ctx, cancel := context.WithCancelCause(r.Context())
+		defer cancel(nil)
+		timer := time.AfterFunc(s.workTime, func() { cancel(context.DeadlineExceeded) })
+		defer timer.Stop()
 		r = r.WithContext(ctx)
-		r.Body = http.MaxBytesReader(c.Response().Writer, r.Body, maxBody)
+		r.Body = &timedBody{
+			ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, maxBody),
+			begin:      func() { timer.Reset(s.bodyTime + s.workTime) },
+			end:        func() { timer.Reset(s.workTime) },
+		}
 		c.SetRequest(r)
 		if r.ContentLength > maxBody && underAPI(r.URL.Path) && matched(c) {
 			return payloadTooLarge(maxBody)
 		}
 		return next(c)
 	}
+}
+
+// timedBody tells when a body begins to be read, and when it ends.
+type timedBody struct {
+	io.ReadCloser
+	begin, end func()
+	begun      bool
+}
+
+// Read implements io.Reader.
+func (b *timedBody) Read(p []byte) (int, error) {
+	if !b.begun {
+		b.begun = true
+		b.begin()
+	}
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.end()
+	}
+	return n, err
 }
 
 // matched tells whether the request has found a route: an unknown path and a wrong method are told before its size.

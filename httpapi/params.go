@@ -3,6 +3,8 @@ package httpapi
 import (
 	"net/http"
 	"net/url"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,11 +25,23 @@ func (in *input) parameter(name, code, detail string) {
 	in.add(inputProblem{Parameter: name, Code: code, Detail: detail})
 }
 
-// values parses the query string; what can't be parsed is noted.
+// parameters are those that any of the lists knows; others are ignored, well-formed or not.
+var parameters = []string{"status", "sort", "order", "q", "limit", "cursor", "type", "task_id", "since", "until", "min_version"}
+
+// rfc3339 is stricter than time.Parse, which takes hours of one digit and a comma for the point.
+var rfc3339 = regexp.MustCompile(`^\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$`)
+
+// values parses the query string; a parameter that can't be parsed is noted.
 func (in *input) values(r *http.Request) url.Values {
 	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		in.parameter("query", "invalid", "the query string is not well-formed")
+	if err == nil {
+		return values
+	}
+	for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		if _, err := url.ParseQuery(pair); err != nil && slices.Contains(parameters, name) {
+			in.parameter(name, "invalid_value", "is not well-formed")
+		}
 	}
 	return values
 }
@@ -122,12 +136,12 @@ func (in *input) moment(values url.Values, name string) *query.Moment {
 		return nil
 	}
 	s := values.Get(name)
-	if seq, err := strconv.ParseInt(s, 10, 64); err == nil && seq >= 0 {
-		return &query.Moment{Seq: seq}
+	if seq, err := strconv.ParseUint(s, 10, 63); err == nil {
+		return &query.Moment{Seq: int64(seq)}
 	}
-	// A + that was not percent-encoded comes as a space.
-	at, err := time.Parse(time.RFC3339Nano, strings.Replace(strings.ToUpper(s), " ", "+", 1))
-	if err != nil || at.Year() < 1 || at.IsZero() {
+	s = strings.Replace(s, " ", "+", 1) // a + that was not percent-encoded
+	at, err := time.Parse(time.RFC3339Nano, strings.ToUpper(s))
+	if err != nil || !rfc3339.MatchString(s) || at.IsZero() {
 		in.parameter(name, "invalid_value", "must be a seq or an RFC 3339 time")
 		return nil
 	}

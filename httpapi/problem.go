@@ -148,8 +148,8 @@ func frameworkProblem(err *echo.HTTPError) *problem {
 }
 
 // outageClasses are the classes of SQLSTATE that mean "not now": connection exceptions, serialization and deadlock, insufficient
-// resources, lock not available, operator intervention, system error.
-var outageClasses = map[string]bool{"08": true, "40": true, "53": true, "55": true, "57": true, "58": true}
+// resources, lock not available, operator intervention, system error, and a PostgreSQL that is at odds with itself.
+var outageClasses = map[string]bool{"08": true, "40": true, "53": true, "55": true, "57": true, "58": true, "XX": true}
 
 // isOutage tells a database that is away, or too slow, from a fault of the program.
 func isOutage(err error) bool {

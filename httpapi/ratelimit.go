@@ -5,7 +5,6 @@ import (
 	"math"
 	"net/http"
 	"strconv"
-	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/time/rate"
@@ -23,7 +22,7 @@ type rateLimits struct {
 }
 
 func newRateLimits(rps float64, burst int) *rateLimits {
-	if rps <= 0 {
+	if rps <= 0 || burst <= 0 {
 		return &rateLimits{}
 	}
 	buckets, err := lru.New[string, *rate.Limiter](maxBuckets)
@@ -34,7 +33,7 @@ func newRateLimits(rps float64, burst int) *rateLimits {
 		rps:     rps,
 		burst:   burst,
 		buckets: buckets,
-		policy:  fmt.Sprintf(`"user";q=%d;w=%d`, burst, int(math.Ceil(float64(burst)/rps))),
+		policy:  fmt.Sprintf(`"user";q=%d;w=%d`, burst, int(math.Min(math.Ceil(float64(burst)/rps), math.MaxInt32))),
 	}
 }
 
@@ -57,12 +56,12 @@ func (l *rateLimits) take(header http.Header, user string) error {
 	if allowed {
 		return nil
 	}
-	wait := time.Duration((1 - left) / l.rps * float64(time.Second))
+	wait := math.Min((1-left)/l.rps, math.MaxInt32)
 	return newProblem(http.StatusTooManyRequests, "rate_limited", "too many requests; slow down").
-		with("Retry-After", strconv.Itoa(max(1, int(math.Ceil(wait.Seconds())))))
+		with("Retry-After", strconv.Itoa(max(1, int(math.Ceil(wait)))))
 }
 
 // untilFull is the number of seconds until the bucket is full again.
 func (l *rateLimits) untilFull(left float64) int {
-	return int(math.Ceil((float64(l.burst) - left) / l.rps))
+	return int(math.Min(math.Ceil((float64(l.burst)-left)/l.rps), math.MaxInt32))
 }

@@ -25,12 +25,12 @@ func (in *input) minVersion(values url.Values) int64 {
 	if !values.Has("min_version") {
 		return 0
 	}
-	seq, err := strconv.ParseInt(values.Get("min_version"), 10, 64)
-	if err != nil || seq < 0 {
+	seq, err := strconv.ParseUint(values.Get("min_version"), 10, 63)
+	if err != nil {
 		in.parameter("min_version", "invalid_value", "must be a seq, a number from 0 on")
 		return 0
 	}
-	return seq
+	return int64(seq)
 }
 
 // prepareRead tells what is wrong with a read, or waits for the version it asks for.

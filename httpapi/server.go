@@ -75,7 +75,7 @@ func New(cfg Config) *Server {
 		echo:     echo.New(),
 	}
 	s.echo.HTTPErrorHandler = s.answerError
-	s.echo.Pre(trimSlash)
+	s.echo.Pre(tidyPath)
 	s.echo.Use(s.observe, s.recover, harden, corsFor(cfg.Origins), s.identify, s.bound)
 	s.routes()
 	return s
@@ -125,6 +125,8 @@ const (
 	headerTimeout = 10 * time.Second
 	bodyTimeout   = 30 * time.Second
 	idleTimeout   = 2 * time.Minute
+	// restTimeout is how long the rest of a body may take that nobody reads.
+	restTimeout = 250 * time.Millisecond
 	// workTimeout bounds what the server does for one request; clients give up after 10 seconds.
 	workTimeout = 9 * time.Second
 )

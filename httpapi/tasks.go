@@ -85,13 +85,13 @@ func (s *Server) getTask(c echo.Context, caller Caller) error {
 }
 
 func (s *Server) createTask(c echo.Context, caller Caller) error {
-	body, err := readObject(c.Request())
+	var in input
+	body, err := in.object(c.Request())
 	if err != nil {
 		return err
 	}
-	var in input
 	title, description, completed := in.title(body), in.description(body), in.boolean(body, "is_completed")
-	if _, present := body["title"]; !present {
+	if _, present := body["title"]; !present && body != nil {
 		in.member("title", "required", "is required")
 	}
 	req := in.request(c, caller)
@@ -122,11 +122,11 @@ func (s *Server) updateTask(c echo.Context, caller Caller) error {
 	if c.Request().Method == http.MethodPatch {
 		also = []string{"application/merge-patch+json"}
 	}
-	body, err := readObject(c.Request(), also...)
+	var in input
+	body, err := in.object(c.Request(), also...)
 	if err != nil {
 		return err
 	}
-	var in input
 	update := command.UpdateTask{
 		ID:          in.taskID("id", c.Param("id")),
 		Title:       in.title(body),

@@ -81,6 +81,9 @@ func (s *settings) checkHTTP() error {
 	if !isPort(s.Port) {
 		return fmt.Errorf("PORT must be a port number, 0 to 65535, not %d", s.Port)
 	}
+	for i := range s.CORSOrigins {
+		s.CORSOrigins[i] = strings.TrimSpace(s.CORSOrigins[i])
+	}
 	for _, origin := range s.CORSOrigins {
 		if !isOrigin(origin) {
 			return fmt.Errorf("CORS_ORIGINS must be origins such as https://app.example.com, without path, separated by commas, not %q", origin)

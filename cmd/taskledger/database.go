@@ -25,7 +25,7 @@ type database struct {
 // openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an error.
 func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
-		return connect(ctx, cfg.DatabaseURL, pgx.QueryExecModeCacheDescribe)
+		return connectNamed(ctx, cfg)
 	}
 	dir, err := cfg.dataDir()
 	if err != nil {
@@ -38,7 +38,7 @@ func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, e
 // none, one for the duration of the command.
 func openShared(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
-		return connect(ctx, cfg.DatabaseURL, pgx.QueryExecModeCacheDescribe)
+		return connectNamed(ctx, cfg)
 	}
 	dir, err := cfg.dataDir()
 	if err != nil {
@@ -54,6 +54,14 @@ func openShared(ctx context.Context, cfg *settings, log *slog.Logger) (*database
 		return attach(ctx, dir)
 	}
 	return db, err
+}
+
+func connectNamed(ctx context.Context, cfg *settings) (*database, error) {
+	db, err := connect(ctx, cfg.DatabaseURL, pgx.QueryExecModeCacheDescribe)
+	if err != nil {
+		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	return db, nil
 }
 
 // openMigrated is openShared for a command that needs the schema of this program to be there.
@@ -79,7 +87,7 @@ func attach(ctx context.Context, dir string) (*database, error) {
 func startOwn(ctx context.Context, dir string, log *slog.Logger) (*database, error) {
 	server, err := postgres.Start(ctx, postgres.Options{Dir: dir, Logger: log})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("DATA_DIR: %w", err)
 	}
 	db, err := connect(ctx, server.URL(), pgx.QueryExecModeCacheStatement)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"reflect"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -44,6 +46,9 @@ func main() {
 
 func run(args []string, stdout, stderr io.Writer) int {
 	if err := loadDotEnv(); err != nil {
+		return fail(stderr, err, exitUsage)
+	}
+	if err := tidyEnvironment(); err != nil {
 		return fail(stderr, err, exitUsage)
 	}
 	var c cli
@@ -92,6 +97,42 @@ func loadDotEnv() error {
 		return err
 	}
 	return errors.New(".env: has a line that is not NAME=value, a comment or empty")
+}
+
+// numbers are the settings that are one, and what they should be.
+var numbers = map[string]string{
+	"PORT":               "a port number, 0 to 65535",
+	"RATE_LIMIT_RPS":     "a number of requests a second, 0 (off) or more",
+	"RATE_LIMIT_BURST":   "a number of requests, 0 (off) or more",
+	"MAX_TASKS_PER_USER": "a number of tasks, 1 or more",
+}
+
+// tidyEnvironment takes a variable that is empty for one that is not set, as it comes from a compose file; but an empty secret is
+// an error, and an empty ADMIN_ADDR a setting. It names the numbers that are none, better than the parser of flags would.
+func tidyEnvironment() error {
+	for _, name := range settingNames() {
+		if os.Getenv(name) == "" && name != "BETTER_AUTH_SECRET" && name != "ADMIN_ADDR" {
+			if err := os.Unsetenv(name); err != nil {
+				return err
+			}
+		}
+	}
+	for name, want := range numbers {
+		value, set := os.LookupEnv(name)
+		if _, err := strconv.ParseFloat(value, 64); set && err != nil {
+			return fmt.Errorf("%s must be %s, not %q", name, want, value)
+		}
+	}
+	return nil
+}
+
+// settingNames are the variables of settings.
+func settingNames() []string {
+	var names []string
+	for i, t := 0, reflect.TypeFor[settings](); i < t.NumField(); i++ {
+		names = append(names, t.Field(i).Tag.Get("env"))
+	}
+	return names
 }
 
 // fail prints one line.

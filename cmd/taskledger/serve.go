@@ -55,6 +55,13 @@ func serve(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Write
 		return fmt.Errorf("PORT: %w", err)
 	}
 	defer closeQuietly(listener)
+	adminListener, err := listenAdmin(cfg)
+	if err != nil {
+		return err
+	}
+	if adminListener != nil {
+		defer closeQuietly(adminListener)
+	}
 	db, err := openOwn(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -75,7 +82,19 @@ func serve(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Write
 	if err := app.banner(stdout, listener.Addr(), cfg, secret); err != nil {
 		return err
 	}
-	return app.run(ctx, listener)
+	return app.run(ctx, listener, adminListener)
+}
+
+// listenAdmin listens for operators; nil when that is off.
+func listenAdmin(cfg *settings) (net.Listener, error) {
+	if cfg.AdminAddr == "" {
+		return nil, nil
+	}
+	listener, err := net.Listen("tcp", cfg.AdminAddr)
+	if err != nil {
+		return nil, fmt.Errorf("ADMIN_ADDR: %w", err)
+	}
+	return listener, nil
 }
 
 // closeQuietly closes a listener that a server may have closed before.
@@ -91,7 +110,7 @@ type app struct {
 	auth     *httpapi.Authenticator
 	server   *httpapi.Server
 	api      *http.Server
-	admin    *http.Server // nil when it is off
+	admin    *http.Server
 	stopping atomic.Bool
 }
 
@@ -145,9 +164,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		RateBurst: cfg.RateLimitBurst,
 	})
 	a.api = a.server.HTTPServer()
-	if cfg.AdminAddr != "" {
-		a.admin = &http.Server{Addr: cfg.AdminAddr, Handler: httpapi.NewAdmin(registry), ReadHeaderTimeout: 5 * time.Second}
-	}
+	a.admin = &http.Server{Handler: httpapi.NewAdmin(registry), ReadHeaderTimeout: 5 * time.Second}
 	return a, nil
 }
 
@@ -188,7 +205,7 @@ func (a *app) ready(ctx context.Context, pool *pgxpool.Pool) error {
 
 // run serves until ctx ends or a part fails, then stops the parts in the order of what flows through them: requests, events,
 // projections.
-func (a *app) run(ctx context.Context, listener net.Listener) error {
+func (a *app) run(ctx context.Context, listener, adminListener net.Listener) error {
 	failed := make(chan error, 3)
 	projecting, stopProjecting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopProjecting()
@@ -198,8 +215,8 @@ func (a *app) run(ctx context.Context, listener net.Listener) error {
 		failed <- a.runner.Run(projecting)
 	}()
 	go func() { failed <- a.api.Serve(listener) }()
-	if err := a.serveAdmin(ctx, failed); err != nil {
-		return err
+	if adminListener != nil {
+		go func() { failed <- a.admin.Serve(adminListener) }()
 	}
 	var err error
 	select {
@@ -230,32 +247,16 @@ func (a *app) drain(failed <-chan error) error {
 	}
 }
 
-func (a *app) serveAdmin(ctx context.Context, failed chan<- error) error {
-	if a.admin == nil {
-		return nil
-	}
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", a.admin.Addr)
-	if err != nil {
-		return fmt.Errorf("ADMIN_ADDR: %w", err)
-	}
-	go func() {
-		if err := a.admin.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			failed <- err
-		}
-	}()
-	return nil
-}
-
-// shutdown lets requests in flight finish.
+// shutdown lets requests in flight finish. Who has not by then is cut off: a client that is that slow holds up nobody's stop.
 func (a *app) shutdown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	err := a.api.Shutdown(ctx)
-	if a.admin != nil {
-		err = errors.Join(err, a.admin.Close())
+	if errors.Is(err, context.DeadlineExceeded) {
+		a.log.Warn("requests were cut off, they took too long")
+		err = a.api.Close()
 	}
-	return err
+	return errors.Join(err, a.admin.Close())
 }
 
 func (a *app) close() {

@@ -249,9 +249,16 @@ func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"before"}`)
 	acknowledged := 1
 	for range 2 {
-		if err := syscall.Kill(db.PID(), syscall.SIGKILL); err != nil {
+		old := db.PID()
+		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+		s.await(1, func() (int, error) { // its children may answer for a moment more
+			if pid := db.PID(); pid == old || pid == 0 {
+				return 0, nil
+			}
+			return 1, nil
+		})
 		killed := time.Now()
 		s.await(201, func() (int, error) {
 			status, answer, err := s.call("u", "POST", "/api/tasks", `{"title":"after"}`)
