@@ -197,6 +197,10 @@ func TestWhatDoesNotJoinOnIsFoldedAnew(t *testing.T) {
 			}
 			p.exec(damage)
 			p.run()
+			if name == "events passed over" {
+				p.visible(p.append("u", uuid.New(), events.TaskCreated{Title: "folds well, and yet"}))
+				p.verified()
+			}
 			p.visible(p.append("u", second, events.TaskReopened{}))
 			p.verified()
 		})
