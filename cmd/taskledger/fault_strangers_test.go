@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"taskledger/migrations/testdb"
+)
+
+// What strangers leave open, in this database or another of the cluster, holds nobody up: readers go by position and not by
+// transaction ids.
+func TestOpenTransactionsOfStrangersHoldNobodyUp(t *testing.T) {
+	t.Parallel()
+	url, other := testdb.URL(t), testdb.URL(t)
+	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
+	writer, reader := startServer(t, env...), startServer(t, env...)
+	writer.must(201, "u", "POST", "/api/tasks", `{"title":"before"}`)
+	leaveOpen(t, url, `CREATE TABLE stranger (n integer); INSERT INTO stranger VALUES (1)`)
+	leaveOpen(t, other, `CREATE TABLE stranger (n integer); INSERT INTO stranger VALUES (1)`)
+	leaveOpen(t, url, `SELECT count(*) FROM task_events; SELECT pg_current_xact_id()`)
+	var slowest time.Duration
+	for range 20 {
+		begin := time.Now()
+		task := writer.must(201, "u", "POST", "/api/tasks", `{"title":"after"}`)
+		found := reader.must(200, "u", "GET", "/api/tasks/"+task["id"].(string), "")
+		took := time.Since(begin)
+		slowest = max(slowest, took)
+		if took > time.Second || found["title"] != "after" {
+			t.Errorf("visible after %v: %v", took, found)
+		}
+	}
+	t.Logf("visible after %v at most", slowest)
+	if got := finish(t, program(t, env[:1], "verify")); got.code != 0 {
+		t.Errorf("verify: %+v", got)
+	}
+}
+
+// leaveOpen begins a transaction and leaves it idle until the end of the test.
+func leaveOpen(t *testing.T, url, sql string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	if _, err := conn.Exec(t.Context(), `BEGIN; `+sql); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A dump that is restored into a new cluster, whose transaction ids begin anew and which lacks our roles, goes on where it was.
+func TestADumpGoesOnInAnotherCluster(t *testing.T) {
+	t.Parallel()
+	from, to := testdb.URL(t), testdb.Server(t).URL()
+	secret := "BETTER_AUTH_SECRET=" + serveSecret
+	before := startServer(t, "DATABASE_URL="+from, secret)
+	old := before.must(201, "u", "POST", "/api/tasks", `{"title":"old"}`)
+	for range 50 {
+		before.must(200, "u", "PATCH", "/api/tasks/"+old["id"].(string)+"/complete", "")
+	}
+	last := before.must(200, "u", "GET", "/api/tasks/"+old["id"].(string), "")
+	before.terminate()
+	moveDump(t, from, to)
+
+	after := startServer(t, "DATABASE_URL="+to, secret)
+	if found := after.must(200, "u", "GET", "/api/tasks/"+old["id"].(string), ""); found["updated_at"] != last["updated_at"] {
+		t.Errorf("after the move the task is %v, it was %v", found, last)
+	}
+	changed := after.must(200, "u", "PATCH", "/api/tasks/"+old["id"].(string), `{"title":"new"}`)
+	if changed["version"] != last["version"].(float64)+1 {
+		t.Errorf("after version %v comes %v", last["version"], changed["version"])
+	}
+	begin := time.Now()
+	task := after.must(201, "another", "POST", "/api/tasks", `{"title":"new"}`)
+	after.must(200, "another", "GET", "/api/tasks/"+task["id"].(string), "")
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("visible after %v", took)
+	}
+	got := finish(t, program(t, []string{"DATABASE_URL=" + to}, "verify"))
+	if want := "compared 2 users, 53 events, 55 rows; 0 parked\n"; got.code != 0 || got.stdout != want {
+		t.Errorf("verify: %+v, want %q", got, want)
+	}
+}
+
+var missingRole = regexp.MustCompile(`^(psql:.*: )?ERROR:  role "taskledger_reader" does not exist$`)
+
+// moveDump is pg_dump | psql. That the reader's role is missing there is all that psql may complain of.
+func moveDump(t *testing.T, from, to string) {
+	t.Helper()
+	dump, restore := clientProgram(t, from, "pg_dump", from), clientProgram(t, from, "psql", "-X", "-q", "-d", to)
+	var script, complaints, stderr bytes.Buffer
+	dump.Stdout, dump.Stderr = &script, &stderr
+	if err := dump.Run(); err != nil {
+		t.Fatalf("pg_dump: %v %s", err, &stderr)
+	}
+	restore.Stdin, restore.Stderr = &script, &complaints
+	if err := restore.Run(); err != nil {
+		t.Fatalf("psql: %v %s", err, &complaints)
+	}
+	for line := range strings.Lines(complaints.String()) {
+		if !missingRole.MatchString(strings.TrimSpace(line)) {
+			t.Errorf("psql: %s", line)
+		}
+	}
+}
+
+// clientProgram finds a program of PostgreSQL: next to those of the server behind url, or on PATH.
+func clientProgram(t *testing.T, url, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var dir string
+	if err := conn.QueryRow(t.Context(), `SELECT setting FROM pg_config WHERE name = 'BINDIR'`).Scan(&dir); err != nil {
+		t.Fatal(err)
+	}
+	path, err := exec.LookPath(filepath.Join(filepath.FromSlash(dir), name))
+	if err != nil {
+		path, err = exec.LookPath(name)
+	}
+	if err != nil {
+		t.Fatalf("%s is neither with the server's programs nor on PATH: install the clients of PostgreSQL", name)
+	}
+	cmd := exec.CommandContext(t.Context(), path, args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
+	return cmd
+}
