@@ -153,15 +153,18 @@ var outageClasses = map[string]bool{"08": true, "40": true, "53": true, "55": tr
 
 // isOutage tells a database that is away, or too slow, from a fault of the program.
 func isOutage(err error) bool {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
-		return outageClasses[pgErr.Code[:2]]
-	}
 	var (
 		network  net.Error
 		connect  *pgconn.ConnectError
 		unfolded *events.FoldError
+		pgErr    *pgconn.PgError
 	)
+	if errors.As(err, &connect) { // whatever the reason: nobody could ask
+		return true
+	}
+	if errors.As(err, &pgErr) {
+		return outageClasses[pgErr.Code[:2]]
+	}
 	for _, known := range []error{
 		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled, events.ErrClosed, command.ErrContended,
 	} {
@@ -169,7 +172,7 @@ func isOutage(err error) bool {
 			return true
 		}
 	}
-	return errors.As(err, &network) || errors.As(err, &connect) || errors.As(err, &unfolded) || pgconn.SafeToRetry(err)
+	return errors.As(err, &network) || errors.As(err, &unfolded) || pgconn.SafeToRetry(err)
 }
 
 // safeCause is what may be logged of why a request failed: of PostgreSQL's errors only the code and the constraint, because the

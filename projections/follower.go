@@ -24,7 +24,7 @@ import (
 const maxEvents = 1000
 
 // follower runs one projection. Watermill's subscriber goroutine selects, executes and backs off; the router's goroutine folds in
-// between; one message is on its way at a time, so the two take turns and the fields without a lock need none.
+// between. One message is on its way at a time, so the two take turns, but for the end, when the subscriber does not wait.
 type follower struct {
 	projection *projection
 	pool       *pgxpool.Pool
@@ -38,6 +38,7 @@ type follower struct {
 	stopped  chan struct{}
 	stopOnce sync.Once
 
+	mu        sync.Mutex         // guards what follows
 	current   *batch             // selected, not yet written
 	next      watermillsql.Query // what writes current
 	selected  bool               // the select gave its row
@@ -90,6 +91,8 @@ func (selectAdapter) SubscribeIsolationLevel() sql.IsolationLevel { return sql.L
 // SelectQuery implements watermill-sql's SchemaAdapter: the next batch as one message.
 func (a selectAdapter) SelectQuery(string, string, watermillsql.OffsetsAdapter) watermillsql.Query {
 	f := a.follower
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.selected, f.current = false, nil
 	limit := maxEvents
 	if f.progress.at() < f.oneByOne {
@@ -109,6 +112,8 @@ func (a selectAdapter) UnmarshalMessage(row watermillsql.Scanner) (watermillsql.
 		return watermillsql.Row{}, fmt.Errorf("read batch: %w", err)
 	}
 	f := a.follower
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.selected = true
 	f.progress.confirm(from)
 	if to == nil {
@@ -120,6 +125,8 @@ func (a selectAdapter) UnmarshalMessage(row watermillsql.Scanner) (watermillsql.
 
 // handle folds the batch. It never fails, and so is never nacked: a batch that can't be folded now is left, and selected again.
 func (f *follower) handle(msg *message.Message) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.next = nothing
 	b, err := parseBatch(msg.Payload)
 	if err != nil {
@@ -182,31 +189,43 @@ func (checkpointAdapter) ConsumedMessageQuery(string, watermillsql.Row, string, 
 
 // AckMessageQuery implements watermill-sql's OffsetsAdapter: the one statement that writes the rows and moves the checkpoint.
 func (a checkpointAdapter) AckMessageQuery(string, watermillsql.Row, string) watermillsql.Query {
+	a.follower.mu.Lock()
+	defer a.follower.mu.Unlock()
 	return a.follower.next
 }
 
 // HandleError implements watermill-sql's BackoffManager. It is called after each turn of the subscriber, when nothing is open:
 // the place to take note of what was written, and to wait for more.
 func (f *follower) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) time.Duration {
+	if again, pause := f.conclude(noMsg, err); again {
+		return pause
+	}
+	f.await()
+	return 0
+}
+
+// conclude takes note of how a turn ended. It tells whether to try again, after a pause, without waiting for more.
+func (f *follower) conclude(noMsg bool, err error) (again bool, pause time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	switch {
 	case err != nil && f.refusedByDatabase(err):
-		return 0
+		return true, 0
 	case err != nil:
 		f.fault(err)
-		return pollInterval
+		return true, pollInterval
 	case noMsg && !f.selected:
 		f.fault(errors.New("the select for the next batch broke off"))
-		return pollInterval
+		return true, pollInterval
 	case !noMsg && f.next.Query == nothing.Query:
-		return pollInterval
+		return true, pollInterval
 	}
 	f.recovered()
 	if !noMsg && f.commits.affected.Load() > 0 {
 		f.metrics.applied(f.projection.name, len(f.current.Events))
 		f.progress.confirm(f.current.to)
 	}
-	f.await()
-	return 0
+	return false, 0
 }
 
 // await returns when the log is known to have more than was confirmed, after the poll interval, or at the end. After a batch
