@@ -214,7 +214,11 @@ func (a *app) run(ctx context.Context, listener, adminListener net.Listener) err
 		defer close(projected)
 		failed <- a.runner.Run(projecting)
 	}()
-	go func() { failed <- a.api.Serve(listener) }()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		failed <- a.api.Serve(listener)
+	}()
 	if adminListener != nil {
 		go func() { failed <- a.admin.Serve(adminListener) }()
 	}
@@ -225,6 +229,9 @@ func (a *app) run(ctx context.Context, listener, adminListener net.Listener) err
 	case err = <-failed:
 	}
 	a.stopping.Store(true)
+	// Shutdown knows of the connections that Serve has taken over. So that none is in between, Serve ends first.
+	closeQuietly(listener)
+	<-served
 	err = errors.Join(err, a.shutdown(ctx))
 	a.events.Close()
 	stopProjecting()
