@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -38,10 +39,17 @@ func (s *Server) livez(c echo.Context) error {
 func (s *Server) readyz(c echo.Context) error {
 	ctx, cancel := context.WithTimeout(c.Request().Context(), readyTimeout)
 	defer cancel()
-	if err := s.ready(ctx); err != nil {
+	if err := s.isReady(ctx); err != nil {
 		return newProblem(http.StatusServiceUnavailable, "unavailable", "not ready").with("Retry-After", "1").because(err)
 	}
 	return sendJSON(c, http.StatusOK, statusJSON{"ready"})
+}
+
+func (s *Server) isReady(ctx context.Context) error {
+	if s.isStopping() {
+		return errors.New("the server is stopping")
+	}
+	return s.ready(ctx)
 }
 
 // docs registers the description of the API, as a page and for programs.

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -180,7 +181,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("cut off after %v", took)
 	}
-	server := s.server.HTTPServer()
+	server := s.server.httpServer()
 	if server.ReadHeaderTimeout != 10*time.Second || New(Config{Metrics: noMetrics{}}).bodyTime != 30*time.Second {
 		t.Error("not the times of the contract")
 	}
@@ -468,5 +469,64 @@ func TestMoreClientsThanConnections(t *testing.T) {
 	s.server.workTime = workTimeout
 	for range 20 {
 		s.want(200, call{method: "GET", path: "/api/tasks", user: "u"})
+	}
+}
+
+// A connection that was made before the server stops, with a request that comes after: it is answered, and the last of its
+// connection; readiness fails; who connects later is refused.
+func TestAStopLeavesNoRequestUnanswered(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	task := s.titled("u", "a").ID.String()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.server.Serve(ctx, l) }()
+	request := "GET /api/tasks/" + task + " HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.token("u") + "\r\n\r\n"
+	var conns [4]net.Conn
+	for i := range conns {
+		if conns[i], err = net.Dial("tcp", l.Addr().String()); err != nil {
+			t.Fatal(err)
+		}
+		defer conns[i].Close()
+	}
+	// One is idle, one has sent half a request, one nothing yet; one never will.
+	io.WriteString(conns[0], request)
+	idle := bufio.NewReader(conns[0])
+	if resp, err := http.ReadResponse(idle, nil); err != nil || resp.StatusCode != 200 || resp.Close {
+		t.Fatalf("before the stop: %v, %v", resp, err)
+	} else if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(conns[1], request[:20])
+	stop()
+	<-s.server.stopping
+	for _, path := range []string{"/readyz", "/livez"} {
+		if want := map[string]int{"/readyz": 503, "/livez": 200}[path]; s.do(call{method: "GET", path: path}).StatusCode != want {
+			t.Errorf("%s is not %d while stopping", path, want)
+		}
+	}
+	io.WriteString(conns[0], request)
+	if resp, err := http.ReadResponse(idle, nil); err != nil || resp.StatusCode != 200 || !resp.Close {
+		t.Errorf("on an idle connection: %v, %v", resp, err)
+	}
+	for closed := false; !closed; { // until the server no longer listens
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if closed = err != nil; !closed {
+			conn.Close()
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	for i, text := range map[int]string{1: request[20:], 2: request} {
+		io.WriteString(conns[i], text)
+		if resp, err := http.ReadResponse(bufio.NewReader(conns[i]), nil); err != nil || resp.StatusCode != 200 || !resp.Close {
+			t.Errorf("connection %d: %v, %v", i, resp, err)
+		}
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

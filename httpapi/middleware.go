@@ -61,7 +61,7 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 			id = uuid.NewString()
 		}
 		c.Response().Header().Set(echo.HeaderXRequestID, id)
-		if s.draining.Load() {
+		if s.isStopping() {
 			c.Response().Header().Set("Connection", "close")
 		}
 		if err := s.limitReading(c); err != nil {

@@ -5,8 +5,8 @@ package httpapi
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -38,7 +38,7 @@ type Config struct {
 	RateBurst int
 }
 
-// Server answers requests. Its Handler may be used by several listeners.
+// Server answers requests.
 type Server struct {
 	commands *command.Handler
 	queries  *query.Reader
@@ -51,8 +51,10 @@ type Server struct {
 	requests *prometheus.HistogramVec
 	bodyTime time.Duration
 	workTime time.Duration
-	draining atomic.Bool
+	stopping chan struct{} // closed when the server is about to go
 	echo     *echo.Echo
+
+	connections connections
 }
 
 // handler is a route for an authenticated caller.
@@ -72,7 +74,10 @@ func New(cfg Config) *Server {
 		requests: requestMetrics(cfg.Metrics),
 		bodyTime: bodyTimeout,
 		workTime: workTimeout,
+		stopping: make(chan struct{}),
 		echo:     echo.New(),
+
+		connections: connections{busy: map[net.Conn]connection{}},
 	}
 	s.echo.HTTPErrorHandler = s.answerError
 	s.echo.Pre(tidyPath)
@@ -109,36 +114,5 @@ func (s *Server) read(path string, h echo.HandlerFunc) {
 func (s *Server) user(h handler) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		return h(c, c.Get(callerKey).(Caller))
-	}
-}
-
-// Handler is the server's http.Handler.
-func (s *Server) Handler() http.Handler { return s.echo }
-
-// Drain asks clients to go elsewhere: each answer from now on is the last of its connection. A server that is shut down a moment
-// later then finds few connections on which a request may just be on its way.
-func (s *Server) Drain() { s.draining.Store(true) }
-
-// Limits of a connection.
-const (
-	maxHeader     = 32 << 10
-	headerTimeout = 10 * time.Second
-	bodyTimeout   = 30 * time.Second
-	idleTimeout   = 2 * time.Minute
-	// restTimeout is how long the rest of a body may take that nobody reads.
-	restTimeout = 250 * time.Millisecond
-	// workTimeout bounds what the server does for one request; clients give up after 10 seconds.
-	workTimeout = 9 * time.Second
-)
-
-// HTTPServer returns an http.Server with the limits of the contract. The caller listens, serves and shuts down.
-func (s *Server) HTTPServer() *http.Server {
-	return &http.Server{
-		Handler:           s.echo,
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		// net/http reads this many bytes more before it refuses.
-		MaxHeaderBytes: maxHeader - 4096,
-		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }

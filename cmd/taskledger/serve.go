@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,10 +30,6 @@ const (
 	developer = "developer"
 	// streamCache bounds the streams that decisions keep in memory, in bytes.
 	streamCache = 64 << 20
-	// drainTime is how long clients are asked to leave before the server stops listening.
-	drainTime = time.Second
-	// shutdownTimeout bounds how long requests in flight may take to finish.
-	shutdownTimeout = 10 * time.Second
 	// maxLag is how old an event may be that a read model does not show, before the service is not ready.
 	maxLag = 10 * time.Second
 )
@@ -109,9 +104,7 @@ type app struct {
 	events   *events.Log
 	auth     *httpapi.Authenticator
 	server   *httpapi.Server
-	api      *http.Server
 	admin    *http.Server
-	stopping atomic.Bool
 }
 
 func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log *slog.Logger) (*app, error) {
@@ -163,7 +156,6 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		RateRPS:   cfg.RateLimitRPS,
 		RateBurst: cfg.RateLimitBurst,
 	})
-	a.api = a.server.HTTPServer()
 	a.admin = &http.Server{Handler: httpapi.NewAdmin(registry), ReadHeaderTimeout: 5 * time.Second}
 	return a, nil
 }
@@ -187,9 +179,6 @@ func (s *settings) jwksURL() string {
 
 // ready looks at everything the service needs.
 func (a *app) ready(ctx context.Context, pool *pgxpool.Pool) error {
-	if a.stopping.Load() {
-		return errors.New("shutting down")
-	}
 	if err := migrations.Check(ctx, pool); err != nil {
 		return err
 	}
@@ -206,64 +195,36 @@ func (a *app) ready(ctx context.Context, pool *pgxpool.Pool) error {
 // run serves until ctx ends or a part fails, then stops the parts in the order of what flows through them: requests, events,
 // projections.
 func (a *app) run(ctx context.Context, listener, adminListener net.Listener) error {
-	failed := make(chan error, 3)
 	projecting, stopProjecting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopProjecting()
-	projected := make(chan struct{})
+	serving, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	projected, served, administered := make(chan error, 1), make(chan error, 1), make(chan error, 1)
+	go func() { projected <- a.runner.Run(projecting); stopServing() }()
+	go func() { served <- a.server.Serve(serving, listener) }()
 	go func() {
-		defer close(projected)
-		failed <- a.runner.Run(projecting)
+		err := a.serveAdmin(adminListener)
+		if err != nil {
+			stopServing()
+		}
+		administered <- err
 	}()
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		failed <- a.api.Serve(listener)
-	}()
-	if adminListener != nil {
-		go func() { failed <- a.admin.Serve(adminListener) }()
-	}
-	var err error
-	select {
-	case <-ctx.Done():
-		err = a.drain(failed)
-	case err = <-failed:
-	}
-	a.stopping.Store(true)
-	// Shutdown knows of the connections that Serve has taken over. So that none is in between, Serve ends first.
-	closeQuietly(listener)
-	<-served
-	err = errors.Join(err, a.shutdown(ctx))
+	err := <-served
+	err = errors.Join(err, a.admin.Close(), <-administered)
 	a.events.Close()
 	stopProjecting()
-	<-projected
-	return err
+	return errors.Join(err, <-projected)
 }
 
-// drain tells everyone that this server is about to go, and waits a moment for them to hear it.
-func (a *app) drain(failed <-chan error) error {
-	a.log.Info("stopping")
-	a.stopping.Store(true)
-	a.server.Drain()
-	timer := time.NewTimer(drainTime)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
+// serveAdmin serves operators, if there is a listener for them, until a.admin is closed.
+func (a *app) serveAdmin(l net.Listener) error {
+	if l == nil {
 		return nil
-	case err := <-failed:
-		return err
 	}
-}
-
-// shutdown lets requests in flight finish. Who has not by then is cut off: a client that is that slow holds up nobody's stop.
-func (a *app) shutdown(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-	defer cancel()
-	err := a.api.Shutdown(ctx)
-	if errors.Is(err, context.DeadlineExceeded) {
-		a.log.Warn("requests were cut off, they took too long")
-		err = a.api.Close()
+	if err := a.admin.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("ADMIN_ADDR: %w", err)
 	}
-	return errors.Join(err, a.admin.Close())
+	return nil
 }
 
 func (a *app) close() {
