@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/labstack/echo/v4"
 )
 
 func TestBodiesAreReadStrictly(t *testing.T) {
@@ -236,6 +238,35 @@ func TestASlowBodyIsNoOutage(t *testing.T) {
 	}
 	if resp.Body.Close(); resp.StatusCode != 201 {
 		t.Errorf("a body of 0.75 s, with 0.3 s for the work: %d", resp.StatusCode)
+	}
+}
+
+// The time for the rest of a body is over when its end was read: an answer that takes longer does not end the connection's context.
+func TestALongAnswerDoesNotSpoilItsConnection(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.server.echo.POST("/slow", func(c echo.Context) error {
+		if _, err := io.Copy(io.Discard, c.Request().Body); err != nil {
+			return err
+		}
+		c.Response().WriteHeader(200)
+		select {
+		case <-c.Request().Context().Done():
+			return nil
+		case <-time.After(2 * restTimeout):
+			_, err := io.WriteString(c.Response(), "whole")
+			return err
+		}
+	})
+	for range 2 { // on one connection
+		resp, err := http.Post(s.http.URL+"/slow", "text/plain", strings.NewReader("body"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if resp.Body.Close(); err != nil || string(body) != "whole" {
+			t.Errorf("%q %v", body, err)
+		}
 	}
 }
 

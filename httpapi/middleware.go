@@ -179,6 +179,9 @@ func (s *Server) limitReading(c echo.Context) error {
 		return nil
 	}
 	c.Response().Before(func() {
+		if body, ok := c.Request().Body.(*timedBody); ok && body.ended {
+			return // net/http now waits for the client's next request, or its end
+		}
 		if err := limit(restTimeout); err != nil {
 			c.Response().Header().Set("Connection", "close")
 		}
@@ -212,8 +215,8 @@ func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 // timedBody tells when a body begins to be read, and when it ends.
 type timedBody struct {
 	io.ReadCloser
-	begin, end func()
-	begun      bool
+	begin, end   func()
+	begun, ended bool
 }
 
 // Read implements io.Reader.
@@ -226,6 +229,7 @@ func (b *timedBody) Read(p []byte) (int, error) {
 	if err != nil {
 		b.end()
 	}
+	b.ended = b.ended || errors.Is(err, io.EOF)
 	return n, err
 }
 
