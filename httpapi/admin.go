@@ -20,12 +20,24 @@ func NewAdmin(metrics prometheus.Gatherer) http.Handler {
 	return mux
 }
 
-func requestMetrics(registry prometheus.Registerer) *prometheus.HistogramVec {
-	requests := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:    "taskledger_http_request_duration_seconds",
-		Help:    "Requests by method, route and status.",
-		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-	}, []string{"method", "route", "status"})
-	registry.MustRegister(requests)
-	return requests
+// metrics are what the server counts.
+type metrics struct {
+	requests *prometheus.HistogramVec
+	streams  prometheus.Gauge
+}
+
+func newMetrics(registry prometheus.Registerer) metrics {
+	m := metrics{
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "taskledger_http_request_duration_seconds",
+			Help:    "Requests by method, route and status; a stream counts when it ends.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"method", "route", "status"}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "taskledger_http_streams",
+			Help: "Streams of events that are open.",
+		}),
+	}
+	registry.MustRegister(m.requests, m.streams)
+	return m
 }

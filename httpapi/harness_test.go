@@ -64,6 +64,7 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 		Metrics:  prometheus.NewRegistry(),
 		Ready:    func(context.Context) error { return nil },
 		Moved:    runner.Moved,
+		Watch:    runner.Watch,
 		Version:  "test",
 		Origins:  []string{"http://localhost:3000"},
 	}

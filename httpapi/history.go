@@ -20,6 +20,18 @@ type historyJSON struct {
 	Changes    jsontext.Value `json:"changes"`
 }
 
+func toHistoryJSON(e query.HistoryEntry) historyJSON {
+	return historyJSON{
+		Seq:        e.Seq,
+		Type:       e.Type,
+		TaskID:     e.TaskID,
+		RecordedAt: e.RecordedAt.Format(timeLayout),
+		Actor:      e.Actor,
+		RequestID:  e.RequestID,
+		Changes:    jsontext.Value(e.Changes),
+	}
+}
+
 func (s *Server) listHistory(c echo.Context, caller Caller) error {
 	var in input
 	values := in.values(c.Request())
@@ -66,15 +78,7 @@ func sendHistory(c echo.Context, list string, page query.HistoryPage) error {
 	}
 	entries := make([]historyJSON, len(page.Entries))
 	for i, e := range page.Entries {
-		entries[i] = historyJSON{
-			Seq:        e.Seq,
-			Type:       e.Type,
-			TaskID:     e.TaskID,
-			RecordedAt: e.RecordedAt.Format(timeLayout),
-			Actor:      e.Actor,
-			RequestID:  e.RequestID,
-			Changes:    jsontext.Value(e.Changes),
-		}
+		entries[i] = toHistoryJSON(e)
 	}
 	return sendList(c, page.Head, list+c.QueryParam("limit")+c.QueryParam("cursor"), entries)
 }

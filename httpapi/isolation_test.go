@@ -32,6 +32,12 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 			if route.Method != "GET" && route.Method != "HEAD" {
 				continue
 			}
+			if route.Path == "/api/events" {
+				if f := s.listen("attacker", "0").want(1); f.Data.TaskID != own.ID {
+					t.Errorf("the stream shows %s", f.raw)
+				}
+				continue
+			}
 			for _, query := range []string{"", "?q=private", "?task_id=" + theirs.ID.String()} {
 				c.path = route.Path + query
 				if a := s.want(200, c); strings.Contains(string(a.body), "private") || strings.Contains(string(a.body), theirs.ID.String()) {

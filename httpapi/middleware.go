@@ -17,7 +17,11 @@ import (
 	"github.com/labstack/echo/v4/middleware"
 )
 
-const callerKey = "caller"
+// What a request's context holds.
+const (
+	callerKey   = "caller"
+	deadlineKey = "deadline" // the timer that ends the work
+)
 
 var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
@@ -72,7 +76,7 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		took := time.Since(start)
 		route, method := routeOf(c), methodOf(c.Request())
-		s.requests.WithLabelValues(method, route, fmt.Sprint(c.Response().Status)).Observe(took.Seconds())
+		s.metrics.requests.WithLabelValues(method, route, fmt.Sprint(c.Response().Status)).Observe(took.Seconds())
 		s.log.Info("request", "method", method, "route", route, "status", c.Response().Status,
 			"ms", float64(took.Microseconds())/1000, "request_id", id)
 		return nil
@@ -198,6 +202,7 @@ func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 		defer cancel(nil)
 		timer := time.AfterFunc(s.workTime, func() { cancel(context.DeadlineExceeded) })
 		defer timer.Stop()
+		c.Set(deadlineKey, timer)
 		r = r.WithContext(ctx)
 		r.Body = &timedBody{
 			ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, maxBody),
@@ -210,6 +215,11 @@ func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		return next(c)
 	}
+}
+
+// noDeadline lets a request go on for as long as it likes.
+func (s *Server) noDeadline(c echo.Context) {
+	c.Get(deadlineKey).(*time.Timer).Stop()
 }
 
 // timedBody tells when a body begins to be read, and when it ends.

@@ -54,7 +54,7 @@ func (s *Server) await(c echo.Context, caller Caller, seq int64) error {
 	for {
 		moved := s.moved() // before the look, or what happens in between is missed
 		shown, err := s.queries.Shown(ctx, caller.UserID)
-		if err == nil && shown >= seq {
+		if err == nil && shown.Seq >= seq {
 			return nil
 		}
 		if err != nil && !errors.Is(err, context.DeadlineExceeded) {

@@ -34,6 +34,9 @@ const (
 	settlePoll = 10 * time.Millisecond
 )
 
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
 // httpServer returns an http.Server with the limits of the contract.
 func (s *Server) httpServer() *http.Server {
 	return &http.Server{
@@ -44,6 +47,9 @@ func (s *Server) httpServer() *http.Server {
 		MaxHeaderBytes: maxHeader - 4096,
 		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnState:      s.connections.note,
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, conn)
+		},
 	}
 }
 

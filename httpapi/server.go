@@ -29,6 +29,9 @@ type Config struct {
 	Ready func(ctx context.Context) error
 	// Moved returns a channel that is closed when a read model has come further.
 	Moved func() <-chan struct{}
+	// Watch calls announce with the user's last seq each time the read models have come to show more of the user's events, until leave is
+	// called.
+	Watch func(user string, announce func(seq int64)) (leave func())
 	// Version is shown at /.
 	Version string
 	// Origins may call from a browser, with credentials; compared exactly.
@@ -46,15 +49,22 @@ type Server struct {
 	log      *slog.Logger
 	ready    func(ctx context.Context) error
 	moved    func() <-chan struct{}
+	watch    func(user string, announce func(seq int64)) (leave func())
 	version  string
 	limits   *rateLimits
-	requests *prometheus.HistogramVec
-	bodyTime time.Duration
-	workTime time.Duration
+	metrics  metrics
 	stopping chan struct{} // closed when the server is about to go
 	echo     *echo.Echo
 
 	connections connections
+	streams     streams
+
+	// What tests make shorter.
+	bodyTime  time.Duration
+	workTime  time.Duration
+	heartbeat time.Duration
+	takeTime  time.Duration
+	backlog   int64
 }
 
 // handler is a route for an authenticated caller.
@@ -69,15 +79,21 @@ func New(cfg Config) *Server {
 		log:      cfg.Log,
 		ready:    cfg.Ready,
 		moved:    cfg.Moved,
+		watch:    cfg.Watch,
 		version:  cfg.Version,
 		limits:   newRateLimits(cfg.RateRPS, cfg.RateBurst),
-		requests: requestMetrics(cfg.Metrics),
-		bodyTime: bodyTimeout,
-		workTime: workTimeout,
+		metrics:  newMetrics(cfg.Metrics),
 		stopping: make(chan struct{}),
 		echo:     echo.New(),
 
 		connections: connections{busy: map[net.Conn]connection{}},
+		streams:     streams{open: map[string]int{}},
+
+		bodyTime:  bodyTimeout,
+		workTime:  workTimeout,
+		heartbeat: heartbeat,
+		takeTime:  takeTimeout,
+		backlog:   streamBacklog,
 	}
 	s.echo.HTTPErrorHandler = s.answerError
 	s.echo.Pre(tidyPath)
@@ -98,6 +114,7 @@ func (s *Server) routes() {
 	s.echo.DELETE("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ReopenTask{ID: id} })))
 	s.read("/api/tasks/:id/history", s.user(s.listTaskHistory))
 	s.read("/api/history", s.user(s.listHistory))
+	s.echo.GET("/api/events", s.user(s.streamEvents))
 
 	s.read("/", s.index)
 	s.read("/livez", s.livez)

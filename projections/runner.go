@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -30,11 +31,13 @@ type Runner struct {
 	log       *slog.Logger
 	followers []*follower
 	moved     broadcast
+	watchers  watchers
 }
 
-// NewRunner returns a runner that is not running yet. pool needs two connections a projection and one to listen.
+// NewRunner returns a runner that is not running yet. pool needs two connections a projection, one to listen and one for the
+// watchers.
 func NewRunner(pool *pgxpool.Pool, log *slog.Logger, metrics *Metrics) *Runner {
-	r := &Runner{pool: pool, log: log}
+	r := &Runner{pool: pool, log: log, watchers: watchers{users: map[string]map[*watcher]bool{}}}
 	for _, p := range all() {
 		r.followers = append(r.followers, newFollower(p, pool, log.With("projection", p.name), metrics, &r.moved))
 	}
@@ -71,12 +74,10 @@ func (r *Runner) Run(ctx context.Context) error {
 		}
 		defer closeSubscriber()
 	}
-	listening := make(chan struct{})
-	go func() {
-		defer close(listening)
-		r.listen(ctx)
-	}()
-	defer func() { <-listening }()
+	var beside sync.WaitGroup
+	beside.Go(func() { r.listen(ctx) })
+	beside.Go(func() { r.announce(ctx) })
+	defer beside.Wait()
 	// A follower that waits for a signal must learn of the end before the router closes its subscriber.
 	defer context.AfterFunc(ctx, func() {
 		for _, f := range r.followers {

@@ -246,3 +246,48 @@ func TestAnIdlePollTakesNoTransactionID(t *testing.T) {
 		t.Errorf("ten polls took transaction ids %s to %s", before, after)
 	}
 }
+
+// Who watches a user hears of each of the user's events, and of nobody else's, when both read models show it, whichever process wrote
+// and applied it; and nothing more after leaving.
+func TestWatchersHearWhatTheReadModelsShow(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	one, two := writer(t, pool), writer(t, pool)
+	one.run()
+	two.run()
+	const count = 60
+	var work sync.WaitGroup
+	for _, p := range []*process{one, two} {
+		heard := make(chan int64, 10*count)
+		leave := p.runner.Watch("u", func(seq int64) { heard <- seq })
+		defer leave()
+		work.Go(func() {
+			for seq := int64(0); seq < count; {
+				select {
+				case seq = <-heard:
+				case <-time.After(20 * time.Second):
+					t.Errorf("nothing is heard behind event %d", seq)
+					return
+				}
+				shown := value[int64](p, `SELECT least((SELECT seq FROM tasks_users WHERE user_id = 'u'), (SELECT seq FROM task_history_users WHERE user_id = 'u'))`)
+				if seq > shown {
+					t.Errorf("heard of event %d, and %d is shown", seq, shown)
+				}
+			}
+		})
+	}
+	gone := one.runner.Watch("u", func(seq int64) { t.Errorf("heard of event %d after leaving", seq) })
+	gone()
+	stranger := one.runner.Watch("w", func(seq int64) { t.Errorf("heard of somebody else's event %d", seq) })
+	defer stranger()
+	for n := range count {
+		writing, other := one, two
+		if n%20 >= 10 {
+			writing, other = two, one
+		}
+		writing.append("u", uuid.New(), events.TaskCreated{Title: "a"})
+		other.seqs["u"] = writing.seqs["u"]
+		writing.append(fmt.Sprint("v", n), uuid.New(), events.TaskCreated{Title: "b"})
+	}
+	work.Wait()
+}

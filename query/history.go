@@ -130,3 +130,43 @@ func (s *statement) moment(m *Moment, operator string) {
 		s.add(` AND h.recorded_at `+operator+` $?`, m.Time)
 	}
 }
+
+// Change is a history entry, and the task as it was after it.
+type Change struct {
+	HistoryEntry
+	Task events.Task
+}
+
+const changesAfter = `
+	SELECT h.seq, h.type, h.task_id, h.recorded_at, h.actor, h.request_id, h.changes,
+		h.title, h.description, h.is_completed, h.created_at, h.deleted_at
+	FROM task_history h
+	WHERE h.user_id = $1 AND h.seq > $2 AND h.seq <= (SELECT seq FROM tasks_users WHERE user_id = $1)
+	ORDER BY h.seq
+	LIMIT $3`
+
+// Changes lists the user's events behind seq after, oldest first, at most limit of them: those that every read model shows.
+func (r *Reader) Changes(ctx context.Context, user string, after int64, limit int) ([]Change, error) {
+	var changes []Change
+	err := r.read(ctx, user, func(b *pgx.Batch) {
+		b.Queue(changesAfter, user, after, limit).Query(func(rows pgx.Rows) (err error) {
+			changes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Change, error) { return scanChange(row, user) })
+			return err
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list changes: %w", err)
+	}
+	return changes, nil
+}
+
+func scanChange(row pgx.CollectableRow, user string) (Change, error) {
+	c := Change{Task: events.Task{UserID: user}}
+	e, t := &c.HistoryEntry, &c.Task
+	err := row.Scan(&e.Seq, &e.Type, &e.TaskID, &e.RecordedAt, &e.Actor, &e.RequestID, &e.Changes,
+		&t.Title, &t.Description, &t.Completed, &t.CreatedAt, &t.DeletedAt)
+	e.RecordedAt = e.RecordedAt.UTC()
+	t.ID, t.Version, t.UpdatedAt = e.TaskID, e.Seq, e.RecordedAt
+	c.Task = utc(c.Task)
+	return c, err
+}

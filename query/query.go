@@ -204,17 +204,17 @@ func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Ta
 	return utc(t), head, nil
 }
 
-// Shown is the seq that every read model has reached for the user.
-func (r *Reader) Shown(ctx context.Context, user string) (int64, error) {
+// Shown is what every read model shows of the user: the seq that all have reached, stale if one is.
+func (r *Reader) Shown(ctx context.Context, user string) (Head, error) {
 	var tasks, history Head
 	err := r.read(ctx, user, func(b *pgx.Batch) {
 		queueHead(b, "tasks", user, &tasks)
 		queueHead(b, "task_history", user, &history)
 	})
 	if err != nil {
-		return 0, fmt.Errorf("read seqs: %w", err)
+		return Head{}, fmt.Errorf("read seqs: %w", err)
 	}
-	return min(tasks.Seq, history.Seq), nil
+	return Head{Seq: min(tasks.Seq, history.Seq), Stale: tasks.Stale || history.Stale}, nil
 }
 
 // read sends what queue adds as one pipeline: one round trip, one implicit transaction. For its length the role is one that row

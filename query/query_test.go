@@ -105,6 +105,29 @@ func TestHistoryIsInTheOrderOfAnIndex(t *testing.T) {
 	}
 }
 
+func TestChangesAreInTheOrderOfAnIndex(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	fill(t, pool, 20_000)
+	inOrderOf(t, "changes", "task_history_pkey", plan(t, pool, changesAfter, []any{"u", 500, 100}))
+}
+
+// Changes never tell what only one of the read models shows.
+func TestChangesAreShownByEveryReadModel(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	fill(t, pool, 50)
+	for shown, want := range map[int]int{50: 40, 30: 20, 10: 0, 0: 0} {
+		if _, err := pool.Exec(t.Context(), `UPDATE tasks_users SET seq = $1 WHERE user_id = 'u'`, shown); err != nil {
+			t.Fatal(err)
+		}
+		changes, err := NewReader(pool).Changes(t.Context(), "u", 10, 100)
+		if err != nil || len(changes) != want {
+			t.Errorf("with tasks at %d: %d changes after 10, %v; want %d", shown, len(changes), err, want)
+		}
+	}
+}
+
 func inOrderOf(t *testing.T, name, index, plan string) {
 	t.Helper()
 	if !strings.Contains(plan, index) || strings.Contains(plan, "Sort") || strings.Contains(plan, "Seq Scan on tasks ") || strings.Contains(plan, "Seq Scan on task_history ") {

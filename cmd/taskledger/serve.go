@@ -151,6 +151,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		Metrics:   registry,
 		Ready:     func(ctx context.Context) error { return a.ready(ctx, db.pool) },
 		Moved:     a.runner.Moved,
+		Watch:     a.runner.Watch,
 		Version:   version(),
 		Origins:   cfg.CORSOrigins,
 		RateRPS:   cfg.RateLimitRPS,
