@@ -440,6 +440,26 @@ func TestRateLimitIsPerUser(t *testing.T) {
 	s.want(401, call{method: "GET", path: "/api/tasks"})
 }
 
+// However many users come by, the table of buckets does not grow without end; who was forgotten has a full bucket again.
+func TestTheTableOfRateLimitsIsBounded(t *testing.T) {
+	t.Parallel()
+	limits := newRateLimits(0.001, 1)
+	for n := range maxBuckets + 1000 {
+		if err := limits.take(http.Header{}, fmt.Sprint(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := limits.buckets.Len(); n != maxBuckets {
+		t.Errorf("%d buckets", n)
+	}
+	if err := limits.take(http.Header{}, fmt.Sprint(maxBuckets+999)); err == nil {
+		t.Error("who has just been here has a full bucket")
+	}
+	if err := limits.take(http.Header{}, "0"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPublicPages(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(c *Config) { c.Ready = alwaysUnready })

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -177,4 +178,80 @@ func TestStaleAnswersSaySo(t *testing.T) {
 		}
 	}
 	s.refused(503, "unavailable", call{method: "PATCH", path: path + "/complete", user: "u"})
+}
+
+// 50 writers with one If-Match, on two processes: one has its way, the others are told the version that it left.
+func TestOneIfMatchAtOnceLetsOneThrough(t *testing.T) {
+	t.Parallel()
+	one := start(t)
+	two := startOn(t, one.pool)
+	for turn := range 4 {
+		task := one.titled("u", "a")
+		path := "/api/tasks/" + task.ID.String()
+		write := []call{
+			{method: "PATCH", path: path, body: `{"title":"b"}`}, {method: "PUT", path: path, body: `{"description":"c"}`},
+			{method: "PATCH", path: path + "/complete"}, {method: "PUT", path: path + "/complete"},
+		}
+		answers := make([]answer, 50)
+		var work sync.WaitGroup
+		for i := range answers {
+			work.Go(func() {
+				c := write[(i/2+turn)%len(write)]
+				c.user, c.header = "u", http.Header{"If-Match": {etag(task.Version)}}
+				answers[i] = []*service{one, two}[i%2].do(c)
+			})
+		}
+		work.Wait()
+		counts := map[int]int{}
+		for _, a := range answers {
+			counts[a.StatusCode]++
+			if want := etag(task.Version + 1); a.Header.Get("ETag") != want {
+				t.Errorf("%d with ETag %s, want %s: %s", a.StatusCode, a.Header.Get("ETag"), want, a.body)
+			}
+		}
+		if counts[200] != 1 || counts[412] != 49 {
+			t.Errorf("answers: %v", counts)
+		}
+	}
+}
+
+// 100 toggles of one task at once, on two processes: all succeed, each is a version of its own, and an even number leaves it as it was.
+func TestTogglesAtOnceAllCount(t *testing.T) {
+	t.Parallel()
+	one := start(t)
+	two := startOn(t, one.pool)
+	task := one.titled("u", "a")
+	path := "/api/tasks/" + task.ID.String()
+	versions := make([]int64, 100)
+	var work sync.WaitGroup
+	for i := range versions {
+		work.Go(func() {
+			after := as[taskJSON](t, []*service{one, two}[i%2].want(200, call{method: "PATCH", path: path + "/complete", user: "u"}))
+			versions[i] = after.Version
+			if after.IsCompleted != (after.Version%2 == 0) {
+				t.Errorf("version %d: %+v", after.Version, after)
+			}
+		})
+	}
+	work.Wait()
+	slices.Sort(versions)
+	for i, v := range versions {
+		if v != int64(i)+2 {
+			t.Fatalf("versions %v", versions)
+		}
+	}
+	for _, s := range []*service{one, two} {
+		if after := as[taskJSON](t, s.want(200, call{method: "GET", path: path, user: "u"})); after.IsCompleted || after.Version != 101 {
+			t.Errorf("after 100 toggles: %+v", after)
+		}
+	}
+	history := as[[]historyJSON](t, one.want(200, call{method: "GET", path: path + "/history", user: "u"}))
+	for i, e := range history {
+		if e.Seq != int64(i)+1 {
+			t.Fatalf("entry %d has seq %d", i, e.Seq)
+		}
+	}
+	if len(history) != 101 {
+		t.Errorf("%d entries", len(history))
+	}
 }

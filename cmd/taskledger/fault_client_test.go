@@ -21,6 +21,7 @@ import (
 type account struct {
 	user, token string
 	shared      bool // by two clients
+	listener    *listener
 
 	mu     sync.Mutex
 	ids    []string         // of tasks that were created

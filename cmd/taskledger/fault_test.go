@@ -57,13 +57,27 @@ func TestFaults(t *testing.T) {
 	t.Logf("to repeat: go test ./cmd/taskledger -run 'TestFaults$' -args -fault.duration=%v -fault.seed=%d", *faultDuration, seed)
 	s := openStage(t)
 	accounts := openAccounts(t)
+	stopListening := s.listen(seed, accounts)
+	defer stopListening()
 	s.play(seed, accounts)
 	if t.Failed() {
 		return
 	}
 	s.calm()
 	s.audit(seed, accounts)
+	stopListening()
 	t.Log(s.summary(accounts))
+}
+
+// listen has one listener a user, from before the first event to the end.
+func (s *stage) listen(seed uint64, accounts []*account) (stop func()) {
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var work sync.WaitGroup
+	for i, a := range accounts {
+		a.listener = &listener{stage: s, account: a, random: rand.New(rand.NewPCG(seed, uint64(2000+i)))}
+		work.Go(func() { a.listener.run(ctx) })
+	}
+	return func() { cancel(); work.Wait() }
 }
 
 func openStage(t *testing.T) *stage {
@@ -153,6 +167,7 @@ func (s *stage) audit(seed uint64, accounts []*account) {
 	for i, a := range accounts {
 		work.Go(func() {
 			s.auditHistory(a)
+			a.listener.audit()
 			s.auditTasks(a)
 			s.replayAll(a, rand.New(rand.NewPCG(seed, uint64(1000+i))))
 		})
@@ -166,12 +181,13 @@ func (s *stage) audit(seed uint64, accounts []*account) {
 }
 
 func (s *stage) summary(accounts []*account) string {
-	acknowledged, tasks := 0, 0
+	acknowledged, tasks, streamed, streams := 0, 0, 0, 0
 	for _, a := range accounts {
 		acknowledged, tasks = acknowledged+len(a.orders), tasks+len(a.tasks)
+		streamed, streams = streamed+len(a.listener.heard), streams+a.listener.streams
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fmt.Sprintf("%d commands settled on %d tasks; answers %v, %d requests broken off; faults %v; %v at most until a write succeeded",
-		acknowledged, tasks, s.answers, s.broken, s.faults, s.slowest.Round(time.Millisecond))
+	return fmt.Sprintf("%d commands settled on %d tasks; %d events heard on %d streams; answers %v, %d requests broken off; faults %v; %v at most until a write succeeded",
+		acknowledged, tasks, streamed, streams, s.answers, s.broken, s.faults, s.slowest.Round(time.Millisecond))
 }

@@ -310,6 +310,7 @@ func TestSIGTERMLosesNothing(t *testing.T) {
 			}
 		})
 	}
+	stream := s.stream("u0")
 	s.await(1, func() (int, error) { return int(min(acknowledged.Load()/100, 1)), nil })
 	begin := time.Now()
 	s.terminate()
@@ -317,6 +318,9 @@ func TestSIGTERMLosesNothing(t *testing.T) {
 		t.Errorf("stopped after %v", took)
 	}
 	work.Wait()
+	if _, err := io.Copy(io.Discard, stream); err != nil {
+		t.Errorf("a stream does not come to a clean end: %v", err)
+	}
 	after := startServer(t, env...)
 	var stored int64
 	for w := range 8 {
@@ -329,6 +333,29 @@ func TestSIGTERMLosesNothing(t *testing.T) {
 	if stored < acknowledged.Load() {
 		t.Errorf("%d tasks stored, %d acknowledged", stored, acknowledged.Load())
 	}
+}
+
+// stream opens a user's stream of events.
+func (s *served) stream(user string) io.Reader {
+	s.t.Helper()
+	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(s.t.Context(), "GET", s.base+"/api/events", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = resp.Body.Close() })
+	if resp.StatusCode != 200 {
+		s.t.Fatalf("a stream: %d", resp.StatusCode)
+	}
+	return resp.Body
 }
 
 // list lists a user's tasks.
