@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/migrations"
@@ -120,6 +122,10 @@ const (
 	ledgerConnections  = 10
 )
 
+// lastWords is how long a statement whose context has ended may take to come to its own end. By default none: each client that went
+// away in the middle of a read would take a connection of the pool along.
+const lastWords = 250 * time.Millisecond
+
 // sized is a pool of at most n connections.
 func sized(config *pgxpool.Config, n int32) *pgxpool.Config {
 	config.MaxConns = n
@@ -135,6 +141,9 @@ func poolConfig(url string, mode pgx.QueryExecMode) (*pgxpool.Config, error) {
 	}
 	if !strings.Contains(url, "default_query_exec_mode=") {
 		config.ConnConfig.DefaultQueryExecMode = mode
+	}
+	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
 	}
 	if !strings.Contains(url, "pool_max_conns=") {
 		config.MaxConns = requestConnections

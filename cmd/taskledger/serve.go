@@ -29,7 +29,7 @@ const (
 	// developer is the user whose token is printed at start.
 	developer = "developer"
 	// streamCache bounds the streams that decisions keep in memory, in bytes.
-	streamCache = 64 << 20
+	streamCache = 32 << 20
 	// maxLag is how old an event may be that a read model does not show, before the service is not ready.
 	maxLag = 10 * time.Second
 )

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/httpapi"
@@ -477,4 +478,32 @@ func TestParkedCommands(t *testing.T) {
 		t.Error("the log does not tell")
 	}
 	s.terminate()
+}
+
+// A client that goes away in the middle of a statement takes no connection to PostgreSQL along: others would wait for a new one.
+// A statement that does not come to its end is still given up.
+func TestWhoLeavesCostsNoConnection(t *testing.T) {
+	t.Parallel()
+	db, err := connect(t.Context(), testdb.URL(t), pgx.QueryExecModeCacheStatement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.pool.Close()
+	leave := func(seconds float64) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		defer time.AfterFunc(5*time.Millisecond, cancel).Stop()
+		_, _ = db.pool.Exec(ctx, `SELECT pg_sleep($1)`, seconds) // whether it comes to its end is of no interest
+	}
+	for range 10 {
+		leave(0.02)
+	}
+	if n := db.pool.Stat().NewConnsCount(); n != 1 {
+		t.Errorf("%d connections were made for one statement at a time", n)
+	}
+	begin := time.Now()
+	leave(60)
+	if took := time.Since(begin); took > 30*time.Second {
+		t.Errorf("given up after %v", took)
+	}
 }
