@@ -9,6 +9,7 @@ import (
 // stream is one user's stream as decisions see it: the fold of all its events.
 type stream struct {
 	head  int64 // seq of the last event
+	at    int64 // position of the last event
 	live  int
 	quota int
 	tasks map[uuid.UUID]events.Task
@@ -32,7 +33,7 @@ func (s *stream) apply(e events.Event) error {
 	if err != nil {
 		return err
 	}
-	s.head = e.Seq
+	s.head, s.at = e.Seq, e.Position
 	if after.Version == 0 {
 		return nil // its creation was skipped
 	}

@@ -17,7 +17,9 @@ const (
 	// visibleTimeout bounds how long a write waits for the read model; after it the write answers anyway.
 	visibleTimeout = time.Second
 	// settleTimeout bounds what must not be cut short when the caller has gone: the append and what it needs.
-	settleTimeout = 15 * time.Second
+	settleTimeout = 8 * time.Second
+	// loadTimeout bounds what is read of the log for it: a PostgreSQL that went away without a word would never answer.
+	loadTimeout = 5 * time.Second
 )
 
 // Config configures a Handler.
@@ -63,21 +65,25 @@ type Result struct {
 	Replayed bool
 }
 
-// Do carries out one command and answers when its events are stored and the read model shows them; when the read model lags more
-// than a second it answers without. A command that changes nothing stores nothing. Errors: ErrNotFound, *PreconditionError,
+// Do carries out one command and answers when its events are stored and the read models show them, and all it was decided on, refused
+// or not; when they lag more than a second it answers without. A command that changes nothing stores nothing. Errors: ErrNotFound, *PreconditionError,
 // *QuotaError, ErrKeyReused, ErrContended, events.ErrClosed, *events.FoldError for a stream that this program can't read; after any other error the outcome is unknown.
 func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, error) {
 	result, position, err := h.settle(ctx, req, cmd)
-	if err != nil || position == 0 || req.Async {
-		return result, err
+	if position > 0 && !req.Async {
+		visible, cancel := context.WithTimeout(ctx, visibleTimeout)
+		defer cancel()
+		h.cfg.Visible(visible, position)
 	}
-	visible, cancel := context.WithTimeout(ctx, visibleTimeout)
-	defer cancel()
-	h.cfg.Visible(visible, position)
-	return result, nil
+	return result, err
 }
 
-// settle decides and appends in the user's lane. The position is 0 when nothing was to be stored.
+// Head is the seq of the user's last event, 0 without any.
+func (h *Handler) Head(ctx context.Context, user string) (int64, error) {
+	return h.cfg.Log.Head(ctx, user)
+}
+
+// settle decides and appends in the user's lane. The position is that of the last event the outcome rests on, 0 when there is none.
 func (h *Handler) settle(ctx context.Context, req Request, cmd Command) (Result, int64, error) {
 	release, err := h.lanes.take(ctx, req.UserID)
 	if err != nil {
@@ -131,9 +137,9 @@ func (h *Handler) attempt(ctx context.Context, req Request, cmd Command, print [
 		}
 	}
 	if err != nil {
-		return Result{}, 0, err
+		return Result{}, s.at, err
 	}
-	return Result{Task: s.tasks[d.task], Seq: s.head}, 0, nil
+	return Result{Task: s.tasks[d.task], Seq: s.head}, s.at, nil
 }
 
 // stream gives the user's stream: from the cache, which may be behind other processes, or fresh from the log.
@@ -147,6 +153,8 @@ func (h *Handler) stream(ctx context.Context, user string) (s *stream, fresh boo
 
 // refresh folds in what the log has beyond s. A stream that could not be folded to its end is not kept.
 func (h *Handler) refresh(ctx context.Context, user string, s *stream) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
 	if err := h.cfg.Log.Load(ctx, user, s.head, s.apply); err != nil {
 		h.cache.drop(user)
 		return err

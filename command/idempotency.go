@@ -27,6 +27,8 @@ func fingerprint(cmd Command, match Match) ([]byte, error) {
 // replay finds what an earlier command with the same key left behind, and answers with that; found is false when there was none. It
 // needs nothing but the log, and so holds for ever, also where the first answer never left.
 func (h *Handler) replay(ctx context.Context, req Request, print []byte) (result Result, position int64, found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
 	first, err := h.cfg.Log.FindKey(ctx, req.UserID, req.Key)
 	if err != nil || first == nil {
 		return Result{}, 0, false, err

@@ -130,12 +130,26 @@ func (l *Log) gather(batch []*pending) []*pending {
 func (l *Log) flush(batch []*pending) {
 	err := l.publish(batch)
 	if len(batch) > 1 && isRefusal(err) {
-		for _, p := range batch {
-			p.result <- l.publish([]*pending{p})
-		}
+		l.flushEach(batch)
 		return
 	}
 	for _, p := range batch {
+		p.result <- err
+	}
+}
+
+// flushEach appends one command after the other. A fault ends it for all the rest, or each would wait for the next in turn.
+func (l *Log) flushEach(batch []*pending) {
+	var fault error
+	for _, p := range batch {
+		if fault != nil {
+			p.result <- fault
+			continue
+		}
+		err := l.publish([]*pending{p})
+		if err != nil && !isRefusal(err) {
+			fault = err
+		}
 		p.result <- err
 	}
 }
@@ -172,6 +186,16 @@ func Load(ctx context.Context, pool *pgxpool.Pool, user string, after int64, vis
 		return fmt.Errorf("load stream: %w", err)
 	}
 	return nil
+}
+
+// Head is the seq of the user's last event, 0 without any.
+func (l *Log) Head(ctx context.Context, user string) (int64, error) {
+	var seq int64
+	err := l.pool.QueryRow(ctx, `SELECT coalesce(max(seq), 0) FROM task_events WHERE user_id = $1`, user).Scan(&seq)
+	if err != nil {
+		return 0, fmt.Errorf("read the head of a stream: %w", err)
+	}
+	return seq, nil
 }
 
 // KeyUse is where an idempotency key was used: the first event of the command has the key, the last tells where the command ended.

@@ -215,5 +215,8 @@ func (x *executor) ExecContext(ctx context.Context, query string, args ...any) (
 	if closeErr := results.Close(); err == nil {
 		err = closeErr
 	}
+	if ctx.Err() != nil {
+		x.pool.Reset() // PostgreSQL may have gone without a word: its other connections are as dead as this one
+	}
 	return nil, err
 }

@@ -65,9 +65,11 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 			id = uuid.NewString()
 		}
 		c.Response().Header().Set(echo.HeaderXRequestID, id)
-		if s.isStopping() {
-			c.Response().Header().Set("Connection", "close")
-		}
+		c.Response().Before(func() {
+			if s.isStopping() {
+				c.Response().Header().Set("Connection", "close")
+			}
+		})
 		if err := s.limitReading(c); err != nil {
 			return err
 		}

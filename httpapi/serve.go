@@ -54,8 +54,9 @@ func (s *Server) httpServer() *http.Server {
 }
 
 // Serve answers requests on l until ctx ends, and then stops without leaving a request unanswered: readiness fails, streams end, each
-// answer is the last of its connection; a moment later l is closed, and what was sent by then is answered. Who has not sent the whole
-// request within 10 seconds is cut off: a client that is that slow holds up nobody's stop. It can be called once. It closes l.
+// answer that begins is the last of its connection; a moment later l is closed, and the requests that have come by then are answered.
+// Slow clients hold up nobody's stop: a first request has 5 seconds to come, a later one until l is closed, and each body and answer 10
+// seconds from then. It can be called once. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := s.httpServer()
 	ended := make(chan error, 1)
@@ -67,6 +68,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	s.log.Info("stopping")
 	close(s.stopping)
+	s.streams.hurry()
 	drained := time.NewTimer(drainTime)
 	defer drained.Stop()
 	select {

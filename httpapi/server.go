@@ -29,7 +29,7 @@ type Config struct {
 	Ready func(ctx context.Context) error
 	// Moved returns a channel that is closed when a read model has come further.
 	Moved func() <-chan struct{}
-	// Watch calls announce with the user's last seq each time the read models have come to show more of the user's events, until leave is
+	// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read models have come to show more of the user's events, until leave is
 	// called.
 	Watch func(user string, announce func(seq int64)) (leave func())
 	// Version is shown at /.
@@ -87,7 +87,7 @@ func New(cfg Config) *Server {
 		echo:     echo.New(),
 
 		connections: connections{busy: map[net.Conn]connection{}},
-		streams:     streams{open: map[string]int{}},
+		streams:     streams{open: map[string]map[*stream]bool{}},
 
 		bodyTime:  bodyTimeout,
 		workTime:  workTimeout,

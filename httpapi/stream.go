@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -20,8 +21,12 @@ import (
 // Limits of streams (Server-Sent Events, https://html.spec.whatwg.org/multipage/server-sent-events.html).
 const (
 	maxStreams = 5 // a user and process
-	// streamPage is how many events are read and sent at once: all that the server keeps of a stream's events.
-	streamPage = 100
+	// streamPage is how many events are read at once, and streamBytes about how many bytes of them are sent before the stream looks
+	// whether it is to go on.
+	streamPage  = 100
+	streamBytes = 64 << 10
+	// streamPiece is how many bytes are written at once.
+	streamPiece = 16 << 10
 	// streamBuffer is how many bytes the system keeps for a reader, about.
 	streamBuffer = 64 << 10
 	// streamBacklog is how many events may wait for a reader who has caught up before; it is the buffer that may be full.
@@ -36,30 +41,45 @@ const (
 	streamRetry = time.Second
 )
 
-// streams counts the open streams of each user.
+// streams holds the open streams of each user.
 type streams struct {
 	mu   sync.Mutex
-	open map[string]int
+	open map[string]map[*stream]bool
 }
 
-// enter counts one stream more, if the user may have it.
-func (s *streams) enter(header http.Header, user string) (leave func(), err error) {
+// enter adds a stream, if the user may have one more.
+func (s *streams) enter(header http.Header, user string, st *stream) (leave func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open[user] >= maxStreams {
+	if len(s.open[user]) >= maxStreams {
 		header.Add("RateLimit-Policy", `"streams";q=`+strconv.Itoa(maxStreams))
 		header.Add("RateLimit", `"streams";r=0`)
 		return nil, newProblem(http.StatusTooManyRequests, "rate_limited", "a user can have "+strconv.Itoa(maxStreams)+" streams open").
 			with("Retry-After", strconv.Itoa(int(heartbeat.Seconds())))
 	}
-	s.open[user]++
+	if s.open[user] == nil {
+		s.open[user] = map[*stream]bool{}
+	}
+	s.open[user][st] = true
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.open[user]--; s.open[user] == 0 {
+		delete(s.open[user], st)
+		if len(s.open[user]) == 0 {
 			delete(s.open, user)
 		}
 	}, nil
+}
+
+// hurry gives readers who are being sent something a last moment to take it.
+func (s *streams) hurry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, streams := range s.open {
+		for st := range streams {
+			st.hurry()
+		}
+	}
 }
 
 // stream is one reader of a user's events. What it sends it reads from the read model at the reader's own pace, so that a slow one
@@ -76,67 +96,98 @@ type stream struct {
 	head int64      // the user's last seq that was announced
 	sent int64      // last, as announce sees it
 	live bool       // it has caught up once
+	late time.Time  // when the reader must have taken what is being sent, because too much waits or the server stops; zero = no such time
 }
 
 // announce takes note of the user's newest seq. A reader for whom too much waits has only a moment left.
 func (st *stream) announce(seq int64) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	wasFull := st.full()
 	st.head = max(st.head, seq)
-	if !wasFull && st.full() {
-		// An error means that the connection is gone, which the write tells as well.
-		_ = st.conn.SetWriteDeadline(time.Now().Add(lateTimeout))
+	if st.live && st.head-st.sent > st.backlog {
+		st.limit()
 	}
+	st.look()
+}
+
+// look has the stream look for something new.
+func (st *stream) look() {
 	select {
 	case st.wake <- struct{}{}:
 	default:
 	}
 }
 
-// full tells whether too much waits for a reader who has caught up before.
-func (st *stream) full() bool { return st.live && st.head-st.sent > st.backlog }
+func (st *stream) hurry() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.limit()
+}
 
-// allow gives the reader the time to take what is sent next.
+// limit ends what is being sent in a moment.
+func (st *stream) limit() {
+	if st.late.IsZero() {
+		st.late = time.Now().Add(lateTimeout)
+		// An error means that the connection is gone, which the write tells as well.
+		_ = st.conn.SetWriteDeadline(st.late)
+	}
+}
+
+// allow gives the reader its time to take the next piece.
 func (st *stream) allow() error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	limit := st.takeTime
-	if st.full() {
-		limit = lateTimeout
+	deadline := time.Now().Add(st.takeTime)
+	if !st.late.IsZero() && st.late.Before(deadline) {
+		deadline = st.late
 	}
-	return st.conn.SetWriteDeadline(time.Now().Add(limit))
+	return st.conn.SetWriteDeadline(deadline)
 }
 
-// send writes to the reader, who has to take it in time.
+// send writes to the reader, piece by piece, so that who takes a little now and then is told from who takes nothing.
 func (st *stream) send(data []byte) error {
-	if err := st.allow(); err != nil {
-		return err
-	}
-	if _, err := st.out.Write(data); err != nil {
-		return err
-	}
-	return st.conn.Flush()
-}
-
-// sendChanges sends a page of events.
-func (st *stream) sendChanges(changes []query.Change) error {
-	if len(changes) > 0 {
-		var page bytes.Buffer
-		for _, c := range changes {
-			if err := writeChange(&page, c); err != nil {
-				return err
-			}
-		}
-		if err := st.send(page.Bytes()); err != nil {
+	for piece := range slices.Chunk(data, streamPiece) {
+		if err := st.allow(); err != nil {
 			return err
 		}
-		st.last = changes[len(changes)-1].Seq
+		if _, err := st.out.Write(piece); err != nil {
+			return err
+		}
+		if err := st.conn.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendChanges sends what it is given, or the beginning of that when it is large.
+func (st *stream) sendChanges(changes []query.Change) error {
+	var page bytes.Buffer
+	last := st.last
+	for _, c := range changes {
+		if page.Len() > streamBytes {
+			break
+		}
+		if err := writeChange(&page, c); err != nil {
+			return err
+		}
+		last = c.Seq
+	}
+	if err := st.send(page.Bytes()); err != nil {
+		return err
+	}
+	st.last = last
+	more := len(changes) == streamPage || len(changes) > 0 && changes[len(changes)-1].Seq > last
+	if more {
+		st.look()
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.sent = st.last
-	st.live = st.live || len(changes) < streamPage
+	st.sent = last
+	st.live = st.live || !more
+	if st.head-st.sent <= st.backlog {
+		st.late = time.Time{}
+	}
 	return nil
 }
 
@@ -194,11 +245,6 @@ func (s *Server) streamEvents(c echo.Context, caller Caller) error {
 	if err := s.prepareRead(c, caller, &in, in.values(c.Request())); err != nil {
 		return err
 	}
-	leave, err := s.streams.enter(c.Response().Header(), caller.UserID)
-	if err != nil {
-		return err
-	}
-	defer leave()
 	st := &stream{
 		conn:     http.NewResponseController(c.Response()),
 		out:      c.Response(),
@@ -206,6 +252,11 @@ func (s *Server) streamEvents(c echo.Context, caller Caller) error {
 		backlog:  s.backlog,
 		wake:     make(chan struct{}, 1),
 	}
+	leave, err := s.streams.enter(c.Response().Header(), caller.UserID, st)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	defer s.watch(caller.UserID, st.announce)() // before the look at what is there, or what happens in between is missed
 	head, err := s.beginning(c, caller, after, given)
 	if err != nil {
@@ -234,72 +285,61 @@ func (s *Server) streamEvents(c echo.Context, caller Caller) error {
 	return nil
 }
 
-// beginning looks at what there is. Where the stream is to begin behind that, the read models get a moment to come there.
+// beginning is what the read models show. A stream may begin behind that, but not behind the last event there is.
 func (s *Server) beginning(c echo.Context, caller Caller, after int64, given bool) (query.Head, error) {
-	head, err := s.queries.Shown(c.Request().Context(), caller.UserID)
-	if err != nil || !given || after <= head.Seq {
-		return head, err
+	ctx := c.Request().Context()
+	shown, err := s.queries.Shown(ctx, caller.UserID)
+	if err != nil || !given || after <= shown.Seq {
+		return shown, err
 	}
-	err = s.await(c, caller, after)
-	var p *problem
-	if errors.As(err, &p) && p.Code == "not_yet_consistent" {
-		return head, invalid([]inputProblem{{Parameter: "Last-Event-ID", Code: "out_of_range", Detail: "is past the last event"}})
+	head, err := s.commands.Head(ctx, caller.UserID)
+	if err == nil && after > head {
+		err = invalid([]inputProblem{{Parameter: "Last-Event-ID", Code: "out_of_range", Detail: "is past the last event"}})
 	}
-	head.Seq = max(head.Seq, after)
-	return head, err
+	return shown, err
 }
 
 // follow sends events until there is a reason to stop.
 func (s *Server) follow(r *http.Request, caller Caller, st *stream) {
-	expired := time.NewTimer(untilExpired(caller, time.Now()))
-	defer expired.Stop()
+	listening, end := context.WithCancel(r.Context())
+	defer end()
+	defer time.AfterFunc(untilExpired(caller, time.Now()), func() { st.hurry(); end() }).Stop()
 	beat := time.NewTicker(s.heartbeat)
 	defer beat.Stop()
-	for {
-		again, err := s.sendNew(r.Context(), caller, st)
-		if err != nil {
-			return // the reader has gone, or took nothing
-		}
-		var retry <-chan time.Time
-		if again > 0 {
-			retry = time.After(again)
-		}
+	st.look()
+	for !s.isStopping() {
+		var err error
 		select {
 		case <-st.wake:
-		case <-retry:
+			err = s.sendNext(listening, caller, st)
 		case <-beat.C:
-			if !s.mayListen(r) || st.send([]byte(": \n\n")) != nil {
+			if !s.mayListen(r) {
 				return
 			}
-		case <-expired.C:
-			return
+			err = st.send([]byte(": \n\n"))
 		case <-s.stopping:
+		case <-listening.Done():
 			return
-		case <-r.Context().Done():
-			return
+		}
+		if err != nil {
+			return // the reader has gone, or takes nothing
 		}
 	}
 }
 
-// sendNew sends what there is. While the database is away a stream stays open: again tells when to look again.
-func (s *Server) sendNew(ctx context.Context, caller Caller, st *stream) (again time.Duration, err error) {
-	for {
-		looking, cancel := context.WithTimeout(ctx, s.workTime)
-		changes, err := s.queries.Changes(looking, caller.UserID, st.last, streamPage)
-		cancel()
-		if err != nil {
-			if ctx.Err() == nil {
-				s.log.Debug("a stream can't read and tries again", "err", safeCause(unavailable(err)))
-			}
-			return streamRetry, ctx.Err()
+// sendNext sends the next page, if there is one. While the database is away a stream stays open, and looks again from time to time.
+func (s *Server) sendNext(ctx context.Context, caller Caller, st *stream) error {
+	looking, cancel := context.WithTimeout(ctx, s.workTime)
+	defer cancel()
+	changes, err := s.queries.Changes(looking, caller.UserID, st.last, streamPage)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.log.Debug("a stream can't read and tries again", "err", safeCause(unavailable(err)))
+			time.AfterFunc(streamRetry, st.look)
 		}
-		if err := st.sendChanges(changes); err != nil {
-			return 0, err
-		}
-		if len(changes) < streamPage || s.isStopping() {
-			return 0, nil
-		}
+		return ctx.Err()
 	}
+	return st.sendChanges(changes)
 }
 
 // mayListen checks the credentials again: a session may have ended, a key may be gone. If that can't be told now, it is told later.

@@ -395,7 +395,7 @@ func (s *service) deaf(user string) {
 func (s *Server) openStreams(user string) int {
 	s.streams.mu.Lock()
 	defer s.streams.mu.Unlock()
-	return s.streams.open[user]
+	return len(s.streams.open[user])
 }
 
 // eventually waits until a condition holds.

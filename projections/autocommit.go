@@ -49,6 +49,8 @@ func (c *autocommitConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, 
 
 // ExecContext implements driver.ExecerContext and keeps the row count, which the subscriber drops.
 func (c *autocommitConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	c.affected.Store(0)
 	result, err := c.Conn.ExecContext(ctx, query, args)
 	if err != nil {
@@ -60,6 +62,29 @@ func (c *autocommitConn) ExecContext(ctx context.Context, query string, args []d
 	}
 	c.affected.Store(n)
 	return result, nil
+}
+
+// QueryContext implements driver.QueryerContext.
+func (c *autocommitConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	rows, err := c.Conn.QueryContext(ctx, query, args)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return timedRows{Rows: rows, cancel: cancel}, nil
+}
+
+// timedRows are bounded in time until they are closed.
+type timedRows struct {
+	driver.Rows
+	cancel context.CancelFunc
+}
+
+// Close implements driver.Rows.
+func (r timedRows) Close() error {
+	defer r.cancel()
+	return r.Rows.Close()
 }
 
 type noTx struct{}

@@ -37,7 +37,8 @@ func (r *rebuild) fill(ctx context.Context, p *projection) (position int64, err 
 		_, err := copyInto(ctx, r.pool, p.name+"_users", []string{"user_id", "seq", "parked_error", "parked_at"}, users, copyUser)
 		return err
 	})
-	return position, group.Wait()
+	err = group.Wait()
+	return position, err
 }
 
 func (r *rebuild) fold(ctx context.Context, p *projection, position *int64, rows chan<- []change, users chan<- []*userFold) error {

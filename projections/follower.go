@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,7 @@ type follower struct {
 	current   *batch             // selected, not yet written
 	next      watermillsql.Query // what writes current
 	selected  bool               // the select gave its row
+	sought    int64              // appended, before the select
 	oneByOne  int64              // up to this position batches have one event, because a larger one was refused
 	refused   error              // why the database refused the event at refusedAt
 	refusedAt int64
@@ -94,6 +96,7 @@ func (a selectAdapter) SelectQuery(string, string, watermillsql.OffsetsAdapter) 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.selected, f.current = false, nil
+	f.sought = f.appended.Load()
 	limit := maxEvents
 	if f.progress.at() < f.oneByOne {
 		limit = 1
@@ -128,6 +131,12 @@ func (f *follower) handle(msg *message.Message) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.next = nothing
+	defer func() {
+		if r := recover(); r != nil {
+			f.next = nothing
+			f.fault(fmt.Errorf("panic: %T at %s", r, debug.Stack()))
+		}
+	}()
 	b, err := parseBatch(msg.Payload)
 	if err != nil {
 		f.fault(err)
@@ -212,6 +221,9 @@ func (f *follower) conclude(noMsg bool, err error) (again bool, pause time.Durat
 	case err != nil && f.refusedByDatabase(err):
 		return true, 0
 	case err != nil:
+		if errors.Is(err, context.DeadlineExceeded) {
+			f.pool.Reset() // its other connections are as dead as this one
+		}
 		f.fault(err)
 		return true, pollInterval
 	case noMsg && !f.selected:
@@ -225,18 +237,26 @@ func (f *follower) conclude(noMsg bool, err error) (again bool, pause time.Durat
 		f.metrics.applied(f.projection.name, len(f.current.Events))
 		f.progress.confirm(f.current.to)
 	}
-	return false, 0
+	return f.more(noMsg), 0
 }
 
-// await returns when the log is known to have more than was confirmed, after the poll interval, or at the end. After a batch
-// there is no poll when nothing newer was appended.
+// more tells whether the next select is likely to find something.
+func (f *follower) more(noMsg bool) bool {
+	if noMsg {
+		// Not "what is known to be appended is not there": after a restore, or when a stranger said so, it never comes.
+		return f.appended.Load() > f.sought
+	}
+	return len(f.current.Events) == maxEvents || f.progress.at() < max(f.oneByOne, f.appended.Load())
+}
+
+// await returns when the log has grown since the last select, after the poll interval, or at the end.
 func (f *follower) await() {
+	f.mu.Lock()
+	sought := f.sought
+	f.mu.Unlock()
 	timeout := time.NewTimer(pollInterval)
 	defer timeout.Stop()
-	for {
-		if f.progress.at() < f.appended.Load() {
-			return
-		}
+	for f.appended.Load() <= max(sought, f.progress.at()) {
 		select {
 		case <-f.wake:
 		case <-timeout.C:

@@ -20,6 +20,10 @@ const (
 	rebuildLock = 7_405_316_120_002
 	// swapAttempts bounds how often the swap is tried when somebody holds on to a table.
 	swapAttempts = 30
+	// swapWait is how long a swap waits for who reads a table; readers that come meanwhile wait behind it.
+	swapWait = 100 * time.Millisecond
+	// swapPause is the longest time between attempts.
+	swapPause = 2 * time.Second
 	// sampleUsers is how many users of a new read model are compared with the log before it is swapped in.
 	sampleUsers = 20
 )
@@ -316,6 +320,7 @@ func (r *rebuild) sample(ctx context.Context, p *projection) error {
 // order in which the runner's statement takes them, and waits for neither long: readers would queue behind it.
 func (r *rebuild) swap(ctx context.Context, p *projection) error {
 	var err error
+	pause := swapWait
 	for range swapAttempts {
 		if err = r.catchUp(ctx, p); err != nil {
 			return err
@@ -324,6 +329,10 @@ func (r *rebuild) swap(ctx context.Context, p *projection) error {
 		if !isLockTimeout(err) {
 			break
 		}
+		if err := wait(ctx, pause); err != nil {
+			return err
+		}
+		pause = min(2*pause, swapPause)
 	}
 	if err != nil {
 		return fmt.Errorf("swap: %w", err)
@@ -331,9 +340,20 @@ func (r *rebuild) swap(ctx context.Context, p *projection) error {
 	return nil
 }
 
+func wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (r *rebuild) swapIn(ctx context.Context, tx pgx.Tx, p *projection) error {
 	var schema string
-	if err := tx.QueryRow(ctx, `SELECT quote_ident(current_schema()) FROM set_config('lock_timeout', '500ms', true)`).Scan(&schema); err != nil {
+	if err := tx.QueryRow(ctx, `SELECT quote_ident(current_schema()) FROM set_config('lock_timeout', $1, true)`, fmt.Sprint(swapWait.Milliseconds())).Scan(&schema); err != nil {
 		return err
 	}
 	for _, table := range p.tables() {

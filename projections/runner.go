@@ -11,6 +11,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/events"
@@ -22,6 +24,10 @@ const (
 	// neverExpires: an AckDeadline that ran out would hand out a second message while the first is being folded. Folding writes
 	// nothing, so there is nothing a deadline would save. (0 is documented as "off" and refused.)
 	neverExpires = 1000 * time.Hour
+	// statementTimeout bounds one statement: a PostgreSQL that went away without a word would never answer it.
+	statementTimeout = 5 * time.Second
+	// listenCheck is how often the listening connection is asked whether it is still there.
+	listenCheck = 15 * time.Second
 )
 
 // Runner runs every projection of this program, in this process. Any number of processes may run on one database: the checkpoint
@@ -145,7 +151,7 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		return err
 	}
 	for {
-		n, err := conn.WaitForNotification(ctx)
+		n, err := waitForNotification(ctx, conn)
 		if err != nil {
 			return err
 		}
@@ -154,6 +160,24 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 			return err
 		}
 		r.Signal(position)
+	}
+}
+
+// waitForNotification waits for as long as the connection is there.
+func waitForNotification(ctx context.Context, conn *pgx.Conn) (*pgconn.Notification, error) {
+	for {
+		waiting, cancel := context.WithTimeout(ctx, listenCheck)
+		n, err := conn.WaitForNotification(waiting)
+		cancel()
+		if err == nil || waiting.Err() == nil || ctx.Err() != nil {
+			return n, err
+		}
+		asking, cancel := context.WithTimeout(ctx, statementTimeout)
+		err = conn.Ping(asking)
+		cancel()
+		if err != nil {
+			return nil, err
+		}
 	}
 }
 

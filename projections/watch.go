@@ -9,6 +9,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// maxNews is over how many positions the log is asked whom they concern; over more, at a start or after an outage, everyone looks.
+const maxNews = 10_000
+
 // watchers are those who want to hear of a user's events.
 type watchers struct {
 	mu    sync.Mutex // held while they are told, so that who has left is told no more
@@ -19,7 +22,7 @@ type watcher struct {
 	announce func(seq int64)
 }
 
-// Watch calls announce with the user's last seq each time every read model has come to show more of the user's events, whichever
+// Watch calls announce with the user's last seq, or 0 for one that is not known, each time every read model has come to show more of the user's events, whichever
 // process wrote and applied them, until leave is called. announce must not block, nor call leave.
 func (r *Runner) Watch(user string, announce func(seq int64)) (leave func()) {
 	w := &watcher{announce: announce}
@@ -54,6 +57,17 @@ func (ws *watchers) tell(user string, seq int64) {
 	}
 }
 
+// tellAll tells everyone that there may be something.
+func (ws *watchers) tellAll() {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, user := range ws.users {
+		for w := range user {
+			w.announce(0)
+		}
+	}
+}
+
 // announce tells the watchers what is new, until ctx ends: one query for all of them, and none while there are none. Whoever comes
 // in between finds in the read models what was announced before.
 func (r *Runner) announce(ctx context.Context) {
@@ -83,6 +97,12 @@ func (r *Runner) announce(ctx context.Context) {
 
 // news tells the watchers of the events behind position after, through position through.
 func (r *Runner) news(ctx context.Context, after, through int64) error {
+	if through-after > maxNews {
+		r.watchers.tellAll()
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	rows, err := r.pool.Query(ctx, `
 		SELECT user_id, max(seq)
 		FROM task_events

@@ -120,11 +120,16 @@ func connect(ctx context.Context, url string, mode pgx.QueryExecMode) (*database
 const (
 	requestConnections = 16
 	ledgerConnections  = 10
+	// leastConnections is what rebuild and verify take to get anywhere.
+	leastConnections = 4
 )
 
 // lastWords is how long a statement whose context has ended may take to come to its own end. By default none: each client that went
 // away in the middle of a read would take a connection of the pool along.
 const lastWords = 250 * time.Millisecond
+
+// pingTimeout bounds the look whether a connection that was idle is still there.
+const pingTimeout = 500 * time.Millisecond
 
 // sized is a pool of at most n connections.
 func sized(config *pgxpool.Config, n int32) *pgxpool.Config {
@@ -145,9 +150,11 @@ func poolConfig(url string, mode pgx.QueryExecMode) (*pgxpool.Config, error) {
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
 	}
+	config.PingTimeout = pingTimeout
 	if !strings.Contains(url, "pool_max_conns=") {
 		config.MaxConns = requestConnections
 	}
+	config.MaxConns = max(config.MaxConns, leastConnections)
 	return config, nil
 }
 
