@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// cache keeps streams, least recently used out first, bounded by the bytes they take. A stream is read and changed only in its
+// cache keeps streams, least recently used out first, bounded by the bytes they take; but one larger than that is kept while it is
+// the last one used, or every write of its user would fold it anew. A stream is read and changed only in its
 // user's lane.
 type cache struct {
 	mu    sync.Mutex
@@ -44,7 +45,7 @@ func (c *cache) put(user string, s *stream) {
 	entry := &cached{user: user, stream: s, bytes: s.bytes + len(user)}
 	c.users[user] = c.order.PushFront(entry)
 	c.used += entry.bytes
-	for c.used > c.limit {
+	for c.used > c.limit && c.order.Len() > 1 {
 		c.remove(c.order.Back().Value.(*cached).user)
 	}
 }

@@ -174,7 +174,11 @@ func TestCacheIsBounded(t *testing.T) {
 	big := newStream(1)
 	big.bytes = 5000
 	c.put("big", big)
-	if c.used != 0 || len(c.users) != 0 {
-		t.Fatalf("a stream over the bound was kept: %d bytes", c.used)
+	if _, ok := c.get("big"); !ok || len(c.users) != 1 {
+		t.Fatalf("a stream over the bound is not the only one kept: %d bytes of %d users", c.used, len(c.users))
+	}
+	c.put("a", newStream(1))
+	if _, ok := c.get("big"); ok || len(c.users) != 1 {
+		t.Fatalf("a stream over the bound was kept beside another: %d bytes", c.used)
 	}
 }

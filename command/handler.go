@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// maxAttempts bounds how often a command is decided anew because another process was first.
-	maxAttempts = 50
+	// optimisticAttempts is how often a command is decided before it asks to be alone, because another process was first.
+	optimisticAttempts = 5
 	// visibleTimeout bounds how long a write waits for the read model; after it the write answers anyway.
 	visibleTimeout = time.Second
 	// settleTimeout bounds what must not be cut short when the caller has gone: the append and what it needs.
@@ -85,56 +85,98 @@ func (h *Handler) Head(ctx context.Context, user string) (int64, error) {
 
 // settle decides and appends in the user's lane. The position is that of the last event the outcome rests on, 0 when there is none.
 func (h *Handler) settle(ctx context.Context, req Request, cmd Command) (Result, int64, error) {
-	release, err := h.lanes.take(ctx, req.UserID)
+	print, err := fingerprint(cmd, req.Match)
+	if err != nil {
+		return Result{}, 0, err
+	}
+	// Before the lane, so that retries of what was done long ago hold nobody up.
+	if result, position, found, err := h.replay(ctx, h.cfg.Log, req, print); err != nil || found {
+		return result, position, err
+	}
+	release, waited, err := h.lanes.take(ctx, req.UserID)
 	if err != nil {
 		return Result{}, 0, err
 	}
 	defer release()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
-	print, err := fingerprint(cmd, req.Match)
-	if err != nil {
-		return Result{}, 0, err
-	}
-	for attempt := range maxAttempts {
-		result, position, err := h.attempt(ctx, req, cmd, print)
-		if !errors.Is(err, events.ErrWrongSeq) && !errors.Is(err, events.ErrKeyUsed) {
+	for attempt := range optimisticAttempts {
+		if waited || attempt > 0 {
+			// Who was in the lane, or first, may have carried out the same request.
+			if result, position, found, err := h.replay(ctx, h.cfg.Log, req, print); err != nil || found {
+				return result, position, err
+			}
+		}
+		result, position, err := h.attempt(ctx, h.cfg.Log, req, cmd, print)
+		if !lost(err) {
 			return result, position, err
 		}
 		if err := backOff(ctx, attempt); err != nil {
 			return Result{}, 0, err
 		}
 	}
-	return Result{}, 0, ErrContended
+	return h.attemptAlone(ctx, req, cmd, print)
+}
+
+// lost tells whether another writer was first.
+func lost(err error) bool {
+	return errors.Is(err, events.ErrWrongSeq) || errors.Is(err, events.ErrKeyUsed)
+}
+
+// attemptAlone decides and appends while nobody else can append.
+func (h *Handler) attemptAlone(ctx context.Context, req Request, cmd Command, print []byte) (result Result, position int64, err error) {
+	err = h.cfg.Log.Exclusively(ctx, func(log *events.Exclusive) (err error) {
+		var found bool
+		if result, position, found, err = h.replay(ctx, log, req, print); err != nil || found {
+			return err
+		}
+		s, fresh, err := h.stream(ctx, log, req.UserID)
+		if err == nil && !fresh {
+			err = h.refresh(ctx, log, req.UserID, s)
+		}
+		if err != nil {
+			return err
+		}
+		result, position, err = h.attempt(ctx, log, req, cmd, print)
+		return err
+	})
+	if err != nil {
+		h.cache.drop(req.UserID) // it may hold what was not stored
+	}
+	if lost(err) {
+		err = errors.Join(ErrContended, err)
+	}
+	return result, position, err
+}
+
+// eventLog is the log, or the log while nobody else can append.
+type eventLog interface {
+	Load(ctx context.Context, user string, after int64, visit func(events.Event) error) error
+	LoadTask(ctx context.Context, user string, task uuid.UUID, through int64, visit func(events.Event) error) error
+	FindKey(ctx context.Context, user, key string) (*events.KeyUse, error)
+	Append(ctx context.Context, events []events.Event) error
 }
 
 // attempt decides once on what the log holds and appends what comes of it, unless that was done before.
-func (h *Handler) attempt(ctx context.Context, req Request, cmd Command, print []byte) (Result, int64, error) {
-	if req.Key != "" {
-		if result, position, found, err := h.replay(ctx, req, print); err != nil || found {
-			return result, position, err
-		}
-	}
-	s, fresh, err := h.stream(ctx, req.UserID)
+func (h *Handler) attempt(ctx context.Context, log eventLog, req Request, cmd Command, print []byte) (Result, int64, error) {
+	s, fresh, err := h.stream(ctx, log, req.UserID)
 	if err != nil {
 		return Result{}, 0, err
 	}
 	d, err := cmd.decide(s, req.Match)
 	if (err != nil || len(d.events) == 0) && !fresh {
 		// Nothing will be appended, so the primary key won't tell that the cached stream is old: look.
-		if err := h.refresh(ctx, req.UserID, s); err != nil {
+		if err := h.refresh(ctx, log, req.UserID, s); err != nil {
 			return Result{}, 0, err
 		}
 		d, err = cmd.decide(s, req.Match)
 	}
 	if err == nil && len(d.events) > 0 {
-		return h.append(ctx, req, s, d, print)
+		return h.append(ctx, log, req, s, d, print)
 	}
-	if req.Key != "" {
-		// The same request may have been carried out elsewhere since: what now stands in its way is then its own effect.
-		if result, position, found, err := h.replay(ctx, req, print); err != nil || found {
-			return result, position, err
-		}
+	// The same request may have been carried out elsewhere since: what now stands in its way is then its own effect.
+	if result, position, found, replayErr := h.replay(ctx, log, req, print); replayErr != nil || found {
+		return result, position, replayErr
 	}
 	if err != nil {
 		return Result{}, s.at, err
@@ -143,19 +185,19 @@ func (h *Handler) attempt(ctx context.Context, req Request, cmd Command, print [
 }
 
 // stream gives the user's stream: from the cache, which may be behind other processes, or fresh from the log.
-func (h *Handler) stream(ctx context.Context, user string) (s *stream, fresh bool, err error) {
+func (h *Handler) stream(ctx context.Context, log eventLog, user string) (s *stream, fresh bool, err error) {
 	if s, ok := h.cache.get(user); ok {
 		return s, false, nil
 	}
 	s = newStream(h.cfg.Quota)
-	return s, true, h.refresh(ctx, user, s)
+	return s, true, h.refresh(ctx, log, user, s)
 }
 
 // refresh folds in what the log has beyond s. A stream that could not be folded to its end is not kept.
-func (h *Handler) refresh(ctx context.Context, user string, s *stream) error {
+func (h *Handler) refresh(ctx context.Context, log eventLog, user string, s *stream) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	if err := h.cfg.Log.Load(ctx, user, s.head, s.apply); err != nil {
+	if err := log.Load(ctx, user, s.head, s.apply); err != nil {
 		h.cache.drop(user)
 		return err
 	}
@@ -163,7 +205,7 @@ func (h *Handler) refresh(ctx context.Context, user string, s *stream) error {
 	return nil
 }
 
-func (h *Handler) append(ctx context.Context, req Request, s *stream, d decision, print []byte) (Result, int64, error) {
+func (h *Handler) append(ctx context.Context, log eventLog, req Request, s *stream, d decision, print []byte) (Result, int64, error) {
 	batch, err := h.events(req, s, d)
 	if err != nil {
 		return Result{}, 0, err
@@ -171,9 +213,9 @@ func (h *Handler) append(ctx context.Context, req Request, s *stream, d decision
 	if req.Key != "" {
 		batch[0].IdempotencyKey, batch[0].Fingerprint = req.Key, print
 	}
-	if err := h.cfg.Log.Append(ctx, batch); err != nil {
-		if errors.Is(err, events.ErrWrongSeq) || errors.Is(err, events.ErrKeyUsed) {
-			return Result{}, 0, errors.Join(err, h.refresh(ctx, req.UserID, s))
+	if err := log.Append(ctx, batch); err != nil {
+		if lost(err) {
+			return Result{}, 0, errors.Join(err, h.refresh(ctx, log, req.UserID, s))
 		}
 		h.cache.drop(req.UserID) // whether it was stored is unknown
 		return Result{}, 0, err

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -194,17 +196,113 @@ func TestAnEventFromTheFutureHoldsUpItsUserOnly(t *testing.T) {
 func TestLanesEndWithTheirCallers(t *testing.T) {
 	t.Parallel()
 	l := lanes{busy: map[string]*lane{}}
-	release, err := l.take(t.Context(), "u")
-	if err != nil {
-		t.Fatal(err)
+	release, waited, err := l.take(t.Context(), "u")
+	if err != nil || waited {
+		t.Fatal(waited, err)
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := l.take(gone, "u"); !errors.Is(err, context.Canceled) {
-		t.Errorf("a busy lane, and nobody waits: %v", err)
+	if _, waited, err := l.take(gone, "u"); !errors.Is(err, context.Canceled) || !waited {
+		t.Errorf("a busy lane, and nobody waits: %v %v", waited, err)
 	}
 	release()
 	if len(l.busy) != 0 {
 		t.Errorf("%d lanes are left", len(l.busy))
+	}
+}
+
+// However many writers of one process never stop, a writer of another process gets its turn, with and without a key, and what both
+// did is there once.
+func TestNobodyIsAlwaysLast(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	many, one := newProcess(t, pool), newProcess(t, pool)
+	do(t, many, CreateTask{ID: idA, Title: "a"})
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var work sync.WaitGroup
+	var toggles atomic.Int64
+	for range 16 {
+		work.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := many.Do(t.Context(), Request{UserID: "u", RequestID: "r"}, ToggleTask{idA}); err != nil {
+					t.Errorf("of the many: %v", err)
+				}
+				toggles.Add(1)
+			}
+		})
+	}
+	for n := range 60 {
+		begin := time.Now()
+		req := Request{UserID: "u", RequestID: "r"}
+		if n%2 == 1 {
+			req.Key = fmt.Sprint("key", n)
+		}
+		if _, err := one.Do(t.Context(), req, ToggleTask{idA}); err != nil {
+			t.Errorf("write %d of the one: %v", n, err)
+		}
+		toggles.Add(1)
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Errorf("write %d of the one took %v", n, took)
+		}
+	}
+	stop()
+	work.Wait()
+	if n := int64(len(stored(t, one, "u"))); n != toggles.Load()+1 {
+		t.Errorf("%d events stored for %d toggles", n, toggles.Load())
+	}
+}
+
+// The same request comes again and again while another process never stops: one effect, one answer.
+func TestAContendedKeyHasOneEffect(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	processes := []*Handler{newProcess(t, pool), newProcess(t, pool)}
+	do(t, processes[0], CreateTask{ID: idA, Title: "a"})
+	for turn := range 10 {
+		var work sync.WaitGroup
+		results := make([]Result, 24)
+		for i := range results {
+			work.Go(func() {
+				h := processes[i%2]
+				req := Request{UserID: "u", RequestID: "r", Key: fmt.Sprint("turn", turn)}
+				if i%3 > 0 {
+					req.Key = ""
+				}
+				var err error
+				if results[i], err = h.Do(t.Context(), req, ToggleTask{idA}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		work.Wait()
+		for i := 3; i < len(results); i += 3 {
+			if results[i].Seq != results[0].Seq || results[i].Task.Completed != results[0].Task.Completed {
+				t.Errorf("turn %d: %+v and %+v under one key", turn, results[0], results[i])
+			}
+		}
+	}
+	if n := len(stored(t, processes[0], "u")); n != 1+10*17 {
+		t.Errorf("%d events, want %d", n, 1+10*17)
+	}
+}
+
+// An answer that stores nothing waits as well: what it says must be seen by the next read.
+func TestANoWaitsForWhatItRestsOn(t *testing.T) {
+	t.Parallel()
+	h := newProcess(t, testdb.New(t))
+	var waited []int64
+	h.cfg.Visible = func(_ context.Context, position int64) { waited = append(waited, position) }
+	do(t, h, CreateTask{ID: idA, Title: "a"})
+	do(t, h, ReopenTask{idA})
+	if _, err := h.Do(t.Context(), Request{UserID: "u", Match: Match{Present: true}}, DeleteTask{idA}); err == nil {
+		t.Error("not refused")
+	}
+	if _, err := h.Do(t.Context(), Request{UserID: "u", Async: true}, ReopenTask{idA}); err != nil {
+		t.Error(err)
+	}
+	created := stored(t, h, "u")[0].Position
+	if !slices.Equal(waited, []int64{created, created, created}) {
+		t.Errorf("waited for %v, want three times %d", waited, created)
 	}
 }

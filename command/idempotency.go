@@ -26,10 +26,13 @@ func fingerprint(cmd Command, match Match) ([]byte, error) {
 
 // replay finds what an earlier command with the same key left behind, and answers with that; found is false when there was none. It
 // needs nothing but the log, and so holds for ever, also where the first answer never left.
-func (h *Handler) replay(ctx context.Context, req Request, print []byte) (result Result, position int64, found bool, err error) {
+func (h *Handler) replay(ctx context.Context, log eventLog, req Request, print []byte) (result Result, position int64, found bool, err error) {
+	if req.Key == "" {
+		return Result{}, 0, false, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	first, err := h.cfg.Log.FindKey(ctx, req.UserID, req.Key)
+	first, err := log.FindKey(ctx, req.UserID, req.Key)
 	if err != nil || first == nil {
 		return Result{}, 0, false, err
 	}
@@ -37,10 +40,8 @@ func (h *Handler) replay(ctx context.Context, req Request, print []byte) (result
 		return Result{}, 0, false, ErrKeyReused
 	}
 	result = Result{Seq: first.LastSeq, Replayed: true}
-	err = h.cfg.Log.Load(ctx, req.UserID, 0, func(e events.Event) (err error) {
-		if e.TaskID == first.TaskID && e.Seq <= first.LastSeq {
-			result.Task, err = events.Fold(result.Task, e)
-		}
+	err = log.LoadTask(ctx, req.UserID, first.TaskID, first.LastSeq, func(e events.Event) (err error) {
+		result.Task, err = events.Fold(result.Task, e)
 		return err
 	})
 	return result, first.LastPosition, true, err

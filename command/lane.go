@@ -16,8 +16,8 @@ type lane struct {
 	token chan struct{} // holds one value while the lane is free
 }
 
-// take waits for the user's lane. The caller calls release when done.
-func (l *lanes) take(ctx context.Context, user string) (release func(), err error) {
+// take waits for the user's lane, and tells whether somebody else was in it. The caller calls release when done.
+func (l *lanes) take(ctx context.Context, user string) (release func(), waited bool, err error) {
 	l.mu.Lock()
 	ln, ok := l.busy[user]
 	if !ok {
@@ -25,15 +25,16 @@ func (l *lanes) take(ctx context.Context, user string) (release func(), err erro
 		ln.token <- struct{}{}
 		l.busy[user] = ln
 	}
+	waited = ln.users > 0
 	ln.users++
 	l.mu.Unlock()
 
 	select {
 	case <-ln.token:
-		return func() { ln.token <- struct{}{}; l.leave(user, ln) }, nil
+		return func() { ln.token <- struct{}{}; l.leave(user, ln) }, waited, nil
 	case <-ctx.Done():
 		l.leave(user, ln)
-		return nil, context.Cause(ctx)
+		return nil, waited, context.Cause(ctx)
 	}
 }
 

@@ -38,6 +38,7 @@ type Log struct {
 	insert   string // the statement; a test takes the lock out of it
 	queue    chan *pending
 	onAppend func(position int64)
+	alone    chan struct{} // holds one value while nobody is in Exclusively
 	done     chan struct{} // closed when the appender has ended
 
 	mu     sync.RWMutex // held for reading while sending on queue
@@ -58,8 +59,10 @@ func Open(pool *pgxpool.Pool, onAppend func(position int64)) *Log {
 		insert:   insertEvents,
 		queue:    make(chan *pending, maxBatch),
 		onAppend: onAppend,
+		alone:    make(chan struct{}, 1),
 		done:     make(chan struct{}),
 	}
+	l.alone <- struct{}{}
 	go l.run()
 	return l
 }
@@ -128,7 +131,7 @@ func (l *Log) gather(batch []*pending) []*pending {
 // flush appends a batch. When a row violates a constraint nothing of the batch was stored: then each command goes alone, so that
 // each gets its own answer and stays atomic.
 func (l *Log) flush(batch []*pending) {
-	err := l.publish(batch)
+	err := l.store(batch)
 	if len(batch) > 1 && isRefusal(err) {
 		l.flushEach(batch)
 		return
@@ -136,6 +139,24 @@ func (l *Log) flush(batch []*pending) {
 	for _, p := range batch {
 		p.result <- err
 	}
+}
+
+// store appends a batch and tells of it.
+func (l *Log) store(batch []*pending) error {
+	var events []*Event
+	for _, p := range batch {
+		for i := range p.events {
+			events = append(events, &p.events[i])
+		}
+	}
+	position, err := publish(l.pool, l.insert, events)
+	if errors.Is(err, context.DeadlineExceeded) {
+		l.pool.Reset() // PostgreSQL may have gone without a word: its other connections are as dead as this one
+	}
+	if err == nil {
+		l.onAppend(position)
+	}
+	return err
 }
 
 // flushEach appends one command after the other. A fault ends it for all the rest, or each would wait for the next in turn.
@@ -146,7 +167,7 @@ func (l *Log) flushEach(batch []*pending) {
 			p.result <- fault
 			continue
 		}
-		err := l.publish([]*pending{p})
+		err := l.store([]*pending{p})
 		if err != nil && !isRefusal(err) {
 			fault = err
 		}
@@ -167,6 +188,12 @@ func isRefusal(err error) bool {
 const columns = `e.position, e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.actor, e.request_id, e.recorded_at,
 	EXISTS (SELECT FROM skipped_events s WHERE s.user_id = e.user_id AND s.seq = e.seq)`
 
+// db is a pool or a transaction.
+type db interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
 // Load calls visit with the user's events behind seq after, oldest first, and stops at visit's first error.
 func (l *Log) Load(ctx context.Context, user string, after int64, visit func(Event) error) error {
 	return Load(ctx, l.pool, user, after, visit)
@@ -174,7 +201,11 @@ func (l *Log) Load(ctx context.Context, user string, after int64, visit func(Eve
 
 // Load is Log.Load for those who only read.
 func Load(ctx context.Context, pool *pgxpool.Pool, user string, after int64, visit func(Event) error) error {
-	rows, err := pool.Query(ctx, `
+	return loadStream(ctx, pool, user, after, visit)
+}
+
+func loadStream(ctx context.Context, from db, user string, after int64, visit func(Event) error) error {
+	rows, err := from.Query(ctx, `
 		SELECT `+columns+`
 		FROM task_events e
 		WHERE e.user_id = $1 AND e.seq > $2
@@ -198,6 +229,26 @@ func (l *Log) Head(ctx context.Context, user string) (int64, error) {
 	return seq, nil
 }
 
+// LoadTask calls visit with the events of one task of the user, through seq through, oldest first.
+func (l *Log) LoadTask(ctx context.Context, user string, task uuid.UUID, through int64, visit func(Event) error) error {
+	return loadTask(ctx, l.pool, user, task, through, visit)
+}
+
+func loadTask(ctx context.Context, from db, user string, task uuid.UUID, through int64, visit func(Event) error) error {
+	rows, err := from.Query(ctx, `
+		SELECT `+columns+`
+		FROM task_events e
+		WHERE e.user_id = $1 AND e.task_id = $2 AND e.seq <= $3
+		ORDER BY e.seq`, user, task, through)
+	if err != nil {
+		return fmt.Errorf("load a task: %w", err)
+	}
+	if err := visitRows(rows, visit); err != nil {
+		return fmt.Errorf("load a task: %w", err)
+	}
+	return nil
+}
+
 // KeyUse is where an idempotency key was used: the first event of the command has the key, the last tells where the command ended.
 type KeyUse struct {
 	TaskID       uuid.UUID
@@ -208,7 +259,11 @@ type KeyUse struct {
 
 // FindKey tells where the user used an idempotency key; nil when nowhere.
 func (l *Log) FindKey(ctx context.Context, user, key string) (*KeyUse, error) {
-	rows, err := l.pool.Query(ctx, `
+	return findKey(ctx, l.pool, user, key)
+}
+
+func findKey(ctx context.Context, from db, user, key string) (*KeyUse, error) {
+	rows, err := from.Query(ctx, `
 		SELECT f.task_id, f.request_fingerprint, e.seq, e.position
 		FROM task_events f
 		JOIN task_events e ON e.user_id = f.user_id AND e.seq BETWEEN f.seq AND f.seq + $3 AND e.command_id = f.command_id

@@ -13,7 +13,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Topic is the Watermill topic of the log and the name of its table. The same name is the NOTIFY channel on which each committed
@@ -24,43 +23,33 @@ const Topic = "task_events"
 // order and `position > n ORDER BY position` skips nothing. Any constant will do that nothing else in the database uses.
 const appendLock = 7_405_316_120_001
 
-// publish appends the events of a batch by one Watermill Publish, which is one INSERT.
-func (l *Log) publish(batch []*pending) error {
-	var events []*Event
-	for _, p := range batch {
-		for i := range p.events {
-			events = append(events, &p.events[i])
-		}
-	}
+// publish appends events by one Watermill Publish, which is one INSERT, and returns the position of the last.
+func publish(to db, insert string, events []*Event) (position int64, err error) {
 	messages := make(message.Messages, len(events))
 	for i, e := range events {
 		m, err := toMessage(e)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		messages[i] = m
 	}
-	exec := &executor{pool: l.pool}
-	publisher, err := watermillsql.NewPublisher(exec, watermillsql.PublisherConfig{SchemaAdapter: insertAdapter{sql: l.insert}}, watermill.NopLogger{})
+	exec := &executor{db: to}
+	publisher, err := watermillsql.NewPublisher(exec, watermillsql.PublisherConfig{SchemaAdapter: insertAdapter{sql: insert}}, watermill.NopLogger{})
 	if err != nil {
-		return fmt.Errorf("append: %w", err)
+		return 0, fmt.Errorf("append: %w", err)
 	}
 	if err := publisher.Publish(Topic, messages...); err != nil {
-		return appendError(err)
+		return 0, appendError(err)
 	}
-	return l.settle(events, exec.appended)
-}
-
-// settle gives the events what the database decided about them.
-func (l *Log) settle(events []*Event, appended []appendedRow) error {
-	if len(appended) != len(events) {
-		return fmt.Errorf("append: %d events stored of %d", len(appended), len(events))
+	// The database decided about these.
+	if len(exec.appended) != len(events) {
+		return 0, fmt.Errorf("append: %d events stored of %d", len(exec.appended), len(events))
 	}
-	for i, row := range appended {
+	for i, row := range exec.appended {
 		events[i].Position, events[i].RecordedAt = row.Position, row.RecordedAt.UTC()
+		position = row.Position
 	}
-	l.onAppend(appended[len(appended)-1].Position)
-	return nil
+	return position, nil
 }
 
 func appendError(err error) error {
@@ -188,7 +177,7 @@ func (a insertAdapter) InsertQuery(_ string, messages message.Messages) (watermi
 // both back: a deadline, and the positions. The embedded DB is nil: a publisher only calls ExecContext.
 type executor struct {
 	*sql.DB
-	pool     *pgxpool.Pool
+	db       db
 	appended []appendedRow
 }
 
@@ -205,7 +194,7 @@ func (x *executor) ExecContext(ctx context.Context, query string, args ...any) (
 	batch := &pgx.Batch{}
 	batch.Queue(`SELECT set_config('lock_timeout', '4s', true), set_config('statement_timeout', '5s', true)`)
 	batch.Queue(query, args...)
-	results := x.pool.SendBatch(ctx, batch)
+	results := x.db.SendBatch(ctx, batch)
 	_, err := results.Exec()
 	if err == nil {
 		rows, _ := results.Query()
@@ -214,9 +203,6 @@ func (x *executor) ExecContext(ctx context.Context, query string, args ...any) (
 	// The transaction commits at the end of the pipeline: only a clean Close says that it did.
 	if closeErr := results.Close(); err == nil {
 		err = closeErr
-	}
-	if ctx.Err() != nil {
-		x.pool.Reset() // PostgreSQL may have gone without a word: its other connections are as dead as this one
 	}
 	return nil, err
 }
