@@ -26,9 +26,9 @@ const (
 	streamPage  = 100
 	streamBytes = 64 << 10
 	// streamPiece is how many bytes are written at once.
-	streamPiece = 16 << 10
+	streamPiece = 8 << 10
 	// streamBuffer is how many bytes the system keeps for a reader, about.
-	streamBuffer = 64 << 10
+	streamBuffer = 16 << 10
 	// streamBacklog is how many events may wait for a reader who has caught up before; it is the buffer that may be full.
 	streamBacklog = 1000
 	// lateTimeout is how long a reader with a full buffer has to take what is being sent.
@@ -268,7 +268,7 @@ func (s *Server) streamEvents(c echo.Context, caller Caller) error {
 	}
 	s.noDeadline(c)
 	if conn, ok := c.Request().Context().Value(connKey{}).(*net.TCPConn); ok {
-		if err := conn.SetWriteBuffer(streamBuffer); err != nil {
+		if err := errors.Join(conn.SetWriteBuffer(streamBuffer), setUserTimeout(conn, s.takeTime)); err != nil {
 			return err
 		}
 	}

@@ -378,7 +378,19 @@ func TestAReaderWhoTakesNothingIsCutOff(t *testing.T) {
 // deaf opens a stream and reads nothing of it.
 func (s *service) deaf(user string) {
 	s.t.Helper()
-	conn, err := net.Dial("tcp", s.http.Listener.Addr().String())
+	s.dial(s.token(user), "")
+	s.eventually(func() bool { return s.server.openStreams(user) == 1 })
+}
+
+// dial asks for a stream on a connection that keeps little for who does not read.
+func (s *service) dial(token, header string) net.Conn {
+	s.t.Helper()
+	return s.dialAt(s.http.Listener.Addr().String(), token, header)
+}
+
+func (s *service) dialAt(address, token, header string) net.Conn {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -386,10 +398,115 @@ func (s *service) deaf(user string) {
 	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := io.WriteString(conn, "GET /api/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+s.token(user)+"\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET /api/events HTTP/1.1\r\nHost: x\r\n"+header+"Authorization: Bearer "+token+"\r\n\r\n"); err != nil {
 		s.t.Fatal(err)
 	}
-	s.eventually(func() bool { return s.server.openStreams(user) == 1 })
+	return conn
+}
+
+// fat gives the user a history of n events that are about 8 KB each on a stream.
+func (s *service) fat(user string, n int) {
+	s.t.Helper()
+	path := "/api/tasks/" + s.titled(user, "a").ID.String()
+	for i := range n - 1 {
+		s.want(200, call{method: "PATCH", path: path, user: user, body: fmt.Sprintf(`{"description":"%d%s"}`, i, strings.Repeat("🦫", 650))})
+	}
+}
+
+// sip reads a stream from its beginning, some bytes every now and then, until it ends.
+func (s *service) sip(token string, bytes int, pause time.Duration) (read int64, took time.Duration) {
+	s.t.Helper()
+	conn := s.dial(token, "Last-Event-ID: 0\r\n")
+	begin := time.Now()
+	for {
+		n, err := io.CopyN(io.Discard, conn, int64(bytes))
+		read += n
+		if err != nil || time.Since(begin) > 40*time.Second {
+			return read, time.Since(begin)
+		}
+		<-time.After(pause)
+	}
+}
+
+// A reader who is slow to catch up listens no longer than the token lasts.
+func TestACatchingUpStreamEndsWithItsToken(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.fat("u", 150)
+	token, err := SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if read, took := s.sip(token, 4<<10, 100*time.Millisecond); took > 20*time.Second {
+		t.Errorf("still open after %v and %d bytes", took, read)
+	}
+}
+
+// A reader who takes little but steadily is not one who takes nothing.
+func TestASlowReaderIsNotCutOff(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.server.takeTime = 2 * time.Second
+	s.fat("u", 25)
+	conn := s.dial(s.token("u"), "Last-Event-ID: 0\r\n")
+	lines := bufio.NewScanner(conn)
+	lines.Buffer(nil, 1<<20)
+	begin := time.Now()
+	for last := ""; last != "id: 25"; {
+		if !lines.Scan() {
+			t.Fatalf("cut off after %v, behind %s: %v", time.Since(begin), last, lines.Err())
+		}
+		if strings.HasPrefix(lines.Text(), "id: ") {
+			last = lines.Text()
+			<-time.After(60 * time.Millisecond)
+		}
+	}
+	if time.Since(begin) < 3*time.Second {
+		t.Errorf("all was read in %v: too fast to show anything", time.Since(begin))
+	}
+}
+
+// Neither a reader who takes nothing nor a stream that waits holds up a stop.
+func TestStreamsDoNotHoldUpAStop(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.fat("u", 150)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.server.Serve(ctx, l) }()
+	s.dialAt(l.Addr().String(), s.token("u"), "Last-Event-ID: 0\r\n")
+	s.dialAt(l.Addr().String(), s.token("u"), "")
+	s.eventually(func() bool { return s.server.openStreams("u") == 2 })
+	begin := time.Now()
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
+}
+
+// A last id that exists, and that the read models do not show yet, is waited for.
+func TestAStreamWaitsForItsBeginning(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	path := "/api/tasks/" + s.titled("u", "a").ID.String()
+	for _, sql := range []string{`UPDATE tasks_users SET seq = 0`, `UPDATE task_history_users SET seq = 0`} {
+		if _, err := s.pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	live := s.listen("u", "1")
+	if live.resp.StatusCode != 200 {
+		t.Fatalf("status %d", live.resp.StatusCode)
+	}
+	s.want(200, call{method: "PATCH", path: path + "/complete", user: "u"})
+	live.want(2)
 }
 
 func (s *Server) openStreams(user string) int {

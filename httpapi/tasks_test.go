@@ -6,7 +6,9 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -376,4 +378,35 @@ func TestHistory(t *testing.T) {
 	if a := s.want(200, call{method: "GET", path: "/api/history", user: "nobody"}); string(a.body) != "[]" || a.Header.Get("X-Version") != "0" {
 		t.Errorf("a new user's history: %s, version %s", a.body, a.Header.Get("X-Version"))
 	}
+}
+
+// An answer is of one moment: what it shows and the seq it names belong together, also when it shows nothing.
+func TestAReadIsOfOneMoment(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	done := make(chan struct{})
+	var work sync.WaitGroup
+	for range 4 {
+		work.Go(func() {
+			for reads := 0; ; reads++ {
+				select {
+				case <-done:
+					t.Logf("%d reads", reads)
+					return
+				default:
+				}
+				a := s.want(200, call{method: "GET", path: "/api/tasks", user: "u"})
+				// Creation and deletion take turns: with an odd seq there is one task, with an even one none.
+				seq, err := strconv.Atoi(a.Header.Get("X-Version"))
+				if n := len(as[[]taskJSON](t, a)); err != nil || n != seq%2 {
+					t.Errorf("at %s: %d tasks", a.Header.Get("X-Version"), n)
+				}
+			}
+		})
+	}
+	for range 80 {
+		s.want(204, call{method: "DELETE", path: "/api/tasks/" + s.titled("u", "a").ID.String(), user: "u"})
+	}
+	close(done)
+	work.Wait()
 }

@@ -69,13 +69,12 @@ func (r *Reader) TaskHistory(ctx context.Context, user string, id uuid.UUID, f H
 func (r *Reader) history(ctx context.Context, user string, f HistoryFilter, first func(*pgx.Batch)) (HistoryPage, error) {
 	sql, args := f.sql(user)
 	page := HistoryPage{Entries: []HistoryEntry{}}
-	var seq *int64
 	err := r.read(ctx, user, func(b *pgx.Batch) {
 		first(b)
 		queueHead(b, "task_history", user, &page.Head)
 		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
 			var e HistoryEntry
-			places := []any{&e.Seq, &e.Type, &e.TaskID, &e.RecordedAt, &e.Actor, &e.RequestID, &e.Changes, &seq}
+			places := []any{&e.Seq, &e.Type, &e.TaskID, &e.RecordedAt, &e.Actor, &e.RequestID, &e.Changes}
 			_, err := pgx.ForEachRow(rows, places, func() error {
 				e.RecordedAt = e.RecordedAt.UTC()
 				page.Entries = append(page.Entries, e)
@@ -88,9 +87,6 @@ func (r *Reader) history(ctx context.Context, user string, f HistoryFilter, firs
 	if err != nil {
 		return HistoryPage{}, fmt.Errorf("list history: %w", err)
 	}
-	if seq != nil {
-		page.Seq = *seq
-	}
 	if f.Limit > 0 && len(page.Entries) > f.Limit {
 		page.Entries, page.More = page.Entries[:f.Limit], true
 	}
@@ -99,8 +95,7 @@ func (r *Reader) history(ctx context.Context, user string, f HistoryFilter, firs
 
 func (f HistoryFilter) sql(user string) (string, []any) {
 	q := newStatement(`
-		SELECT h.seq, h.type, h.task_id, h.recorded_at, h.actor, h.request_id, h.changes,
-			(SELECT seq FROM task_history_users WHERE user_id = $1)
+		SELECT h.seq, h.type, h.task_id, h.recorded_at, h.actor, h.request_id, h.changes
 		FROM task_history h
 		WHERE h.user_id = $1`, user)
 	if f.TaskID != nil {

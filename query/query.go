@@ -113,10 +113,9 @@ func (f TaskFilter) Cursor(last events.Task) TaskCursor {
 	}
 }
 
-const taskColumns = `t.user_id, t.id, t.version, t.title, t.description, t.is_completed, t.created_at, t.updated_at, t.deleted_at,
-	(SELECT seq FROM tasks_users WHERE user_id = $1)`
+const taskColumns = `t.user_id, t.id, t.version, t.title, t.description, t.is_completed, t.created_at, t.updated_at, t.deleted_at`
 
-// queueHead asks how far the read model has come. It goes before the rows, so that it never promises more than they show.
+// queueHead asks how far the read model has come.
 func queueHead(b *pgx.Batch, readModel, user string, head *Head) {
 	b.Queue(`
 		SELECT coalesce(max(seq), 0), coalesce(bool_or(parked_error IS NOT NULL), false)
@@ -128,12 +127,11 @@ func queueHead(b *pgx.Batch, readModel, user string, head *Head) {
 func (r *Reader) Tasks(ctx context.Context, user string, f TaskFilter) (TaskPage, error) {
 	sql, args := f.sql(user)
 	page := TaskPage{Tasks: []events.Task{}}
-	var seq *int64
 	err := r.read(ctx, user, func(b *pgx.Batch) {
 		queueHead(b, "tasks", user, &page.Head)
 		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
 			var t events.Task
-			_, err := pgx.ForEachRow(rows, append(taskPlaces(&t), &seq), func() error {
+			_, err := pgx.ForEachRow(rows, taskPlaces(&t), func() error {
 				page.Tasks = append(page.Tasks, utc(t))
 				t = events.Task{}
 				return nil
@@ -143,9 +141,6 @@ func (r *Reader) Tasks(ctx context.Context, user string, f TaskFilter) (TaskPage
 	})
 	if err != nil {
 		return TaskPage{}, fmt.Errorf("list tasks: %w", err)
-	}
-	if seq != nil {
-		page.Seq = *seq // of the same moment as the rows
 	}
 	if f.Limit > 0 && len(page.Tasks) > f.Limit {
 		page.Tasks, page.More = page.Tasks[:f.Limit], true
@@ -185,21 +180,17 @@ func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Ta
 	var (
 		t    events.Task
 		head Head
-		seq  *int64
 	)
 	err := r.read(ctx, user, func(b *pgx.Batch) {
 		queueHead(b, "tasks", user, &head)
 		b.Queue(`SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.id = $2 AND t.deleted_at IS NULL`, user, id).
-			QueryRow(func(row pgx.Row) error { return row.Scan(append(taskPlaces(&t), &seq)...) })
+			QueryRow(func(row pgx.Row) error { return row.Scan(taskPlaces(&t)...) })
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return events.Task{}, head, ErrNotFound
 	}
 	if err != nil {
 		return events.Task{}, Head{}, fmt.Errorf("read task: %w", err)
-	}
-	if seq != nil {
-		head.Seq = *seq
 	}
 	return utc(t), head, nil
 }
@@ -217,12 +208,14 @@ func (r *Reader) Shown(ctx context.Context, user string) (Head, error) {
 	return Head{Seq: min(tasks.Seq, history.Seq), Stale: tasks.Stale || history.Stale}, nil
 }
 
-// read sends what queue adds as one pipeline: one round trip, one implicit transaction. For its length the role is one that row
-// level security binds, to the rows of this user: a query that forgot its WHERE would still see nobody else's.
+// read sends what queue adds as one pipeline: one round trip, one transaction, in which everything is of one moment. For its length
+// the role is one that row level security binds, to the rows of this user: a query that forgot its WHERE would still see nobody else's.
 func (r *Reader) read(ctx context.Context, user string, queue func(*pgx.Batch)) error {
 	batch := &pgx.Batch{}
+	batch.Queue(`BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY`)
 	batch.Queue(`SELECT set_config('app.user_id', $1, true), set_config('role', 'taskledger_reader', true)`, user)
 	queue(batch)
+	batch.Queue(`COMMIT`)
 	return r.pool.SendBatch(ctx, batch).Close()
 }
 
