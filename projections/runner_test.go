@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -290,4 +293,79 @@ func TestWatchersHearWhatTheReadModelsShow(t *testing.T) {
 		writing.append(fmt.Sprint("v", n), uuid.New(), events.TaskCreated{Title: "b"})
 	}
 	work.Wait()
+}
+
+// A position that never comes, after a restore or because a stranger told of it, does not keep a projection from waiting.
+func TestAPositionThatNeverComesIsNotSoughtInALoop(t *testing.T) {
+	t.Parallel()
+	f := newFollower(tasks, nil, slog.New(slog.DiscardHandler), nil, &broadcast{})
+	f.signal(1_000_000_000)
+	if !f.more(true) {
+		t.Error("what was told after the select is not looked for")
+	}
+	f.sought = f.appended.Load() // it was, and is not there
+	begin := time.Now()
+	if f.await(); f.more(true) || time.Since(begin) < pollInterval/2 {
+		t.Errorf("looked for again after %v", time.Since(begin))
+	}
+	f.signal(1_000_000_001)
+	begin = time.Now()
+	if f.await(); !f.more(true) {
+		t.Error("what was told since is not looked for")
+	}
+}
+
+// A fault of the program in the fold of one batch is told, and the projection tries again.
+func TestAPanicInAProjectionIsTold(t *testing.T) {
+	t.Parallel()
+	logged := &logBuffer{}
+	pool := testdb.New(t)
+	p := writer(t, pool)
+	p.runner = NewRunner(pool, slog.New(slog.NewTextHandler(logged, nil)), nil)
+	f := p.runner.followers[0]
+	broken := *f.projection
+	broken.columns = slices.Clone(broken.columns)
+	var mended atomic.Bool
+	whole := broken.columns[0].array
+	broken.columns[0].array = func(rows []change) any {
+		if !mended.Load() {
+			panic("private title")
+		}
+		return whole(rows)
+	}
+	f.projection = &broken
+	p.run()
+	position := p.append("u", uuid.New(), events.TaskCreated{Title: "a"})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for !strings.Contains(logged.String(), "panic: string") {
+		if ctx.Err() != nil {
+			t.Fatalf("nothing is logged: %s", logged)
+		}
+		<-time.After(pollInterval)
+	}
+	if strings.Contains(logged.String(), "private") {
+		t.Errorf("a title is logged: %s", logged)
+	}
+	mended.Store(true)
+	p.visible(position)
+	p.verified()
+}
+
+// logBuffer is written to by a process and read by a test.
+type logBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }

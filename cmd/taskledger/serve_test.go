@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	neturl "net/url"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -20,6 +22,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/httpapi"
@@ -506,4 +509,89 @@ func TestWhoLeavesCostsNoConnection(t *testing.T) {
 	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("given up after %v", took)
 	}
+}
+
+// The way to PostgreSQL goes dead without a word, as in a failover or behind a router that forgot: nothing is refused, nothing answered.
+// New connections work. Within 10 seconds writes are taken again, and soon read.
+func TestADatabaseThatGoesSilentIsLeft(t *testing.T) {
+	t.Parallel()
+	url, silence := throughARelay(t, testdb.URL(t))
+	s := startServer(t, "DATABASE_URL="+url, "BETTER_AUTH_SECRET="+serveSecret)
+	for n := range 20 { // several connections are in use
+		s.must(201, fmt.Sprint("u", n), "POST", "/api/tasks", `{"title":"before"}`)
+	}
+	silence()
+	begin := time.Now()
+	var work sync.WaitGroup
+	for n := range 4 {
+		work.Go(func() {
+			user, id := fmt.Sprint("u", n), ""
+			s.await(201, func() (int, error) {
+				status, task, err := s.call(user, "POST", "/api/tasks", `{"title":"after"}`)
+				if status == 201 {
+					id = task["id"].(string)
+				}
+				return status, err
+			})
+			s.await(200, func() (int, error) {
+				status, _, err := s.call(user, "GET", "/api/tasks/"+id, "")
+				return status, err
+			})
+		})
+	}
+	work.Wait()
+	took := time.Since(begin)
+	t.Logf("written and read again after %v", took.Round(time.Millisecond))
+	if took > 10*time.Second {
+		t.Errorf("written and read again after %v", took)
+	}
+}
+
+// throughARelay gives a URL that leads to the same database through a relay. silence makes its present connections dead.
+func throughARelay(t *testing.T, url string) (relayed string, silence func()) {
+	t.Helper()
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	network, address := pgconn.NetworkAddress(config.Host, config.Port)
+	var relays, dead atomic.Int64 // how many there were, and which is the first that is not dead
+	go func() {
+		for n := int64(1); ; n++ {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial(network, address)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			t.Cleanup(func() { _, _ = client.Close(), server.Close() })
+			pass := func(to, from net.Conn) {
+				buffer := make([]byte, 64<<10)
+				for {
+					read, err := from.Read(buffer)
+					if n < dead.Load() {
+						<-t.Context().Done()
+						return
+					}
+					if _, writeErr := to.Write(buffer[:read]); err != nil || writeErr != nil {
+						_, _ = to.Close(), from.Close()
+						return
+					}
+				}
+			}
+			go pass(server, client)
+			go pass(client, server)
+			relays.Store(n)
+		}
+	}()
+	relayed = fmt.Sprintf("postgres://%s:%s@%s/%s?sslmode=disable", neturl.QueryEscape(config.User), neturl.QueryEscape(config.Password), l.Addr(), config.Database)
+	return relayed, func() { dead.Store(relays.Load() + 1) }
 }
