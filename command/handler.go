@@ -78,6 +78,16 @@ func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, err
 	return result, err
 }
 
+// Forget drops what is remembered of the user's stream: an operator has had an event of it passed over.
+func (h *Handler) Forget(ctx context.Context, user string) {
+	release, _, err := h.lanes.take(ctx, user)
+	if err != nil {
+		return // the process ends, and forgets everything
+	}
+	defer release()
+	h.cache.drop(user)
+}
+
 // Head is the seq of the user's last event, 0 without any.
 func (h *Handler) Head(ctx context.Context, user string) (int64, error) {
 	return h.cfg.Log.Head(ctx, user)

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"taskledger/events"
 )
 
 // ErrNotParked: the user's stream is followed to its end by every read model.
@@ -72,6 +74,9 @@ func SkipParked(ctx context.Context, pool *pgxpool.Pool, user string) ([]Parked,
 		if err != nil {
 			return nil, fmt.Errorf("skip an event: %w", err)
 		}
+	}
+	if _, err := pool.Exec(ctx, `SELECT pg_notify($1, $2)`, events.Topic, skipPrefix+user); err != nil {
+		return nil, fmt.Errorf("tell of a skip: %w", err)
 	}
 	// Read models that had applied the event must forget it too.
 	if _, err := RebuildUser(ctx, pool, "", user); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +29,8 @@ const (
 	statementTimeout = 5 * time.Second
 	// listenCheck is how often the listening connection is asked whether it is still there.
 	listenCheck = 15 * time.Second
+	// skipPrefix begins a notification that tells of a skip; the user follows.
+	skipPrefix = "skip "
 )
 
 // Runner runs every projection of this program, in this process. Any number of processes may run on one database: the checkpoint
@@ -38,12 +41,17 @@ type Runner struct {
 	followers []*follower
 	moved     broadcast
 	watchers  watchers
+	onSkip    func(ctx context.Context, user string)
 }
+
+// OnSkip has f called, while the runner runs, with each user of whom an operator has had an event passed over: who remembers the
+// stream must forget it. It is called before Run.
+func (r *Runner) OnSkip(f func(ctx context.Context, user string)) { r.onSkip = f }
 
 // NewRunner returns a runner that is not running yet. pool needs two connections a projection, one to listen and one for the
 // watchers.
 func NewRunner(pool *pgxpool.Pool, log *slog.Logger, metrics *Metrics) *Runner {
-	r := &Runner{pool: pool, log: log, watchers: watchers{users: map[string]map[*watcher]bool{}}}
+	r := &Runner{pool: pool, log: log, watchers: watchers{users: map[string]map[*watcher]bool{}}, onSkip: func(context.Context, string) {}}
 	for _, p := range all() {
 		r.followers = append(r.followers, newFollower(p, pool, log.With("projection", p.name), metrics, &r.moved))
 	}
@@ -154,6 +162,10 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		n, err := waitForNotification(ctx, conn)
 		if err != nil {
 			return err
+		}
+		if user, skipped := strings.CutPrefix(n.Payload, skipPrefix); skipped {
+			r.onSkip(ctx, user)
+			continue
 		}
 		position, err := parsePosition(n.Payload)
 		if err != nil {

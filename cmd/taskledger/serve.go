@@ -138,13 +138,15 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 	}
 	a.runner = projections.NewRunner(a.ledger, log, projections.NewMetrics(registry))
 	a.events = events.Open(a.ledger, a.runner.Signal)
+	commands := command.NewHandler(command.Config{
+		Log:        a.events,
+		Visible:    a.runner.Visible,
+		Quota:      cfg.MaxTasksPerUser,
+		CacheBytes: streamCache,
+	})
+	a.runner.OnSkip(commands.Forget)
 	a.server = httpapi.New(httpapi.Config{
-		Commands: command.NewHandler(command.Config{
-			Log:        a.events,
-			Visible:    a.runner.Visible,
-			Quota:      cfg.MaxTasksPerUser,
-			CacheBytes: streamCache,
-		}),
+		Commands:  commands,
 		Queries:   query.NewReader(db.pool),
 		Auth:      a.auth,
 		Log:       log,

@@ -511,6 +511,42 @@ func TestWhoLeavesCostsNoConnection(t *testing.T) {
 	}
 }
 
+// A server that has decided on an event forgets it when an operator has it passed over.
+func TestASkipIsForgottenByRunningServers(t *testing.T) {
+	t.Parallel()
+	url := testdb.URL(t)
+	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
+	s := startServer(t, env...)
+	path := "/api/tasks/" + s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)["id"].(string)
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if _, err := pool.Exec(t.Context(), `ALTER TABLE tasks ADD CONSTRAINT no_poison CHECK (title <> 'poison')`); err != nil {
+		t.Fatal(err)
+	}
+	s.must(200, "u", "PATCH", path, `{"title":"poison"}`)
+	s.must(201, "v", "POST", "/api/tasks", `{"title":"behind it"}`)
+	if got := finish(t, program(t, env, "parked", "skip", "--user=u")); got.code != 0 {
+		t.Fatalf("parked skip: %+v", got)
+	}
+	if read := s.must(200, "u", "GET", path, ""); read["title"] != "a" {
+		t.Errorf("after the skip: %v", read)
+	}
+	s.await(1, func() (int, error) { // the server has heard of it
+		_, written, err := s.call("u", "PUT", path, `{"is_completed":false}`)
+		if written["title"] != "a" || written["version"] != 1.0 {
+			return 0, err
+		}
+		return 1, err
+	})
+	if written := s.must(200, "u", "PATCH", path, `{"title":"b"}`); written["version"] != 3.0 {
+		t.Errorf("the next write: %v", written)
+	}
+	s.terminate()
+}
+
 // The way to PostgreSQL goes dead without a word, as in a failover or behind a router that forgot: nothing is refused, nothing answered.
 // New connections work. Within 10 seconds writes are taken again, and soon read.
 func TestADatabaseThatGoesSilentIsLeft(t *testing.T) {
