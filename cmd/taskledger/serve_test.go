@@ -511,6 +511,46 @@ func TestWhoLeavesCostsNoConnection(t *testing.T) {
 	}
 }
 
+// One client of a server beside many of another, all on one task: it is not refused, and not left waiting.
+func TestOneWriterBesideManyOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret}
+	busy, quiet := startServer(t, env...), startServer(t, env...)
+	path := "/api/tasks/" + busy.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)["id"].(string) + "/complete"
+	var done atomic.Bool
+	var toggles atomic.Int64
+	var work sync.WaitGroup
+	toggle := func(s *served) {
+		if status, answer, err := s.call("u", "PATCH", path, ""); err != nil || status != 200 {
+			t.Errorf("toggle: %d %v %v", status, answer, err)
+		}
+		toggles.Add(1)
+	}
+	for range 16 {
+		work.Go(func() {
+			for !done.Load() {
+				toggle(busy)
+			}
+		})
+	}
+	var slowest time.Duration
+	for range 50 {
+		begin := time.Now()
+		toggle(quiet)
+		slowest = max(slowest, time.Since(begin))
+	}
+	done.Store(true)
+	work.Wait()
+	t.Logf("%d toggles, the slowest of the one took %v", toggles.Load(), slowest.Round(time.Millisecond))
+	if slowest > 5*time.Second {
+		t.Errorf("the slowest of the one took %v", slowest)
+	}
+	task := quiet.must(200, "u", "GET", strings.TrimSuffix(path, "/complete"), "")
+	if task["version"] != float64(toggles.Load()+1) || task["is_completed"] != (toggles.Load()%2 == 1) {
+		t.Errorf("after %d toggles: %v", toggles.Load(), task)
+	}
+}
+
 // A server that has decided on an event forgets it when an operator has it passed over.
 func TestASkipIsForgottenByRunningServers(t *testing.T) {
 	t.Parallel()
