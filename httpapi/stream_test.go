@@ -398,7 +398,7 @@ func (s *service) dialAt(address, token, header string) net.Conn {
 	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := io.WriteString(conn, "GET /api/events HTTP/1.1\r\nHost: x\r\n"+header+"Authorization: Bearer "+token+"\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET /api/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"+header+"Authorization: Bearer "+token+"\r\n\r\n"); err != nil {
 		s.t.Fatal(err)
 	}
 	return conn
