@@ -96,7 +96,8 @@ type stream struct {
 	head int64      // the user's last seq that was announced
 	sent int64      // last, as announce sees it
 	live bool       // it has caught up once
-	late time.Time  // when the reader must have taken what is being sent, because too much waits or the server stops; zero = no such time
+	late time.Time  // when the reader must have taken what is being sent, because too much waits or the stream ends; zero = no such time
+	over bool       // the connection is no longer this stream's
 }
 
 // announce takes note of the user's newest seq. A reader for whom too much waits has only a moment left.
@@ -124,9 +125,16 @@ func (st *stream) hurry() {
 	st.limit()
 }
 
+// end lets go of the connection, which may have a next request.
+func (st *stream) end() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.over = true
+}
+
 // limit ends what is being sent in a moment.
 func (st *stream) limit() {
-	if st.late.IsZero() {
+	if st.late.IsZero() && !st.over {
 		st.late = time.Now().Add(lateTimeout)
 		// An error means that the connection is gone, which the write tells as well.
 		_ = st.conn.SetWriteDeadline(st.late)
@@ -257,6 +265,7 @@ func (s *Server) streamEvents(c echo.Context, caller Caller) error {
 		return err
 	}
 	defer leave()
+	defer st.end()
 	defer s.watch(caller.UserID, st.announce)() // before the look at what is there, or what happens in between is missed
 	head, err := s.beginning(c, caller, after, given)
 	if err != nil {
