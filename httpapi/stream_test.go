@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // reader reads a stream of events as a client does.
@@ -328,8 +330,13 @@ func TestAStreamOutlivesAnOutage(t *testing.T) {
 	s.titled("u", "a")
 	live := s.listen("u", "0")
 	live.want(1)
+	conn, err := pgx.ConnectConfig(t.Context(), s.pool.Config().ConnConfig) // one that is not among those it ends
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
 	for seq := int64(2); seq < 5; seq++ {
-		if _, err := s.pool.Exec(t.Context(), `
+		if _, err := conn.Exec(t.Context(), `
 			SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
 			t.Fatal(err)
 		}
