@@ -291,7 +291,7 @@ func TestAnswersAreWaitedForNoLongerThanTheRequestTimeout(t *testing.T) {
 	t.Parallel()
 	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	url := (&fakeAPI{get: hang}).start(t)
-	got := bench(t, quick(url, "--ops", "get", "--connections", "1", "--request-timeout", "1s")...)
+	got := bench(t, quick(url, "--ops", "get", "--duration", "700ms", "--request-timeout", "500ms")...)
 	if got.code != 1 || !strings.Contains(got.stdout, " × timeout |") {
 		t.Errorf("exit %d, printed:\n%s", got.code, got.stdout)
 	}
