@@ -14,6 +14,7 @@ import (
 
 	"taskledger/command"
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -89,7 +90,7 @@ func (i inputProblem) describe() string {
 func problemOf(err error) *problem {
 	var (
 		p            *problem
-		auth         *AuthError
+		refused      *auth.Error
 		precondition *command.PreconditionError
 		quota        *command.QuotaError
 		framework    *echo.HTTPError
@@ -97,8 +98,8 @@ func problemOf(err error) *problem {
 	switch {
 	case errors.As(err, &p):
 		return p
-	case errors.As(err, &auth):
-		return authProblem(auth)
+	case errors.As(err, &refused):
+		return authProblem(refused)
 	case errors.Is(err, command.ErrNotFound), errors.Is(err, query.ErrNotFound):
 		return notFound()
 	case errors.As(err, &precondition):
@@ -118,7 +119,7 @@ func problemOf(err error) *problem {
 	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
 }
 
-func authProblem(err *AuthError) *problem {
+func authProblem(err *auth.Error) *problem {
 	if err.Code == "forbidden" {
 		return newProblem(http.StatusForbidden, err.Code, "a write by cookie needs an Origin or Sec-Fetch-Site of this site").because(err)
 	}

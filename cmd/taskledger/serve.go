@@ -20,6 +20,7 @@ import (
 	"taskledger/command"
 	"taskledger/events"
 	"taskledger/httpapi"
+	"taskledger/httpapi/auth"
 	"taskledger/migrations"
 	"taskledger/projections"
 	"taskledger/query"
@@ -102,7 +103,7 @@ type app struct {
 	sessions *pgxpool.Pool // of Better Auth, if it has a database of its own
 	runner   *projections.Runner
 	events   *events.Log
-	auth     *httpapi.Authenticator
+	auth     *auth.Authenticator
 	server   *httpapi.Server
 	admin    *http.Server
 }
@@ -123,7 +124,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		}
 		sessions = a.sessions
 	}
-	a.auth, err = httpapi.NewAuthenticator(ctx, httpapi.AuthConfig{
+	a.auth, err = auth.New(ctx, auth.Config{
 		Secret:         secret,
 		Issuer:         cfg.JWTIssuer,
 		Audience:       cfg.JWTAudience,

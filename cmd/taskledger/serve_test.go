@@ -25,7 +25,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"taskledger/httpapi"
+	"taskledger/httpapi/auth"
 	"taskledger/migrations/testdb"
 )
 
@@ -123,7 +123,7 @@ func (s *served) status(path string) (int, error) {
 
 // call calls the API as a user.
 func (s *served) call(user, method, path, body string) (status int, answer map[string]any, err error) {
-	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	token, err := auth.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -342,7 +342,7 @@ func TestSIGTERMLosesNothing(t *testing.T) {
 // stream opens a user's stream of events.
 func (s *served) stream(user string) io.Reader {
 	s.t.Helper()
-	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	token, err := auth.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -364,7 +364,7 @@ func (s *served) stream(user string) io.Reader {
 
 // list lists a user's tasks.
 func (s *served) list(user string) (status int, tasks []map[string]any, err error) {
-	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	token, err := auth.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -1,10 +1,9 @@
-package httpapi
-
-// Who is calling. A request carries one of four credentials: a JWT under the shared secret, a JWT under a key of the
-// configured set, Better Auth's signed session, or Better Auth's cookie cache. This file decides which of them counts;
-// auth_token.go, auth_keys.go, auth_session.go and auth_cookie.go check it.
+// Package auth finds out who is calling. A request carries one of four credentials: a JWT under the shared secret, a JWT
+// under a key of the configured set, Better Auth's signed session, or Better Auth's cookie cache. This file decides which
+// of them counts; token.go, keys.go, session.go and cookie.go check it.
 //
 // Refusals never quote what was presented: every Reason is a constant text.
+package auth
 
 import (
 	"context"
@@ -19,26 +18,26 @@ import (
 )
 
 const (
-	// authMaxToken bounds what is read at all of a credential, cookie or bearer, in bytes.
-	authMaxToken = 8 << 10
+	// maxToken bounds what is read at all of a credential, cookie or bearer, in bytes.
+	maxToken = 8 << 10
 
-	// authMinSecret is the size of a SHA-256: RFC 7518, 3.2 forbids a smaller HS256 key.
-	authMinSecret = 32
+	// minSecret is the size of a SHA-256: RFC 7518, 3.2 forbids a smaller HS256 key.
+	minSecret = 32
 
-	// authMaxUser bounds a user's id, in bytes: it is part of every key in the database.
-	authMaxUser = 255
+	// maxUser bounds a user's id, in bytes: it is part of every key in the database.
+	maxUser = 255
 )
 
-// Codes of an AuthError, as they stand in a problem document.
+// Codes of an Error, as they stand in a problem document.
 const (
-	authUnauthenticated = "unauthenticated"
-	authInvalid         = "invalid_token"
-	authExpired         = "token_expired"
-	authForbidden       = "forbidden"
+	codeUnauthenticated = "unauthenticated"
+	codeInvalid         = "invalid_token"
+	codeExpired         = "token_expired"
+	codeForbidden       = "forbidden"
 )
 
-// AuthConfig says which credentials are believed. The zero value believes none.
-type AuthConfig struct {
+// Config says which credentials are believed. The zero value believes none.
+type Config struct {
 	// Secret is BETTER_AUTH_SECRET, at least 32 bytes. Empty: no HS256 token and no session is accepted.
 	Secret []byte
 
@@ -74,9 +73,18 @@ type Caller struct {
 	Cookie bool
 }
 
-// AuthError refuses a request for what its credential is. Any other error of Authenticate means that the
+// Left is how long what the caller asked for may go on after now: to the end that the credential names, or to that of the
+// leeway when it was accepted within that.
+func (c Caller) Left(now time.Time) time.Duration {
+	if left := c.Expires.Sub(now); left > 0 {
+		return left
+	}
+	return c.Expires.Add(tokenLeeway).Sub(now)
+}
+
+// Error refuses a request for what its credential is. Any other error of Authenticate means that the
 // credential could not be checked, because what it is checked against is away.
-type AuthError struct {
+type Error struct {
 	// Code is unauthenticated (nothing was presented), invalid_token, token_expired or forbidden.
 	Code string
 
@@ -84,9 +92,9 @@ type AuthError struct {
 	Reason string
 }
 
-func (e *AuthError) Error() string { return e.Code + ": " + e.Reason }
+func (e *Error) Error() string { return e.Code + ": " + e.Reason }
 
-func authRefuse(reason string) error { return &AuthError{Code: authInvalid, Reason: reason} }
+func refuse(reason string) error { return &Error{Code: codeInvalid, Reason: reason} }
 
 // Authenticator checks credentials. It is safe for concurrent use.
 type Authenticator struct {
@@ -99,10 +107,10 @@ type Authenticator struct {
 	verified         *verifiedTokens
 }
 
-// NewAuthenticator returns an Authenticator that the caller must Close. It fetches the JWKS in the background until then
+// New returns an Authenticator that the caller must Close. It fetches the JWKS in the background until then
 // or until ctx ends; it fails only for a configuration that can never work.
-func NewAuthenticator(ctx context.Context, cfg AuthConfig) (*Authenticator, error) {
-	a, err := buildAuthenticator(cfg)
+func New(ctx context.Context, cfg Config) (*Authenticator, error) {
+	a, err := build(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -112,10 +120,10 @@ func NewAuthenticator(ctx context.Context, cfg AuthConfig) (*Authenticator, erro
 	return a, nil
 }
 
-// buildAuthenticator checks the configuration; nothing runs yet.
-func buildAuthenticator(cfg AuthConfig) (*Authenticator, error) {
-	if n := len(cfg.Secret); n > 0 && n < authMinSecret {
-		return nil, fmt.Errorf("authentication secret: %d bytes, want at least %d", n, authMinSecret)
+// build checks the configuration; nothing runs yet.
+func build(cfg Config) (*Authenticator, error) {
+	if n := len(cfg.Secret); n > 0 && n < minSecret {
+		return nil, fmt.Errorf("authentication secret: %d bytes, want at least %d", n, minSecret)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -133,7 +141,7 @@ func buildAuthenticator(cfg AuthConfig) (*Authenticator, error) {
 	return a, a.open(cfg)
 }
 
-func (a *Authenticator) open(cfg AuthConfig) (err error) {
+func (a *Authenticator) open(cfg Config) (err error) {
 	if a.verified, err = newVerifiedTokens(); err != nil {
 		return fmt.Errorf("token cache: %w", err)
 	}
@@ -165,7 +173,7 @@ func (a *Authenticator) JWKSReady() error {
 	return errors.New("jwks: no keys held")
 }
 
-// Authenticate returns the caller of r, an *AuthError, or another error when the credential's source is away.
+// Authenticate returns the caller of r, an *Error, or another error when the credential's source is away.
 // It reads headers only.
 func (a *Authenticator) Authenticate(r *http.Request) (Caller, error) {
 	if sent, ok := r.Header["Authorization"]; ok {
@@ -178,18 +186,18 @@ func (a *Authenticator) Authenticate(r *http.Request) (Caller, error) {
 // falling back to a cookie would act for somebody else.
 func (a *Authenticator) authorization(ctx context.Context, sent []string) (Caller, error) {
 	if len(sent) != 1 {
-		return Caller{}, authRefuse("more than one Authorization header")
+		return Caller{}, refuse("more than one Authorization header")
 	}
 	scheme, credential, _ := strings.Cut(sent[0], " ")
 	if !strings.EqualFold(scheme, "Bearer") { // RFC 9110, 11.1: a scheme is case-insensitive.
-		return Caller{}, authRefuse("not the Bearer scheme")
+		return Caller{}, refuse("not the Bearer scheme")
 	}
 	credential = strings.TrimLeft(credential, " ")
 	if credential == "" {
-		return Caller{}, authRefuse("empty bearer")
+		return Caller{}, refuse("empty bearer")
 	}
-	if len(credential) > authMaxToken {
-		return Caller{}, authRefuse("token over 8 KiB")
+	if len(credential) > maxToken {
+		return Caller{}, refuse("token over 8 KiB")
 	}
 	return a.bearer(ctx, credential)
 }
@@ -203,6 +211,6 @@ func (a *Authenticator) bearer(ctx context.Context, credential string) (Caller, 
 	case 1:
 		return a.session(ctx, credential)
 	default:
-		return Caller{}, authRefuse("neither a JWT nor a signed session")
+		return Caller{}, refuse("neither a JWT nor a signed session")
 	}
 }

@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 // Credentials that a browser sends by itself, and the proof that it was our frontend that made it write.
 
@@ -23,8 +23,8 @@ func (a *Authenticator) cookies(r *http.Request) (Caller, error) {
 	if err != nil {
 		return Caller{}, err
 	}
-	if !cookieSafeMethod(r.Method) && !a.ownSite(r) {
-		return Caller{}, &AuthError{Code: authForbidden, Reason: "write by cookie from another site"}
+	if !safeMethod(r.Method) && !a.ownSite(r) {
+		return Caller{}, &Error{Code: codeForbidden, Reason: "write by cookie from another site"}
 	}
 	caller.Cookie = true
 	return caller, nil
@@ -33,31 +33,31 @@ func (a *Authenticator) cookies(r *http.Request) (Caller, error) {
 func (a *Authenticator) cookieCaller(r *http.Request) (Caller, error) {
 	jar, ok := readCookies(r)
 	if !ok {
-		return Caller{}, authRefuse("a credential cookie with two values")
+		return Caller{}, refuse("a credential cookie with two values")
 	}
 	if session := jar.value(cookieSession); session != "" {
-		if len(session) > authMaxToken {
-			return Caller{}, authRefuse("token over 8 KiB")
+		if len(session) > maxToken {
+			return Caller{}, refuse("token over 8 KiB")
 		}
 		return a.session(r.Context(), session)
 	}
 	if cached := jar.chunked(cookieCache); cached != "" {
 		return a.cookieCache(r.Context(), cached)
 	}
-	return Caller{}, &AuthError{Code: authUnauthenticated, Reason: "no credentials"}
+	return Caller{}, &Error{Code: codeUnauthenticated, Reason: "no credentials"}
 }
 
 // cookieCache takes nothing but Better Auth's structure from its cookie: a login token has no business there.
 func (a *Authenticator) cookieCache(ctx context.Context, value string) (Caller, error) {
-	if len(value) > authMaxToken {
-		return Caller{}, authRefuse("token over 8 KiB")
+	if len(value) > maxToken {
+		return Caller{}, refuse("token over 8 KiB")
 	}
 	token, err := a.verify(ctx, value)
 	if err != nil {
 		return Caller{}, err
 	}
 	if token.kind != tokenCache {
-		return Caller{}, authRefuse("cookie is not a cookie cache")
+		return Caller{}, refuse("cookie is not a cookie cache")
 	}
 	return token.caller(), nil
 }
@@ -115,8 +115,8 @@ func (jar credentialCookies) join(name string) string {
 	}
 }
 
-// cookieSafeMethod names the methods that change nothing (RFC 9110, 9.2.1).
-func cookieSafeMethod(method string) bool {
+// safeMethod names the methods that change nothing (RFC 9110, 9.2.1).
+func safeMethod(method string) bool {
 	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
 }
 

@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 // The public keys of a JWK Set (RFC 7517), fetched from the one configured URL: by the clock, and once more when a
 // token names a key that is not held. Nothing that a token says is ever fetched.
@@ -186,7 +186,7 @@ func (s *keySource) unknown() error {
 	if s.held.Load() == nil {
 		return errors.New("jwks: no keys held yet")
 	}
-	return authRefuse("unknown kid")
+	return refuse("unknown kid")
 }
 
 func (s *keySource) lookup(kid string) (verificationKey, *keySet, bool) {

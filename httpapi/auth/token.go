@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 // JSON Web Tokens, checked as RFC 8725 (best current practices) asks. golang-jwt does the cryptography; its parser is
 // not used, because it reads headers and claims leniently: duplicate members, wrong case, an exp that is a string, an
@@ -60,7 +60,7 @@ func newVerifiedTokens() (*verifiedTokens, error) {
 	return lru.New[[sha256.Size]byte, verifiedToken](tokensKept)
 }
 
-// verify checks a JWT of at most authMaxToken bytes. Only a token that passed every check is remembered; its end is
+// verify checks a JWT of at most maxToken bytes. Only a token that passed every check is remembered; its end is
 // compared again at each use, and so is the set of its key: with a key, the tokens under it are gone.
 func (a *Authenticator) verify(ctx context.Context, token string) (verifiedToken, error) {
 	id := sha256.Sum256([]byte(token))
@@ -89,14 +89,14 @@ func (a *Authenticator) verifyAnew(ctx context.Context, token string) (verifiedT
 		return verifiedToken{}, err
 	}
 	if key.method.Verify(parts.signed, parts.signature, key.key) != nil {
-		return verifiedToken{}, authRefuse("wrong signature")
+		return verifiedToken{}, refuse("wrong signature")
 	}
 	return a.judgeClaims(parts.claims, keys)
 }
 
 func (a *Authenticator) unexpired(t verifiedToken) (verifiedToken, error) {
 	if !a.now().Before(t.expires.Add(tokenLeeway)) { // RFC 7519, 4.1.4: "on or after".
-		return verifiedToken{}, &AuthError{Code: authExpired, Reason: "exp has passed"}
+		return verifiedToken{}, &Error{Code: codeExpired, Reason: "exp has passed"}
 	}
 	return t, nil
 }
@@ -118,10 +118,10 @@ func splitToken(token string) (tokenParts, error) {
 	p.claims, errClaims = decodeTokenPart(encodedClaims)
 	p.signature, err = decodeTokenPart(encodedSignature)
 	if err := errors.Join(errHeader, errClaims, err); err != nil {
-		return tokenParts{}, authRefuse("a part is not base64url")
+		return tokenParts{}, refuse("a part is not base64url")
 	}
 	if len(p.signature) == 0 { // RFC 7519, 6: an unsecured JWT. RFC 8725, 3.2 wants them refused.
-		return tokenParts{}, authRefuse("no signature")
+		return tokenParts{}, refuse("no signature")
 	}
 	p.signed = token[:len(encodedHeader)+1+len(encodedClaims)]
 	return p, nil
@@ -155,25 +155,25 @@ type joseHeader struct{ alg, kid string }
 func parseTokenHeader(raw []byte) (joseHeader, error) {
 	var h tokenHeader
 	if !decodeTokenObject(raw, &h) { // RFC 8725, 3.7 and RFC 7515, 4: UTF-8, unique names.
-		return joseHeader{}, authRefuse("header is not a strict JSON object")
+		return joseHeader{}, refuse("header is not a strict JSON object")
 	}
 	if h.Crit != nil { // RFC 7515, 4.1.11: extensions we do not understand; we understand none.
-		return joseHeader{}, authRefuse("header has crit")
+		return joseHeader{}, refuse("header has crit")
 	}
 	if h.B64 != nil { // RFC 7797, 3: only with crit.
-		return joseHeader{}, authRefuse("header has b64")
+		return joseHeader{}, refuse("header has b64")
 	}
 	if h.Zip != nil { // RFC 8725, 3.6: no compression before encryption; never on a signature.
-		return joseHeader{}, authRefuse("header has zip")
+		return joseHeader{}, refuse("header has zip")
 	}
 	if h.Enc != nil { // RFC 7519, 5: an encrypted token.
-		return joseHeader{}, authRefuse("header has enc")
+		return joseHeader{}, refuse("header has enc")
 	}
 	if h.Cty != nil { // RFC 7519, 5.2: only nested tokens have one.
-		return joseHeader{}, authRefuse("header has cty")
+		return joseHeader{}, refuse("header has cty")
 	}
 	if !tokenTypeIsJWT(h.Typ) {
-		return joseHeader{}, authRefuse("typ is not JWT")
+		return joseHeader{}, refuse("typ is not JWT")
 	}
 	return keyHeader(h)
 }
@@ -191,14 +191,14 @@ func tokenTypeIsJWT(typ jsontext.Value) bool {
 func keyHeader(h tokenHeader) (joseHeader, error) {
 	alg, ok := tokenString(h.Alg)
 	if !ok { // RFC 7515, 4.1.1: must be present, a string, case-sensitive.
-		return joseHeader{}, authRefuse("alg is not a string")
+		return joseHeader{}, refuse("alg is not a string")
 	}
 	if h.Kid == nil {
 		return joseHeader{alg: alg}, nil
 	}
 	kid, ok := tokenString(h.Kid)
 	if !ok || kid == "" { // RFC 7515, 4.1.4: a string.
-		return joseHeader{}, authRefuse("kid is not a string")
+		return joseHeader{}, refuse("kid is not a string")
 	}
 	return joseHeader{alg: alg, kid: kid}, nil
 }
@@ -209,29 +209,29 @@ func (a *Authenticator) tokenKey(ctx context.Context, h joseHeader) (verificatio
 	switch h.alg {
 	case jwt.SigningMethodHS256.Alg():
 		if len(a.secret) == 0 {
-			return verificationKey{}, nil, authRefuse("no secret for HS256")
+			return verificationKey{}, nil, refuse("no secret for HS256")
 		}
 		return verificationKey{method: jwt.SigningMethodHS256, key: a.secret}, nil, nil
 	case jwt.SigningMethodEdDSA.Alg(), jwt.SigningMethodES256.Alg(), jwt.SigningMethodRS256.Alg():
 		return a.publicKey(ctx, h)
 	default:
-		return verificationKey{}, nil, authRefuse("algorithm not allowed")
+		return verificationKey{}, nil, refuse("algorithm not allowed")
 	}
 }
 
 func (a *Authenticator) publicKey(ctx context.Context, h joseHeader) (verificationKey, *keySet, error) {
 	if a.keys == nil {
-		return verificationKey{}, nil, authRefuse("no JWKS for this algorithm")
+		return verificationKey{}, nil, refuse("no JWKS for this algorithm")
 	}
 	if h.kid == "" { // Trying all keys would let any of them speak for any other.
-		return verificationKey{}, nil, authRefuse("no kid")
+		return verificationKey{}, nil, refuse("no kid")
 	}
 	key, set, err := a.keys.find(ctx, h.kid)
 	if err != nil {
 		return verificationKey{}, nil, err
 	}
 	if key.method.Alg() != h.alg {
-		return verificationKey{}, nil, authRefuse("key is for another algorithm")
+		return verificationKey{}, nil, refuse("key is for another algorithm")
 	}
 	return key, set, nil
 }
@@ -253,14 +253,14 @@ type tokenClaims struct {
 func (a *Authenticator) judgeClaims(raw []byte, keys *keySet) (verifiedToken, error) {
 	var c tokenClaims
 	if !decodeTokenObject(raw, &c) { // RFC 7519, 4: unique names; RFC 8725, 3.7: UTF-8.
-		return verifiedToken{}, authRefuse("claims are not a strict JSON object")
+		return verifiedToken{}, refuse("claims are not a strict JSON object")
 	}
 	t, err := a.tokenUser(c, keys)
 	if err != nil {
 		return verifiedToken{}, err
 	}
 	if !validUserID(t.user) {
-		return verifiedToken{}, authRefuse("user id is empty, too long or has control characters")
+		return verifiedToken{}, refuse("user id is empty, too long or has control characters")
 	}
 	if t.expires, err = a.tokenTimes(c); err != nil {
 		return verifiedToken{}, err
@@ -275,7 +275,7 @@ func (a *Authenticator) tokenUser(c tokenClaims, keys *keySet) (verifiedToken, e
 	}
 	sub, ok := tokenString(c.Sub)
 	if !ok {
-		return verifiedToken{}, authRefuse("sub is not a string")
+		return verifiedToken{}, refuse("sub is not a string")
 	}
 	if err := a.tokenParties(c); err != nil {
 		return verifiedToken{}, err
@@ -294,12 +294,12 @@ func cachedUser(c tokenClaims) (verifiedToken, error) {
 		}
 	)
 	if !decodeTokenObject(c.Session, &session) || !decodeTokenObject(c.User, &user) {
-		return verifiedToken{}, authRefuse("session or user is not an object")
+		return verifiedToken{}, refuse("session or user is not an object")
 	}
 	owner, okOwner := tokenString(session.UserID)
 	id, okID := tokenString(user.ID)
 	if !okOwner || !okID || owner != id {
-		return verifiedToken{}, authRefuse("session and user name no one user")
+		return verifiedToken{}, refuse("session and user name no one user")
 	}
 	return verifiedToken{user: id, kind: tokenCache}, nil
 }
@@ -308,17 +308,17 @@ func cachedUser(c tokenClaims) (verifiedToken, error) {
 func (a *Authenticator) tokenParties(c tokenClaims) error {
 	issuer, ok := tokenString(c.Iss)
 	if !ok && c.Iss != nil { // RFC 7519, 4.1.1
-		return authRefuse("iss is not a string")
+		return refuse("iss is not a string")
 	}
 	if a.issuer != "" && issuer != a.issuer {
-		return authRefuse("another issuer")
+		return refuse("another issuer")
 	}
 	audience, ok := tokenAudience(c.Aud)
 	if !ok {
-		return authRefuse("aud is neither a string nor strings")
+		return refuse("aud is neither a string nor strings")
 	}
 	if a.audience != "" && !slices.Contains(audience, a.audience) {
-		return authRefuse("another audience")
+		return refuse("another audience")
 	}
 	return nil
 }
@@ -346,11 +346,11 @@ func tokenAudience(v jsontext.Value) ([]string, bool) {
 // unexpired, so that only a token that is good otherwise is told to have expired.
 func (a *Authenticator) tokenTimes(c tokenClaims) (time.Time, error) {
 	if c.Exp == nil {
-		return time.Time{}, authRefuse("no exp")
+		return time.Time{}, refuse("no exp")
 	}
 	expires, ok := tokenDate(c.Exp)
 	if !ok {
-		return time.Time{}, authRefuse("exp is not a date")
+		return time.Time{}, refuse("exp is not a date")
 	}
 	latest := a.now().Add(tokenLeeway)
 	for _, start := range []jsontext.Value{c.Nbf, c.Iat} {
@@ -359,10 +359,10 @@ func (a *Authenticator) tokenTimes(c tokenClaims) (time.Time, error) {
 		}
 		from, ok := tokenDate(start)
 		if !ok {
-			return time.Time{}, authRefuse("nbf or iat is not a date")
+			return time.Time{}, refuse("nbf or iat is not a date")
 		}
 		if from.After(latest) { // RFC 7519, 4.1.5; of iat the RFC says nothing, but it cannot lie ahead.
-			return time.Time{}, authRefuse("not valid yet")
+			return time.Time{}, refuse("not valid yet")
 		}
 	}
 	return expires, nil
@@ -397,16 +397,16 @@ func tokenString(v jsontext.Value) (string, bool) {
 
 // validUserID holds what the database can store as a key and a log can print. Nothing is trimmed or folded.
 func validUserID(id string) bool {
-	return id != "" && len(id) <= authMaxUser && utf8.ValidString(id) && !strings.ContainsFunc(id, unicode.IsControl)
+	return id != "" && len(id) <= maxUser && utf8.ValidString(id) && !strings.ContainsFunc(id, unicode.IsControl)
 }
 
 // SignToken returns a development token: HS256, with iss and aud unless they are empty.
 func SignToken(secret []byte, user, issuer, audience string, now time.Time, ttl time.Duration) (string, error) {
-	if len(secret) < authMinSecret {
-		return "", fmt.Errorf("sign token: secret of %d bytes, want at least %d", len(secret), authMinSecret)
+	if len(secret) < minSecret {
+		return "", fmt.Errorf("sign token: secret of %d bytes, want at least %d", len(secret), minSecret)
 	}
 	if !validUserID(user) {
-		return "", fmt.Errorf("sign token: user id is empty, over %d bytes or has control characters", authMaxUser)
+		return "", fmt.Errorf("sign token: user id is empty, over %d bytes or has control characters", maxUser)
 	}
 	claims := jwt.MapClaims{"sub": user, "iat": now.Unix(), "exp": now.Add(ttl).Unix()}
 	if issuer != "" {

@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 // Better Auth's own signed session: <token>.<base64 HMAC-SHA256(secret, token)>, looked up in its tables.
 
@@ -77,21 +77,21 @@ func newSessionLookup(pool *pgxpool.Pool, now func() time.Time, logger *slog.Log
 // session checks a signed session. The signature comes first: without the secret nobody reaches the database.
 func (a *Authenticator) session(ctx context.Context, credential string) (Caller, error) {
 	if len(a.secret) == 0 {
-		return Caller{}, authRefuse("no secret for sessions")
+		return Caller{}, refuse("no secret for sessions")
 	}
 	token, ok := signedSession(a.secret, credential)
 	if !ok {
-		return Caller{}, authRefuse("session signature is wrong")
+		return Caller{}, refuse("session signature is wrong")
 	}
 	if a.sessions == nil {
-		return Caller{}, authRefuse("no session database")
+		return Caller{}, refuse("no session database")
 	}
 	row, err := a.sessions.find(ctx, token)
 	if err != nil {
 		return Caller{}, err
 	}
 	if !a.now().Before(row.expires) {
-		return Caller{}, &AuthError{Code: authExpired, Reason: "session has expired"}
+		return Caller{}, &Error{Code: codeExpired, Reason: "session has expired"}
 	}
 	return Caller{UserID: row.user, Expires: row.expires}, nil
 }
@@ -149,7 +149,7 @@ func (l *sessionLookup) ask(ctx context.Context, token string) (sessionRow, erro
 		return sessionRow{}, l.explain(ctx, err)
 	}
 	if !validUserID(user) || math.IsInf(epoch, 0) || epoch > tokenMaxDate {
-		return sessionRow{}, authRefuse("session row is not usable")
+		return sessionRow{}, refuse("session row is not usable")
 	}
 	return sessionRow{user: user, expires: time.UnixMicro(int64(epoch * 1e6))}, nil
 }
@@ -157,14 +157,14 @@ func (l *sessionLookup) ask(ctx context.Context, token string) (sessionRow, erro
 // explain tells a session that is not there from a database that is not there.
 func (l *sessionLookup) explain(ctx context.Context, err error) error {
 	if errors.Is(err, pgx.ErrNoRows) {
-		return authRefuse("no such session")
+		return refuse("no such session")
 	}
 	switch state := sessionSQLState(err); state {
 	case "42P01", "42703", "3F000": // undefined_table, undefined_column, invalid_schema_name
 		if l.noted.CompareAndSwap(false, true) {
 			l.logger.WarnContext(ctx, "no session tables of Better Auth: sessions are refused until they are there", "sqlstate", state)
 		}
-		return authRefuse("no session tables")
+		return refuse("no session tables")
 	}
 	return fmt.Errorf("look up session: %w", err)
 }

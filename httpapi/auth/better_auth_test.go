@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 import (
 	"encoding/json"
@@ -57,7 +57,7 @@ func (f fixtureTable) create(t *testing.T, pool *pgxpool.Pool, name string) {
 }
 
 // open returns the fixture's authenticator, with the tables and the keys as they were, and the clock at its moment.
-func (f betterAuthFixture) open(t *testing.T, clock *authTestClock) *Authenticator {
+func (f betterAuthFixture) open(t *testing.T, clock *testClock) *Authenticator {
 	t.Helper()
 	pool := testdb.New(t)
 	f.Tables.User.create(t, pool, "user")
@@ -65,7 +65,7 @@ func (f betterAuthFixture) open(t *testing.T, clock *authTestClock) *Authenticat
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(f.JWKS) }))
 	t.Cleanup(server.Close)
 	clock.at = f.Now
-	return newTestAuthenticator(t, AuthConfig{
+	return newAuthenticator(t, Config{
 		Secret: []byte(f.Secret), Issuer: f.BaseURL, Audience: f.BaseURL,
 		JWKSURL: server.URL, Sessions: pool, Now: clock.now,
 	})
@@ -73,7 +73,7 @@ func (f betterAuthFixture) open(t *testing.T, clock *authTestClock) *Authenticat
 
 func betterAuthFixtures(t *testing.T) map[string]betterAuthFixture {
 	t.Helper()
-	files, err := filepath.Glob("testdata/auth/better-auth-*.json")
+	files, err := filepath.Glob("testdata/better-auth-*.json")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no fixtures: %v", err)
 	}
@@ -92,12 +92,12 @@ func betterAuthFixtures(t *testing.T) map[string]betterAuthFixture {
 	return fixtures
 }
 
-func TestAuthCredentialsOfBetterAuth(t *testing.T) {
+func TestCredentialsOfBetterAuth(t *testing.T) {
 	t.Parallel()
 	for name, fixture := range betterAuthFixtures(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := fixture.open(t, &authTestClock{})
+			a := fixture.open(t, &testClock{})
 			decoded, err := url.PathUnescape(fixture.SessionToken)
 			if err != nil {
 				t.Fatal(err)
@@ -110,31 +110,31 @@ func TestAuthCredentialsOfBetterAuth(t *testing.T) {
 				request *http.Request
 				user    string
 			}{
-				"session cookie":          {authCookie("better-auth.session_token", fixture.SessionToken), fixture.UserID},
-				"session cookie, decoded": {authCookie("better-auth.session_token", decoded), fixture.UserID},
-				"session as bearer":       {authBearer(decoded), fixture.UserID},
-				"set-auth-token":          {authBearer(fixture.SetAuthToken), fixture.UserID},
-				"cookie cache":            {authCookie("better-auth.session_data", fixture.SessionData), fixture.UserID},
-				"cookie cache as bearer":  {authBearer(fixture.SessionData), fixture.UserID},
+				"session cookie":          {withCookie("better-auth.session_token", fixture.SessionToken), fixture.UserID},
+				"session cookie, decoded": {withCookie("better-auth.session_token", decoded), fixture.UserID},
+				"session as bearer":       {withBearer(decoded), fixture.UserID},
+				"set-auth-token":          {withBearer(fixture.SetAuthToken), fixture.UserID},
+				"cookie cache":            {withCookie("better-auth.session_data", fixture.SessionData), fixture.UserID},
+				"cookie cache as bearer":  {withBearer(fixture.SessionData), fixture.UserID},
 				"cookie cache in chunks":  {headerRequest("Cookie", strings.Join(chunks, "; ")), fixture.ChunkedUserID},
-				"token by the JWKS":       {authBearer(fixture.Token), fixture.UserID},
+				"token by the JWKS":       {withBearer(fixture.Token), fixture.UserID},
 			} {
 				caller, err := a.Authenticate(test.request)
 				if err != nil || caller.UserID != test.user || !caller.Expires.After(fixture.Now) {
 					t.Errorf("%s: got %+v, %v; want %s", credential, caller, err, test.user)
 				}
 			}
-			wantAuthRefused(t, authErr(a, fixture.VerificationToken), authInvalid, "sub is not a string")
+			wantRefused(t, errorOf(a, fixture.VerificationToken), codeInvalid, "sub is not a string")
 		})
 	}
 }
 
-func TestAuthCredentialsOfBetterAuthEnd(t *testing.T) {
+func TestCredentialsOfBetterAuthEnd(t *testing.T) {
 	t.Parallel()
 	for name, fixture := range betterAuthFixtures(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			clock := &authTestClock{}
+			clock := &testClock{}
 			a := fixture.open(t, clock)
 			for credential, test := range map[string]struct {
 				value string
@@ -145,12 +145,12 @@ func TestAuthCredentialsOfBetterAuthEnd(t *testing.T) {
 				"token by the JWKS": {fixture.Token, 15 * time.Minute},
 			} {
 				clock.at = fixture.Now.Add(test.lasts - time.Minute)
-				if err := authErr(a, test.value); err != nil {
+				if err := errorOf(a, test.value); err != nil {
 					t.Errorf("%s, a minute before its end: %v", credential, err)
 				}
 				clock.at = fixture.Now.Add(test.lasts + time.Minute)
-				var refused *AuthError
-				if err := authErr(a, test.value); !errors.As(err, &refused) || refused.Code != authExpired {
+				var refused *Error
+				if err := errorOf(a, test.value); !errors.As(err, &refused) || refused.Code != codeExpired {
 					t.Errorf("%s, a minute after its end: got %v", credential, err)
 				}
 			}

@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 import (
 	"crypto/sha256"
@@ -14,10 +14,10 @@ import (
 func cacheClaims(changes map[string]any) map[string]any {
 	claims := map[string]any{
 		"sub": nil, "iss": nil, "aud": nil,
-		"session":   map[string]any{"id": "s1", "userId": "ada", "token": authTestSession, "expiresAt": "2026-11-29T19:43:57.105Z"},
+		"session":   map[string]any{"id": "s1", "userId": "ada", "token": testSession, "expiresAt": "2026-11-29T19:43:57.105Z"},
 		"user":      map[string]any{"id": "ada", "email": "ada@test", "name": "Ada", "emailVerified": false, "image": nil},
-		"updatedAt": authTestNow.UnixMilli(), "version": "1",
-		"iat": authSeconds(0), "exp": authSeconds(5 * time.Minute),
+		"updatedAt": testNow.UnixMilli(), "version": "1",
+		"iat": seconds(0), "exp": seconds(5 * time.Minute),
 	}
 	for name, value := range changes {
 		claims[name] = value
@@ -29,12 +29,12 @@ func cacheToken(changes map[string]any) string {
 	return signRaw(`{"alg":"HS256"}`, claimsWith(cacheClaims(changes)))
 }
 
-func TestAuthCookieCache(t *testing.T) {
+func TestCookieCache(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, authStrictConfig())
+	a := newAuthenticator(t, strictConfig())
 	token := cacheToken(nil)
 	chunks := func(prefix string) *http.Request {
-		r := authCookie(prefix+"better-auth.session_data.1", token[100:150])
+		r := withCookie(prefix+"better-auth.session_data.1", token[100:150])
 		r.Header.Set("Cookie", r.Header.Get("Cookie")+"; "+prefix+"better-auth.session_data.2="+token[150:]+"; "+prefix+"better-auth.session_data.0="+token[:100])
 		return r
 	}
@@ -42,25 +42,25 @@ func TestAuthCookieCache(t *testing.T) {
 		request *http.Request
 		cookie  bool
 	}{
-		"bearer":           {authBearer(token), false},
-		"cookie":           {authCookie("better-auth.session_data", token), true},
-		"secure cookie":    {authCookie("__Secure-better-auth.session_data", token), true},
+		"bearer":           {withBearer(token), false},
+		"cookie":           {withCookie("better-auth.session_data", token), true},
+		"secure cookie":    {withCookie("__Secure-better-auth.session_data", token), true},
 		"chunks":           {chunks(""), true},
 		"secure chunks":    {chunks("__Secure-"), true},
-		"beside others":    {authCookie("theme=dark; better-auth.session_data", token+"; better-auth.dont_remember=x"), true},
-		"empty session":    {authCookie("better-auth.session_token=; better-auth.session_data", token), true},
-		"cleared chunks":   {authCookie("better-auth.session_data.0=; better-auth.session_data", token), true},
-		"the same twice":   {authCookie("better-auth.session_data="+token+"; better-auth.session_data", token), true},
-		"secure and plain": {authCookie("better-auth.session_data=old; __Secure-better-auth.session_data", token), true},
+		"beside others":    {withCookie("theme=dark; better-auth.session_data", token+"; better-auth.dont_remember=x"), true},
+		"empty session":    {withCookie("better-auth.session_token=; better-auth.session_data", token), true},
+		"cleared chunks":   {withCookie("better-auth.session_data.0=; better-auth.session_data", token), true},
+		"the same twice":   {withCookie("better-auth.session_data="+token+"; better-auth.session_data", token), true},
+		"secure and plain": {withCookie("better-auth.session_data=old; __Secure-better-auth.session_data", token), true},
 	} {
 		caller, err := a.Authenticate(test.request)
-		if err != nil || caller.UserID != "ada" || caller.Cookie != test.cookie || !caller.Expires.Equal(authTestNow.Add(5*time.Minute)) {
+		if err != nil || caller.UserID != "ada" || caller.Cookie != test.cookie || !caller.Expires.Equal(testNow.Add(5*time.Minute)) {
 			t.Errorf("%s: got %+v, %v", name, caller, err)
 		}
 	}
 }
 
-func TestAuthHostileCookieCaches(t *testing.T) {
+func TestHostileCookieCaches(t *testing.T) {
 	t.Parallel()
 	const (
 		noOne  = "session and user name no one user"
@@ -68,33 +68,33 @@ func TestAuthHostileCookieCaches(t *testing.T) {
 		badSub = "sub is not a string"
 	)
 	tests := []struct{ name, token, code, reason string }{
-		{"another user", cacheToken(map[string]any{"user": map[string]any{"id": "eve"}}), authInvalid, noOne},
-		{"no userId", cacheToken(map[string]any{"session": map[string]any{"id": "s1"}}), authInvalid, noOne},
-		{"no id", cacheToken(map[string]any{"user": map[string]any{}}), authInvalid, noOne},
-		{"neither", cacheToken(map[string]any{"session": map[string]any{}, "user": map[string]any{}}), authInvalid, noOne},
-		{"ids are numbers", cacheToken(map[string]any{"session": map[string]any{"userId": 7}, "user": map[string]any{"id": 7}}), authInvalid, noOne},
-		{"ids are null", cacheToken(map[string]any{"session": authRaw(`{"userId":null}`), "user": authRaw(`{"id":null}`)}), authInvalid, noOne},
-		{"userid for userId", cacheToken(map[string]any{"session": map[string]any{"userid": "ada"}}), authInvalid, noOne},
-		{"id twice", cacheToken(map[string]any{"user": authRaw(`{"id":"eve","id":"ada"}`)}), authInvalid, "claims are not a strict JSON object"},
-		{"empty ids", cacheToken(map[string]any{"session": map[string]any{"userId": ""}, "user": map[string]any{"id": ""}}), authInvalid, "user id is empty, too long or has control characters"},
-		{"session a string", cacheToken(map[string]any{"session": "ada"}), authInvalid, object},
-		{"user an array", cacheToken(map[string]any{"user": []string{"ada"}}), authInvalid, object},
-		{"session null", cacheToken(map[string]any{"session": authRaw(`null`)}), authInvalid, object},
-		{"no session", cacheToken(map[string]any{"session": nil}), authInvalid, badSub},
-		{"no user", cacheToken(map[string]any{"user": nil}), authInvalid, badSub},
-		{"sub null", cacheToken(map[string]any{"sub": authRaw(`null`)}), authInvalid, badSub},
-		{"no exp", cacheToken(map[string]any{"exp": nil}), authInvalid, "no exp"},
-		{"expired", cacheToken(map[string]any{"exp": authSeconds(-31 * time.Second)}), authExpired, "exp has passed"},
-		{"another secret", signRawWith(sha256.New, []byte(strings.Repeat("x", 32)), plainHeader, claimsWith(cacheClaims(nil))), authInvalid, "wrong signature"},
-		{"encrypted: strategy jwe", "a.b.c.d.e", authInvalid, ""},
-		{"strategy compact", authB64(`{"session":{},"expiresAt":1,"signature":"x"}`), authInvalid, ""},
-		{"over 8 KiB", cacheToken(nil) + strings.Repeat("A", 8<<10), authInvalid, "token over 8 KiB"},
+		{"another user", cacheToken(map[string]any{"user": map[string]any{"id": "eve"}}), codeInvalid, noOne},
+		{"no userId", cacheToken(map[string]any{"session": map[string]any{"id": "s1"}}), codeInvalid, noOne},
+		{"no id", cacheToken(map[string]any{"user": map[string]any{}}), codeInvalid, noOne},
+		{"neither", cacheToken(map[string]any{"session": map[string]any{}, "user": map[string]any{}}), codeInvalid, noOne},
+		{"ids are numbers", cacheToken(map[string]any{"session": map[string]any{"userId": 7}, "user": map[string]any{"id": 7}}), codeInvalid, noOne},
+		{"ids are null", cacheToken(map[string]any{"session": raw(`{"userId":null}`), "user": raw(`{"id":null}`)}), codeInvalid, noOne},
+		{"userid for userId", cacheToken(map[string]any{"session": map[string]any{"userid": "ada"}}), codeInvalid, noOne},
+		{"id twice", cacheToken(map[string]any{"user": raw(`{"id":"eve","id":"ada"}`)}), codeInvalid, "claims are not a strict JSON object"},
+		{"empty ids", cacheToken(map[string]any{"session": map[string]any{"userId": ""}, "user": map[string]any{"id": ""}}), codeInvalid, "user id is empty, too long or has control characters"},
+		{"session a string", cacheToken(map[string]any{"session": "ada"}), codeInvalid, object},
+		{"user an array", cacheToken(map[string]any{"user": []string{"ada"}}), codeInvalid, object},
+		{"session null", cacheToken(map[string]any{"session": raw(`null`)}), codeInvalid, object},
+		{"no session", cacheToken(map[string]any{"session": nil}), codeInvalid, badSub},
+		{"no user", cacheToken(map[string]any{"user": nil}), codeInvalid, badSub},
+		{"sub null", cacheToken(map[string]any{"sub": raw(`null`)}), codeInvalid, badSub},
+		{"no exp", cacheToken(map[string]any{"exp": nil}), codeInvalid, "no exp"},
+		{"expired", cacheToken(map[string]any{"exp": seconds(-31 * time.Second)}), codeExpired, "exp has passed"},
+		{"another secret", signRawWith(sha256.New, []byte(strings.Repeat("x", 32)), plainHeader, claimsWith(cacheClaims(nil))), codeInvalid, "wrong signature"},
+		{"encrypted: strategy jwe", "a.b.c.d.e", codeInvalid, ""},
+		{"strategy compact", b64(`{"session":{},"expiresAt":1,"signature":"x"}`), codeInvalid, ""},
+		{"over 8 KiB", cacheToken(nil) + strings.Repeat("A", 8<<10), codeInvalid, "token over 8 KiB"},
 	}
-	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
+	a := newAuthenticator(t, Config{Secret: testSecret})
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			for _, r := range []*http.Request{authBearer(test.token), authCookie("better-auth.session_data", test.token)} {
+			for _, r := range []*http.Request{withBearer(test.token), withCookie("better-auth.session_data", test.token)} {
 				_, err := a.Authenticate(r)
 				if test.reason == "" { // The two ways differ in the reason, not in the answer.
 					if err == nil {
@@ -102,41 +102,41 @@ func TestAuthHostileCookieCaches(t *testing.T) {
 					}
 					continue
 				}
-				wantAuthRefused(t, err, test.code, test.reason)
+				wantRefused(t, err, test.code, test.reason)
 			}
 		})
 	}
 }
 
-func TestAuthALoginTokenIsNoCookieCache(t *testing.T) {
+func TestALoginTokenIsNoCookieCache(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, authStrictConfig())
+	a := newAuthenticator(t, strictConfig())
 	token := withClaims(nil)
 	for _, state := range []string{"unseen", "verified before as bearer"} {
-		_, err := a.Authenticate(authCookie("better-auth.session_data", token))
+		_, err := a.Authenticate(withCookie("better-auth.session_data", token))
 		if state == "unseen" {
-			wantAuthRefused(t, err, authInvalid, "cookie is not a cookie cache")
+			wantRefused(t, err, codeInvalid, "cookie is not a cookie cache")
 		}
-		wantAuthRefused(t, err, authInvalid, "cookie is not a cookie cache")
-		if err := authErr(a, token); err != nil {
+		wantRefused(t, err, codeInvalid, "cookie is not a cookie cache")
+		if err := errorOf(a, token); err != nil {
 			t.Fatal(err)
 		}
 	}
-	_, err := a.Authenticate(authCookie("better-auth.session_token", token))
-	wantAuthRefused(t, err, authInvalid, "session signature is wrong")
+	_, err := a.Authenticate(withCookie("better-auth.session_token", token))
+	wantRefused(t, err, codeInvalid, "session signature is wrong")
 }
 
-func TestAuthWhatDecides(t *testing.T) {
+func TestWhatDecides(t *testing.T) {
 	t.Parallel()
 	pool := sessionDatabase(t)
-	addSession(t, pool, authTestSession, "grace", authTestNow.Add(time.Hour))
-	session, cached, bearer := signSession(authTestSession), cacheToken(nil), withClaims(nil)
-	const invalid = authInvalid
+	addSession(t, pool, testSession, "grace", testNow.Add(time.Hour))
+	session, cached, bearer := signSession(testSession), cacheToken(nil), withClaims(nil)
+	const invalid = codeInvalid
 	tests := []struct{ name, authorization, cookies, user, code string }{
-		{"nothing", "", "", "", authUnauthenticated},
-		{"cookies of others", "", "theme=dark; better-auth.session_tokens=x; session_token=y; Better-Auth.session_token=z", "", authUnauthenticated},
-		{"empty cookies", "", "better-auth.session_token=; better-auth.session_data=", "", authUnauthenticated},
-		{"a chunk without the first", "", "better-auth.session_data.1=" + cached, "", authUnauthenticated},
+		{"nothing", "", "", "", codeUnauthenticated},
+		{"cookies of others", "", "theme=dark; better-auth.session_tokens=x; session_token=y; Better-Auth.session_token=z", "", codeUnauthenticated},
+		{"empty cookies", "", "better-auth.session_token=; better-auth.session_data=", "", codeUnauthenticated},
+		{"a chunk without the first", "", "better-auth.session_data.1=" + cached, "", codeUnauthenticated},
 		{"session before cache", "", "better-auth.session_data=" + cached + "; better-auth.session_token=" + session, "grace", ""},
 		{"good session, bad cache", "", "better-auth.session_data=x; better-auth.session_token=" + session, "grace", ""},
 		{"bad session, good cache", "", "better-auth.session_data=" + cached + "; better-auth.session_token=" + session + "A", "", invalid},
@@ -151,7 +151,7 @@ func TestAuthWhatDecides(t *testing.T) {
 		{"bad secure session, good plain", "", "__Secure-better-auth.session_token=x; better-auth.session_token=" + session, "", invalid},
 		{"two caches", "", "better-auth.session_data=" + cached + "; better-auth.session_data=x", "", invalid},
 	}
-	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret, Sessions: pool})
+	a := newAuthenticator(t, Config{Secret: testSecret, Sessions: pool})
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -174,9 +174,9 @@ func TestAuthWhatDecides(t *testing.T) {
 	}
 }
 
-func TestAuthChunksAreBounded(t *testing.T) {
+func TestChunksAreBounded(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
+	a := newAuthenticator(t, Config{Secret: testSecret})
 	var cookies []string
 	for i := range 50 {
 		cookies = append(cookies, fmt.Sprintf("better-auth.session_data.%d=%s", i, strings.Repeat("A", 1000)))
@@ -184,7 +184,7 @@ func TestAuthChunksAreBounded(t *testing.T) {
 	r := httptest.NewRequest(http.MethodGet, "/api/tasks", nil)
 	r.Header.Set("Cookie", strings.Join(cookies, "; "))
 	_, err := a.Authenticate(r)
-	wantAuthRefused(t, err, authInvalid, "token over 8 KiB")
+	wantRefused(t, err, codeInvalid, "token over 8 KiB")
 }
 
 // siteHeaders are what a browser says of the page that writes, for the host tasks.test:8000 and the allowed origin
@@ -223,10 +223,10 @@ var siteHeaders = []struct {
 	{"only a referer", http.Header{"Referer": {"http://tasks.test:8000/page"}}, false},
 }
 
-func TestAuthWritesByCookie(t *testing.T) {
+func TestWritesByCookie(t *testing.T) {
 	t.Parallel()
 	const host = "tasks.test:8000"
-	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret, AllowedOrigins: []string{"http://localhost:3000"}})
+	a := newAuthenticator(t, Config{Secret: testSecret, AllowedOrigins: []string{"http://localhost:3000"}})
 	cookie := "better-auth.session_data=" + cacheToken(nil)
 	for _, test := range siteHeaders {
 		t.Run(test.name, func(t *testing.T) {
@@ -237,7 +237,7 @@ func TestAuthWritesByCookie(t *testing.T) {
 				r.Header.Set("Cookie", cookie)
 				caller, err := a.Authenticate(r)
 				if !test.want {
-					wantAuthRefused(t, err, authForbidden, "write by cookie from another site")
+					wantRefused(t, err, codeForbidden, "write by cookie from another site")
 				} else if err != nil || !caller.Cookie {
 					t.Errorf("%s: got %+v, %v", method, caller, err)
 				}
@@ -254,22 +254,22 @@ func TestAuthWritesByCookie(t *testing.T) {
 	}
 }
 
-func TestAuthWritesOfOthersNeedNoOrigin(t *testing.T) {
+func TestWritesOfOthersNeedNoOrigin(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
-	r := authBearer(cacheToken(nil))
+	a := newAuthenticator(t, Config{Secret: testSecret})
+	r := withBearer(cacheToken(nil))
 	r.Method = http.MethodPost
 	r.Header.Set("Origin", "https://evil.test")
 	if _, err := a.Authenticate(r); err != nil {
 		t.Errorf("by bearer: %v", err)
 	}
-	r = authCookie("better-auth.session_data", cacheToken(nil)+"A")
+	r = withCookie("better-auth.session_data", cacheToken(nil)+"A")
 	r.Method = http.MethodPost
 	_, err := a.Authenticate(r)
-	wantAuthRefused(t, err, authInvalid, "wrong signature") // 401 comes before 403.
+	wantRefused(t, err, codeInvalid, "wrong signature") // 401 comes before 403.
 }
 
-func TestAuthDefaultPortsAreTheSameOrigin(t *testing.T) {
+func TestDefaultPortsAreTheSameOrigin(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		origin, host string

@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 import (
 	"crypto/hmac"
@@ -21,53 +21,53 @@ import (
 )
 
 const (
-	authTestIssuer   = "https://issuer.test"
-	authTestAudience = "taskledger"
+	testIssuer   = "https://issuer.test"
+	testAudience = "taskledger"
 )
 
 var (
-	authTestSecret = []byte("0123456789abcdef0123456789abcdef")
-	authTestNow    = time.Date(2026, 11, 22, 19, 43, 57, 0, time.UTC)
+	testSecret = []byte("0123456789abcdef0123456789abcdef")
+	testNow    = time.Date(2026, 11, 22, 19, 43, 57, 0, time.UTC)
 )
 
-// authTestClock is a clock that only moves when it is told to.
-type authTestClock struct{ at time.Time }
+// testClock is a clock that only moves when it is told to.
+type testClock struct{ at time.Time }
 
-func (c *authTestClock) now() time.Time { return c.at }
+func (c *testClock) now() time.Time { return c.at }
 
-func newTestAuthenticator(t testing.TB, cfg AuthConfig) *Authenticator {
+func newAuthenticator(t testing.TB, cfg Config) *Authenticator {
 	t.Helper()
 	if cfg.Now == nil {
-		cfg.Now = func() time.Time { return authTestNow }
+		cfg.Now = func() time.Time { return testNow }
 	}
 	cfg.Logger = slog.New(slog.DiscardHandler)
-	a, err := NewAuthenticator(t.Context(), cfg)
+	a, err := New(t.Context(), cfg)
 	if err != nil {
-		t.Fatalf("NewAuthenticator: %v", err)
+		t.Fatalf("New: %v", err)
 	}
 	t.Cleanup(a.Close)
 	return a
 }
 
-func authStrictConfig() AuthConfig {
-	return AuthConfig{Secret: authTestSecret, Issuer: authTestIssuer, Audience: authTestAudience}
+func strictConfig() Config {
+	return Config{Secret: testSecret, Issuer: testIssuer, Audience: testAudience}
 }
 
-func authBearer(token string) *http.Request {
+func withBearer(token string) *http.Request {
 	r := httptest.NewRequest(http.MethodGet, "/api/tasks", nil)
 	r.Header.Set("Authorization", "Bearer "+token)
 	return r
 }
 
-func authB64(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+func b64(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
 
 // signRaw signs header and claims exactly as they are written.
 func signRaw(header, claims string) string {
-	return signRawWith(sha256.New, authTestSecret, header, claims)
+	return signRawWith(sha256.New, testSecret, header, claims)
 }
 
 func signRawWith(h func() hash.Hash, key []byte, header, claims string) string {
-	signed := authB64(header) + "." + authB64(claims)
+	signed := b64(header) + "." + b64(claims)
 	mac := hmac.New(h, key)
 	mac.Write([]byte(signed))
 	return signed + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
@@ -82,8 +82,8 @@ func withClaims(changes map[string]any) string { return signRaw(plainHeader, cla
 // claimsWith returns good claims with changes; a nil value takes the member out, a json.RawMessage goes in as it is.
 func claimsWith(changes map[string]any) string {
 	claims := map[string]any{
-		"sub": "ada", "iss": authTestIssuer, "aud": authTestAudience,
-		"iat": authTestNow.Unix(), "exp": authTestNow.Add(time.Hour).Unix(),
+		"sub": "ada", "iss": testIssuer, "aud": testAudience,
+		"iat": testNow.Unix(), "exp": testNow.Add(time.Hour).Unix(),
 	}
 	for name, value := range changes {
 		if value == nil {
@@ -99,9 +99,9 @@ func claimsWith(changes map[string]any) string {
 	return string(raw)
 }
 
-func authRaw(text string) json.RawMessage { return json.RawMessage(text) }
+func raw(text string) json.RawMessage { return json.RawMessage(text) }
 
-func authSeconds(d time.Duration) int64 { return authTestNow.Add(d).Unix() }
+func seconds(d time.Duration) int64 { return testNow.Add(d).Unix() }
 
 // otherLastCharacter spells the same bytes differently: it sets a pad bit.
 func otherLastCharacter(token string) string {
@@ -110,9 +110,9 @@ func otherLastCharacter(token string) string {
 	return token[:len(token)-1] + string(alphabet[last^1])
 }
 
-func wantAuthRefused(t *testing.T, err error, code, reason string) {
+func wantRefused(t *testing.T, err error, code, reason string) {
 	t.Helper()
-	var refused *AuthError
+	var refused *Error
 	if !errors.As(err, &refused) {
 		t.Fatalf("got %v, want %s: %s", err, code, reason)
 	}
@@ -177,22 +177,22 @@ func hostileSignatures() []hostileToken {
 	return []hostileToken{
 		{"flipped signature", parts[0] + "." + parts[1] + "." + flipped, whySignature},
 		{"short signature", parts[0] + "." + parts[1] + "." + parts[2][:40], whySignature},
-		{"other claims", parts[0] + "." + authB64(claimsWith(map[string]any{"sub": "eve"})) + "." + parts[2], whySignature},
+		{"other claims", parts[0] + "." + b64(claimsWith(map[string]any{"sub": "eve"})) + "." + parts[2], whySignature},
 		{"other secret", signRawWith(sha256.New, []byte(strings.Repeat("x", 32)), plainHeader, claimsWith(nil)), whySignature},
 		{"empty secret", signRawWith(sha256.New, nil, plainHeader, claimsWith(nil)), whySignature},
-		{"HS512 under the name HS256", signRawWith(sha512.New, authTestSecret, plainHeader, claimsWith(nil)), whySignature},
+		{"HS512 under the name HS256", signRawWith(sha512.New, testSecret, plainHeader, claimsWith(nil)), whySignature},
 	}
 }
 
 func hostileAlgorithms() []hostileToken {
 	return []hostileToken{
-		{"alg none", authB64(`{"alg":"none"}`) + "." + authB64(claimsWith(nil)) + ".", "no signature"},
+		{"alg none", b64(`{"alg":"none"}`) + "." + b64(claimsWith(nil)) + ".", "no signature"},
 		{"alg none, signed", withHeader(`{"alg":"none"}`), whyAlgorithm},
 		{"alg nOnE", withHeader(`{"alg":"nOnE"}`), whyAlgorithm},
 		{"alg empty", withHeader(`{"alg":""}`), whyAlgorithm},
 		{"alg in lower case", withHeader(`{"alg":"hs256"}`), whyAlgorithm},
-		{"alg HS384", signRawWith(sha512.New384, authTestSecret, `{"alg":"HS384"}`, claimsWith(nil)), whyAlgorithm},
-		{"alg HS512", signRawWith(sha512.New, authTestSecret, `{"alg":"HS512"}`, claimsWith(nil)), whyAlgorithm},
+		{"alg HS384", signRawWith(sha512.New384, testSecret, `{"alg":"HS384"}`, claimsWith(nil)), whyAlgorithm},
+		{"alg HS512", signRawWith(sha512.New, testSecret, `{"alg":"HS512"}`, claimsWith(nil)), whyAlgorithm},
 		{"alg missing", withHeader(`{"typ":"JWT"}`), whyBadAlg},
 		{"alg null", withHeader(`{"alg":null}`), whyBadAlg},
 		{"alg an array", withHeader(`{"alg":["HS256"]}`), whyBadAlg},
@@ -238,19 +238,19 @@ func hostileJSON() []hostileToken {
 		{"claims with trailing data", signRaw(plainHeader, claimsWith(nil)+"x"), whyBadClaims},
 		{"sub twice", signRaw(plainHeader, `{"sub":"eve",`+claimsWith(nil)[1:]), whyBadClaims},
 		{"exp twice", signRaw(plainHeader, `{"exp":1,`+claimsWith(nil)[1:]), whyBadClaims},
-		{"duplicate deep inside", withClaims(map[string]any{"x": authRaw(`[{"a":{"b":1,"b":2}}]`)}), whyBadClaims},
+		{"duplicate deep inside", withClaims(map[string]any{"x": raw(`[{"a":{"b":1,"b":2}}]`)}), whyBadClaims},
 		{"nested without an end", signRaw(plainHeader, `{"x":`+strings.Repeat("[", 5000)), whyBadClaims},
 		{"claims not UTF-8", signRaw(plainHeader, strings.Replace(claimsWith(nil), "ada", "ad\xe9", 1)), whyBadClaims},
-		{"sub a lone surrogate", withClaims(map[string]any{"sub": authRaw(`"\ud800"`)}), whyBadClaims},
+		{"sub a lone surrogate", withClaims(map[string]any{"sub": raw(`"\ud800"`)}), whyBadClaims},
 		{"NaN", signRaw(plainHeader, `{"exp":NaN,"sub":"ada"}`), whyBadClaims},
 	}
 }
 
 func hostileUsers() []hostileToken {
 	return []hostileToken{
-		{"e-mail verification", signRaw(`{"alg":"HS256"}`, fmt.Sprintf(`{"email":"a@b.test","iat":%d,"exp":%d}`, authSeconds(0), authSeconds(time.Hour))), whyBadSub},
+		{"e-mail verification", signRaw(`{"alg":"HS256"}`, fmt.Sprintf(`{"email":"a@b.test","iat":%d,"exp":%d}`, seconds(0), seconds(time.Hour))), whyBadSub},
 		{"sub missing", withClaims(map[string]any{"sub": nil}), whyBadSub},
-		{"sub null", withClaims(map[string]any{"sub": authRaw(`null`)}), whyBadSub},
+		{"sub null", withClaims(map[string]any{"sub": raw(`null`)}), whyBadSub},
 		{"sub a number", withClaims(map[string]any{"sub": 7}), whyBadSub},
 		{"sub an array", withClaims(map[string]any{"sub": []string{"ada"}}), whyBadSub},
 		{"SUB for sub", signRaw(plainHeader, strings.Replace(claimsWith(nil), `"sub"`, `"SUB"`, 1)), whyBadSub},
@@ -267,17 +267,17 @@ func hostileTimes() []hostileToken {
 	return []hostileToken{
 		{"exp missing", withClaims(map[string]any{"exp": nil}), "no exp"},
 		{"Exp for exp", signRaw(plainHeader, strings.Replace(claimsWith(nil), `"exp"`, `"Exp"`, 1)), "no exp"},
-		{"exp null", withClaims(map[string]any{"exp": authRaw(`null`)}), whyBadExp},
-		{"exp a string", withClaims(map[string]any{"exp": fmt.Sprint(authSeconds(time.Hour))}), whyBadExp},
+		{"exp null", withClaims(map[string]any{"exp": raw(`null`)}), whyBadExp},
+		{"exp a string", withClaims(map[string]any{"exp": fmt.Sprint(seconds(time.Hour))}), whyBadExp},
 		{"exp true", withClaims(map[string]any{"exp": true}), whyBadExp},
-		{"exp infinite", withClaims(map[string]any{"exp": authRaw(`1e999`)}), whyBadExp},
-		{"exp after the year 9999", withClaims(map[string]any{"exp": authRaw(`253402300800`)}), whyBadExp},
-		{"exp in milliseconds", withClaims(map[string]any{"exp": authTestNow.UnixMilli()}), whyBadExp},
+		{"exp infinite", withClaims(map[string]any{"exp": raw(`1e999`)}), whyBadExp},
+		{"exp after the year 9999", withClaims(map[string]any{"exp": raw(`253402300800`)}), whyBadExp},
+		{"exp in milliseconds", withClaims(map[string]any{"exp": testNow.UnixMilli()}), whyBadExp},
 		{"exp negative", withClaims(map[string]any{"exp": -1}), whyBadExp},
-		{"nbf ahead", withClaims(map[string]any{"nbf": authSeconds(31 * time.Second)}), whyEarly},
+		{"nbf ahead", withClaims(map[string]any{"nbf": seconds(31 * time.Second)}), whyEarly},
 		{"nbf a string", withClaims(map[string]any{"nbf": "0"}), whyBadStart},
-		{"nbf null", withClaims(map[string]any{"nbf": authRaw(`null`)}), whyBadStart},
-		{"iat ahead", withClaims(map[string]any{"iat": authSeconds(31 * time.Second)}), whyEarly},
+		{"nbf null", withClaims(map[string]any{"nbf": raw(`null`)}), whyBadStart},
+		{"iat ahead", withClaims(map[string]any{"iat": seconds(31 * time.Second)}), whyEarly},
 		{"iat a string", withClaims(map[string]any{"iat": "0"}), whyBadStart},
 		{"iat negative", withClaims(map[string]any{"iat": -1}), whyBadStart},
 	}
@@ -287,23 +287,23 @@ func hostileParties() []hostileToken {
 	return []hostileToken{
 		{"iss missing", withClaims(map[string]any{"iss": nil}), whyIssuer},
 		{"iss another", withClaims(map[string]any{"iss": "https://issuer.test.evil"}), whyIssuer},
-		{"iss with a slash", withClaims(map[string]any{"iss": authTestIssuer + "/"}), whyIssuer},
+		{"iss with a slash", withClaims(map[string]any{"iss": testIssuer + "/"}), whyIssuer},
 		{"iss in another case", withClaims(map[string]any{"iss": "https://Issuer.test"}), whyIssuer},
-		{"iss an array", withClaims(map[string]any{"iss": []string{authTestIssuer}}), "iss is not a string"},
+		{"iss an array", withClaims(map[string]any{"iss": []string{testIssuer}}), "iss is not a string"},
 		{"aud missing", withClaims(map[string]any{"aud": nil}), whyAudience},
 		{"aud another", withClaims(map[string]any{"aud": "other"}), whyAudience},
 		{"aud in another case", withClaims(map[string]any{"aud": "Taskledger"}), whyAudience},
 		{"aud of others", withClaims(map[string]any{"aud": []string{"a", "b"}}), whyAudience},
 		{"aud an empty array", withClaims(map[string]any{"aud": []string{}}), whyAudience},
 		{"aud a number", withClaims(map[string]any{"aud": 1}), whyBadAudience},
-		{"aud null", withClaims(map[string]any{"aud": authRaw(`null`)}), whyBadAudience},
+		{"aud null", withClaims(map[string]any{"aud": raw(`null`)}), whyBadAudience},
 		{"aud an object", withClaims(map[string]any{"aud": map[string]any{"taskledger": 1}}), whyBadAudience},
-		{"aud with a null", withClaims(map[string]any{"aud": authRaw(`["taskledger",null]`)}), whyBadAudience},
-		{"aud with a number", withClaims(map[string]any{"aud": authRaw(`["taskledger",1]`)}), whyBadAudience},
+		{"aud with a null", withClaims(map[string]any{"aud": raw(`["taskledger",null]`)}), whyBadAudience},
+		{"aud with a number", withClaims(map[string]any{"aud": raw(`["taskledger",1]`)}), whyBadAudience},
 	}
 }
 
-func TestAuthHostileTokens(t *testing.T) {
+func TestHostileTokens(t *testing.T) {
 	t.Parallel()
 	tests := slices.Concat(
 		hostileSpellings(), hostileSignatures(), hostileAlgorithms(), hostileHeaders(),
@@ -312,16 +312,16 @@ func TestAuthHostileTokens(t *testing.T) {
 	if len(tests) < 60 {
 		t.Fatalf("%d hostile tokens, want at least 60", len(tests))
 	}
-	a := newTestAuthenticator(t, authStrictConfig())
+	a := newAuthenticator(t, strictConfig())
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			caller, err := a.Authenticate(authBearer(test.token))
-			wantAuthRefused(t, err, authInvalid, test.reason)
+			caller, err := a.Authenticate(withBearer(test.token))
+			wantRefused(t, err, codeInvalid, test.reason)
 			if caller != (Caller{}) {
 				t.Errorf("a caller with the refusal: %+v", caller)
 			}
-			if _, err = a.Authenticate(authBearer(test.token)); err == nil {
+			if _, err = a.Authenticate(withBearer(test.token)); err == nil {
 				t.Error("accepted the second time")
 			}
 		})
@@ -331,7 +331,7 @@ func TestAuthHostileTokens(t *testing.T) {
 	}
 }
 
-func TestAuthGoodTokens(t *testing.T) {
+func TestGoodTokens(t *testing.T) {
 	t.Parallel()
 	longest := strings.Repeat("é", 127) + "x"
 	tests := []struct{ name, token, user string }{
@@ -341,24 +341,24 @@ func TestAuthGoodTokens(t *testing.T) {
 		{"white space in the header", withHeader(" {\"alg\" : \"HS256\"}\n"), "ada"},
 		{"a kid", withHeader(`{"alg":"HS256","kid":"k1"}`), "ada"},
 		{"keys in the header are ignored", withHeader(`{"alg":"HS256","jwk":{"kty":"oct","k":"eA"},"jku":"http://127.0.0.1:1/","x5u":"http://127.0.0.1:1/"}`), "ada"},
-		{"aud one of several", withClaims(map[string]any{"aud": []string{"other", authTestAudience}}), "ada"},
+		{"aud one of several", withClaims(map[string]any{"aud": []string{"other", testAudience}}), "ada"},
 		{"sub of 255 bytes", withClaims(map[string]any{"sub": longest}), longest},
 		{"sub not normalised", withClaims(map[string]any{"sub": " Ada\u0301 "}), " Ada\u0301 "},
-		{"sub escaped", withClaims(map[string]any{"sub": authRaw(`"\u0061da\ud83d\ude00"`)}), "ada😀"},
+		{"sub escaped", withClaims(map[string]any{"sub": raw(`"\u0061da\ud83d\ude00"`)}), "ada😀"},
 		{"unknown claims", withClaims(map[string]any{"Sub": "eve", "jti": 7, "scope": nil}), "ada"},
-		{"exp a fraction", withClaims(map[string]any{"exp": authRaw(fmt.Sprintf("%d.5", authSeconds(0)))}), "ada"},
-		{"exp with an exponent", withClaims(map[string]any{"exp": authRaw("2e9")}), "ada"},
-		{"exp the last second", withClaims(map[string]any{"exp": authRaw("253402300799")}), "ada"},
-		{"exp within the leeway", withClaims(map[string]any{"exp": authSeconds(-29 * time.Second)}), "ada"},
-		{"nbf within the leeway", withClaims(map[string]any{"nbf": authSeconds(30 * time.Second)}), "ada"},
-		{"iat within the leeway", withClaims(map[string]any{"iat": authSeconds(30 * time.Second)}), "ada"},
+		{"exp a fraction", withClaims(map[string]any{"exp": raw(fmt.Sprintf("%d.5", seconds(0)))}), "ada"},
+		{"exp with an exponent", withClaims(map[string]any{"exp": raw("2e9")}), "ada"},
+		{"exp the last second", withClaims(map[string]any{"exp": raw("253402300799")}), "ada"},
+		{"exp within the leeway", withClaims(map[string]any{"exp": seconds(-29 * time.Second)}), "ada"},
+		{"nbf within the leeway", withClaims(map[string]any{"nbf": seconds(30 * time.Second)}), "ada"},
+		{"iat within the leeway", withClaims(map[string]any{"iat": seconds(30 * time.Second)}), "ada"},
 		{"no iat", withClaims(map[string]any{"iat": nil}), "ada"},
 	}
-	a := newTestAuthenticator(t, authStrictConfig())
+	a := newAuthenticator(t, strictConfig())
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			caller, err := a.Authenticate(authBearer(test.token))
+			caller, err := a.Authenticate(withBearer(test.token))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -369,67 +369,67 @@ func TestAuthGoodTokens(t *testing.T) {
 	}
 }
 
-func TestAuthIssuerAndAudienceAreFreeWhenNotConfigured(t *testing.T) {
+func TestIssuerAndAudienceAreFreeWhenNotConfigured(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
+	a := newAuthenticator(t, Config{Secret: testSecret})
 	for _, changes := range []map[string]any{
 		{"iss": nil, "aud": nil},
 		{"iss": "anyone", "aud": []string{}},
 	} {
-		if _, err := a.Authenticate(authBearer(withClaims(changes))); err != nil {
+		if _, err := a.Authenticate(withBearer(withClaims(changes))); err != nil {
 			t.Errorf("%v: %v", changes, err)
 		}
 	}
 }
 
-func TestAuthNoSecret(t *testing.T) {
+func TestNoSecret(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, AuthConfig{})
-	for _, key := range [][]byte{nil, authTestSecret} {
-		_, err := a.Authenticate(authBearer(signRawWith(sha256.New, key, plainHeader, claimsWith(nil))))
-		wantAuthRefused(t, err, authInvalid, "no secret for HS256")
+	a := newAuthenticator(t, Config{})
+	for _, key := range [][]byte{nil, testSecret} {
+		_, err := a.Authenticate(withBearer(signRawWith(sha256.New, key, plainHeader, claimsWith(nil))))
+		wantRefused(t, err, codeInvalid, "no secret for HS256")
 	}
 }
 
-func TestAuthExpiry(t *testing.T) {
+func TestExpiry(t *testing.T) {
 	t.Parallel()
-	clock := &authTestClock{at: authTestNow}
-	cfg := authStrictConfig()
+	clock := &testClock{at: testNow}
+	cfg := strictConfig()
 	cfg.Now = clock.now
-	a := newTestAuthenticator(t, cfg)
-	exp := authTestNow.Add(time.Minute)
+	a := newAuthenticator(t, cfg)
+	exp := testNow.Add(time.Minute)
 	token := withClaims(map[string]any{"exp": exp.Unix()})
 	for range 2 { // The second time from the cache.
-		caller, err := a.Authenticate(authBearer(token))
+		caller, err := a.Authenticate(withBearer(token))
 		if err != nil || !caller.Expires.Equal(exp) {
 			t.Fatalf("got %v, %v; want expiry %v", caller, err, exp)
 		}
 	}
 	clock.at = exp.Add(30*time.Second - time.Nanosecond)
-	if _, err := a.Authenticate(authBearer(token)); err != nil {
+	if _, err := a.Authenticate(withBearer(token)); err != nil {
 		t.Fatalf("within the leeway: %v", err)
 	}
 	clock.at = exp.Add(30 * time.Second)
-	_, err := a.Authenticate(authBearer(token))
-	wantAuthRefused(t, err, authExpired, "exp has passed")
+	_, err := a.Authenticate(withBearer(token))
+	wantRefused(t, err, codeExpired, "exp has passed")
 	a.verified.Purge()
-	_, err = a.Authenticate(authBearer(token))
-	wantAuthRefused(t, err, authExpired, "exp has passed")
+	_, err = a.Authenticate(withBearer(token))
+	wantRefused(t, err, codeExpired, "exp has passed")
 }
 
-func TestAuthAnExpiredTokenIsInvalidWhenAnythingElseIsWrong(t *testing.T) {
+func TestAnExpiredTokenIsInvalidWhenAnythingElseIsWrong(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, authStrictConfig())
-	past := map[string]any{"exp": authSeconds(-time.Hour), "aud": "other"}
-	_, err := a.Authenticate(authBearer(withClaims(past)))
-	wantAuthRefused(t, err, authInvalid, "another audience")
-	_, err = a.Authenticate(authBearer(signRawWith(sha256.New, []byte("x"), plainHeader, claimsWith(past))))
-	wantAuthRefused(t, err, authInvalid, "wrong signature")
+	a := newAuthenticator(t, strictConfig())
+	past := map[string]any{"exp": seconds(-time.Hour), "aud": "other"}
+	_, err := a.Authenticate(withBearer(withClaims(past)))
+	wantRefused(t, err, codeInvalid, "another audience")
+	_, err = a.Authenticate(withBearer(signRawWith(sha256.New, []byte("x"), plainHeader, claimsWith(past))))
+	wantRefused(t, err, codeInvalid, "wrong signature")
 }
 
-func TestAuthTheCacheIsBounded(t *testing.T) {
+func TestTheCacheIsBounded(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, authStrictConfig())
+	a := newAuthenticator(t, strictConfig())
 	for i := range tokensKept + 10 {
 		a.verified.Add(sha256.Sum256(fmt.Append(nil, i)), verifiedToken{})
 	}
@@ -438,7 +438,7 @@ func TestAuthTheCacheIsBounded(t *testing.T) {
 	}
 }
 
-func TestAuthAuthorizationHeader(t *testing.T) {
+func TestAuthorizationHeader(t *testing.T) {
 	t.Parallel()
 	good := withClaims(nil)
 	tests := []struct {
@@ -446,19 +446,19 @@ func TestAuthAuthorizationHeader(t *testing.T) {
 		sent         []string
 		code, reason string
 	}{
-		{"none", nil, authUnauthenticated, "no credentials"},
+		{"none", nil, codeUnauthenticated, "no credentials"},
 		{"Bearer", []string{"Bearer " + good}, "", ""},
 		{"bearer", []string{"bearer " + good}, "", ""},
 		{"BEARER and spaces", []string{"BEARER   " + good}, "", ""},
-		{"two", []string{"Bearer " + good, "Bearer " + good}, authInvalid, "more than one Authorization header"},
-		{"empty", []string{""}, authInvalid, "not the Bearer scheme"},
-		{"Basic", []string{"Basic YTpi"}, authInvalid, "not the Bearer scheme"},
-		{"no scheme", []string{good}, authInvalid, "not the Bearer scheme"},
-		{"a tab", []string{"Bearer\t" + good}, authInvalid, "not the Bearer scheme"},
-		{"no token", []string{"Bearer"}, authInvalid, "empty bearer"},
-		{"only spaces", []string{"Bearer   "}, authInvalid, "empty bearer"},
+		{"two", []string{"Bearer " + good, "Bearer " + good}, codeInvalid, "more than one Authorization header"},
+		{"empty", []string{""}, codeInvalid, "not the Bearer scheme"},
+		{"Basic", []string{"Basic YTpi"}, codeInvalid, "not the Bearer scheme"},
+		{"no scheme", []string{good}, codeInvalid, "not the Bearer scheme"},
+		{"a tab", []string{"Bearer\t" + good}, codeInvalid, "not the Bearer scheme"},
+		{"no token", []string{"Bearer"}, codeInvalid, "empty bearer"},
+		{"only spaces", []string{"Bearer   "}, codeInvalid, "empty bearer"},
 	}
-	a := newTestAuthenticator(t, authStrictConfig())
+	a := newAuthenticator(t, strictConfig())
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -468,7 +468,7 @@ func TestAuthAuthorizationHeader(t *testing.T) {
 			}
 			_, err := a.Authenticate(r)
 			if test.code != "" {
-				wantAuthRefused(t, err, test.code, test.reason)
+				wantRefused(t, err, test.code, test.reason)
 				return
 			}
 			if err != nil {
@@ -478,29 +478,29 @@ func TestAuthAuthorizationHeader(t *testing.T) {
 	}
 }
 
-func TestAuthConfigThatCanNeverWork(t *testing.T) {
+func TestConfigThatCanNeverWork(t *testing.T) {
 	t.Parallel()
-	_, err := NewAuthenticator(t.Context(), AuthConfig{Secret: []byte("short, and never in an error")})
+	_, err := New(t.Context(), Config{Secret: []byte("short, and never in an error")})
 	if err == nil || strings.Contains(err.Error(), "short") {
 		t.Errorf("a short secret: %v", err)
 	}
 }
 
-func TestAuthSignToken(t *testing.T) {
+func TestSignToken(t *testing.T) {
 	t.Parallel()
-	token, err := SignToken(authTestSecret, "ada", authTestIssuer, authTestAudience, authTestNow, time.Hour)
+	token, err := SignToken(testSecret, "ada", testIssuer, testAudience, testNow, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newTestAuthenticator(t, authStrictConfig())
-	caller, err := a.Authenticate(authBearer(token))
-	if want := (Caller{UserID: "ada", Expires: authTestNow.Add(time.Hour)}); err != nil || caller.UserID != want.UserID || !caller.Expires.Equal(want.Expires) {
+	a := newAuthenticator(t, strictConfig())
+	caller, err := a.Authenticate(withBearer(token))
+	if want := (Caller{UserID: "ada", Expires: testNow.Add(time.Hour)}); err != nil || caller.UserID != want.UserID || !caller.Expires.Equal(want.Expires) {
 		t.Errorf("got %+v, %v; want %+v", caller, err, want)
 	}
-	if _, err = SignToken(authTestSecret[:31], "ada", "", "", authTestNow, time.Hour); err == nil {
+	if _, err = SignToken(testSecret[:31], "ada", "", "", testNow, time.Hour); err == nil {
 		t.Error("a short secret was taken")
 	}
-	if _, err = SignToken(authTestSecret, "a\x00", "", "", authTestNow, time.Hour); err == nil {
+	if _, err = SignToken(testSecret, "a\x00", "", "", testNow, time.Hour); err == nil {
 		t.Error("a user with NUL was taken")
 	}
 }
@@ -512,7 +512,7 @@ func FuzzAuthenticate(f *testing.F) {
 	f.Add("Basic x", `{"alg":"HS256","crit":[]}`, `{"sub":"a","exp":1e11,"nbf":0.5}`)
 	f.Add("", `{"alg":"HS256","kid":"x"}`, `{"sub":"\ud83d\ude00","exp":4000000000,"iat":1,"aud":["taskledger"]}`)
 	f.Add("better-auth.session_data.0="+cacheToken(nil), `{"alg":"HS256"}`, claimsWith(cacheClaims(nil)))
-	a := newTestAuthenticator(f, AuthConfig{Secret: authTestSecret})
+	a := newAuthenticator(f, Config{Secret: testSecret})
 	f.Fuzz(func(t *testing.T, header, joseHeader, claims string) {
 		token := signRaw(joseHeader, claims)
 		for credential, r := range map[string]*http.Request{
@@ -521,7 +521,7 @@ func FuzzAuthenticate(f *testing.F) {
 			token + "_cookie": headerRequest("Cookie", "better-auth.session_data="+token),
 		} {
 			if caller, err := a.Authenticate(r); err == nil {
-				authVerifyAgain(t, strings.TrimSuffix(credential, "_cookie"), caller)
+				verifyAgain(t, strings.TrimSuffix(credential, "_cookie"), caller)
 			}
 		}
 		_, _ = a.Authenticate(headerRequest("Cookie", header))
@@ -534,20 +534,20 @@ func headerRequest(name, value string) *http.Request {
 	return r
 }
 
-func authVerifyAgain(t *testing.T, token string, caller Caller) {
+func verifyAgain(t *testing.T, token string, caller Caller) {
 	t.Helper()
 	claims := jwt.MapClaims{}
 	_, err := jwt.NewParser(
 		jwt.WithValidMethods([]string{"HS256"}), jwt.WithStrictDecoding(), jwt.WithExpirationRequired(),
-		jwt.WithIssuedAt(), jwt.WithLeeway(tokenLeeway), jwt.WithTimeFunc(func() time.Time { return authTestNow }),
-	).ParseWithClaims(token, claims, func(*jwt.Token) (any, error) { return authTestSecret, nil })
+		jwt.WithIssuedAt(), jwt.WithLeeway(tokenLeeway), jwt.WithTimeFunc(func() time.Time { return testNow }),
+	).ParseWithClaims(token, claims, func(*jwt.Token) (any, error) { return testSecret, nil })
 	if err != nil {
 		t.Fatalf("accepted, but golang-jwt says %v", err)
 	}
 	if user := claimedUser(claims); user == "" || user != caller.UserID {
 		t.Fatalf("user %q, but the claims name %q", caller.UserID, user)
 	}
-	if !caller.Expires.Add(tokenLeeway).After(authTestNow) {
+	if !caller.Expires.Add(tokenLeeway).After(testNow) {
 		t.Fatalf("accepted after its end %v", caller.Expires)
 	}
 }
@@ -568,8 +568,8 @@ func claimedUser(claims jwt.MapClaims) string {
 }
 
 func BenchmarkAuthenticate(b *testing.B) {
-	a := newTestAuthenticator(b, authStrictConfig())
-	r := authBearer(withClaims(nil))
+	a := newAuthenticator(b, strictConfig())
+	r := withBearer(withClaims(nil))
 	b.Run("verified before", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
