@@ -120,12 +120,13 @@ func (s *service) token(user string) string {
 func (s *service) signIn(user string) string {
 	s.t.Helper()
 	const token = "2gIFf9Aq3xWJ0nRkT7sYbVhLcEoZpMuD"
-	_, err := s.pool.Exec(context.Background(), `CREATE TABLE "user" ("id" text PRIMARY KEY);
-		CREATE TABLE "session" ("token" text UNIQUE, "userId" text REFERENCES "user", "expiresAt" timestamptz)`)
+	_, err := s.pool.Exec(context.Background(), `
+		CREATE TABLE public."user" ("id" text PRIMARY KEY);
+		CREATE TABLE public."session" ("token" text UNIQUE, "userId" text, "expiresAt" timestamptz)`)
 	if err == nil {
 		_, err = s.pool.Exec(context.Background(), `
-			WITH u AS (INSERT INTO "user" VALUES ($2) RETURNING "id")
-			INSERT INTO "session" SELECT $1, "id", now() + interval '1 hour' FROM u`, token, user)
+			WITH u AS (INSERT INTO public."user" VALUES ($2) RETURNING "id")
+			INSERT INTO public."session" SELECT $1, "id", now() + interval '1 hour' FROM u`, token, user)
 	}
 	if err != nil {
 		s.t.Fatal(err)

@@ -119,19 +119,18 @@ func problemOf(err error) *problem {
 	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
 }
 
-func authProblem(err *auth.Error) *problem {
-	if err.Code == "forbidden" {
-		return newProblem(http.StatusForbidden, err.Code, "a write by cookie needs an Origin or Sec-Fetch-Site of this site").because(err)
+// authProblem tells a caller no more of why than what to do: the log knows the reason.
+func authProblem(refused *auth.Error) *problem {
+	switch refused.Reason {
+	case auth.CrossSite:
+		return newProblem(http.StatusForbidden, "forbidden", refused.Detail)
+	case auth.NoCredentials:
+		return newProblem(http.StatusUnauthorized, "unauthenticated", "credentials are needed").
+			with("WWW-Authenticate", `Bearer`)
 	}
-	p := newProblem(http.StatusUnauthorized, err.Code, map[string]string{
-		"unauthenticated": "credentials are needed",
-		"token_expired":   "the credentials have expired",
-	}[err.Code]).because(err)
-	if p.Detail == "" {
-		p.Detail = "the credentials are not valid"
-	}
-	if err.Code == "unauthenticated" {
-		return p.with("WWW-Authenticate", `Bearer`)
+	p := newProblem(http.StatusUnauthorized, "invalid_token", "the credentials are not valid")
+	if refused.Reason == auth.Expired {
+		p = newProblem(http.StatusUnauthorized, "token_expired", "the credentials have expired")
 	}
 	return p.with("WWW-Authenticate", `Bearer error="invalid_token"`)
 }

@@ -316,7 +316,7 @@ func TestAStreamEndsWithItsSession(t *testing.T) {
 	live := s.listenAs(s.signIn("u"), "")
 	s.titled("u", "a")
 	live.want(1)
-	if _, err := s.pool.Exec(t.Context(), `DELETE FROM "session"`); err != nil {
+	if _, err := s.pool.Exec(t.Context(), `DELETE FROM public."session"`); err != nil {
 		t.Fatal(err)
 	}
 	begin := time.Now()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -49,10 +48,11 @@ func (f fixtureTable) create(t *testing.T, pool *pgxpool.Pool, name string) {
 	for _, column := range f.Columns {
 		columns = append(columns, pgx.Identifier{column.Name}.Sanitize()+" "+column.Type)
 	}
-	table := pgx.Identifier{name}.Sanitize()
+	table := pgx.Identifier{"public", name}.Sanitize()
 	mustExec(t, pool, fmt.Sprintf(`CREATE TABLE %s (%s)`, table, strings.Join(columns, ", ")))
 	for _, row := range f.Rows {
-		mustExec(t, pool, fmt.Sprintf(`INSERT INTO %[1]s SELECT * FROM jsonb_populate_record(NULL::%[1]s, $1)`, table), string(row.Row))
+		insert := fmt.Sprintf(`INSERT INTO %[1]s SELECT * FROM jsonb_populate_record(NULL::%[1]s, $1)`, table)
+		mustExec(t, pool, insert, string(row.Row))
 	}
 }
 
@@ -62,12 +62,10 @@ func (f betterAuthFixture) open(t *testing.T, clock *testClock) *Authenticator {
 	pool := testdb.New(t)
 	f.Tables.User.create(t, pool, "user")
 	f.Tables.Session.create(t, pool, "session")
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(f.JWKS) }))
-	t.Cleanup(server.Close)
 	clock.at = f.Now
 	return newAuthenticator(t, Config{
 		Secret: []byte(f.Secret), Issuer: f.BaseURL, Audience: f.BaseURL,
-		JWKSURL: server.URL, Sessions: pool, Now: clock.now,
+		JWKSURL: serve(t, func() []byte { return f.JWKS }), Sessions: pool, Now: clock.now,
 	})
 }
 
@@ -110,11 +108,11 @@ func TestCredentialsOfBetterAuth(t *testing.T) {
 				request *http.Request
 				user    string
 			}{
-				"session cookie":          {withCookie("better-auth.session_token", fixture.SessionToken), fixture.UserID},
-				"session cookie, decoded": {withCookie("better-auth.session_token", decoded), fixture.UserID},
+				"session cookie":          {withCookie(cookieSession, fixture.SessionToken), fixture.UserID},
+				"session cookie, decoded": {withCookie(cookieSession, decoded), fixture.UserID},
 				"session as bearer":       {withBearer(decoded), fixture.UserID},
 				"set-auth-token":          {withBearer(fixture.SetAuthToken), fixture.UserID},
-				"cookie cache":            {withCookie("better-auth.session_data", fixture.SessionData), fixture.UserID},
+				"cookie cache":            {withCookie(cookieCache, fixture.SessionData), fixture.UserID},
 				"cookie cache as bearer":  {withBearer(fixture.SessionData), fixture.UserID},
 				"cookie cache in chunks":  {headerRequest("Cookie", strings.Join(chunks, "; ")), fixture.ChunkedUserID},
 				"token by the JWKS":       {withBearer(fixture.Token), fixture.UserID},
@@ -124,7 +122,7 @@ func TestCredentialsOfBetterAuth(t *testing.T) {
 					t.Errorf("%s: got %+v, %v; want %s", credential, caller, err, test.user)
 				}
 			}
-			wantRefused(t, errorOf(a, fixture.VerificationToken), codeInvalid, "sub is not a string")
+			wantRefused(t, errorOf(a, fixture.VerificationToken), whyBadSub)
 		})
 	}
 }
@@ -149,8 +147,8 @@ func TestCredentialsOfBetterAuthEnd(t *testing.T) {
 					t.Errorf("%s, a minute before its end: %v", credential, err)
 				}
 				clock.at = fixture.Now.Add(test.lasts + time.Minute)
-				var refused *Error
-				if err := errorOf(a, test.value); !errors.As(err, &refused) || refused.Code != codeExpired {
+				err := errorOf(a, test.value)
+				if refused, ok := errors.AsType[*Error](err); !ok || refused.Reason != Expired {
 					t.Errorf("%s, a minute after its end: got %v", credential, err)
 				}
 			}

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -14,8 +15,12 @@ import (
 func cacheClaims(changes map[string]any) map[string]any {
 	claims := map[string]any{
 		"sub": nil, "iss": nil, "aud": nil,
-		"session":   map[string]any{"id": "s1", "userId": "ada", "token": testSession, "expiresAt": "2026-11-29T19:43:57.105Z"},
-		"user":      map[string]any{"id": "ada", "email": "ada@test", "name": "Ada", "emailVerified": false, "image": nil},
+		"session": map[string]any{
+			"id": "s1", "userId": "ada", "token": testSession, "expiresAt": "2026-11-29T19:43:57.105Z",
+		},
+		"user": map[string]any{
+			"id": "ada", "email": "ada@test", "name": "Ada", "emailVerified": false, "image": nil,
+		},
 		"updatedAt": testNow.UnixMilli(), "version": "1",
 		"iat": seconds(0), "exp": seconds(5 * time.Minute),
 	}
@@ -34,9 +39,8 @@ func TestCookieCache(t *testing.T) {
 	a := newAuthenticator(t, strictConfig())
 	token := cacheToken(nil)
 	chunks := func(prefix string) *http.Request {
-		r := withCookie(prefix+"better-auth.session_data.1", token[100:150])
-		r.Header.Set("Cookie", r.Header.Get("Cookie")+"; "+prefix+"better-auth.session_data.2="+token[150:]+"; "+prefix+"better-auth.session_data.0="+token[:100])
-		return r
+		name := prefix + cookieCache
+		return headerRequest("Cookie", name+".1="+token[99:150]+"; "+name+".2="+token[150:]+"; "+name+".0="+token[:99])
 	}
 	for name, test := range map[string]struct {
 		request *http.Request
@@ -47,62 +51,66 @@ func TestCookieCache(t *testing.T) {
 		"secure cookie":    {withCookie("__Secure-better-auth.session_data", token), true},
 		"chunks":           {chunks(""), true},
 		"secure chunks":    {chunks("__Secure-"), true},
-		"beside others":    {withCookie("theme=dark; better-auth.session_data", token+"; better-auth.dont_remember=x"), true},
+		"beside others":    {withCookie("theme=dark; "+cookieCache, token+"; better-auth.dont_remember=x"), true},
 		"empty session":    {withCookie("better-auth.session_token=; better-auth.session_data", token), true},
 		"cleared chunks":   {withCookie("better-auth.session_data.0=; better-auth.session_data", token), true},
 		"the same twice":   {withCookie("better-auth.session_data="+token+"; better-auth.session_data", token), true},
-		"secure and plain": {withCookie("better-auth.session_data=old; __Secure-better-auth.session_data", token), true},
+		"secure and plain": {withCookie(cookieCache+"=old; "+cookieSecure+cookieCache, token), true},
 	} {
 		caller, err := a.Authenticate(test.request)
-		if err != nil || caller.UserID != "ada" || caller.Cookie != test.cookie || !caller.Expires.Equal(testNow.Add(5*time.Minute)) {
+		if err != nil || caller.UserID != "ada" || caller.Cookie != test.cookie {
 			t.Errorf("%s: got %+v, %v", name, caller, err)
+		}
+		if !caller.Expires.Equal(testNow.Add(5 * time.Minute)) {
+			t.Errorf("%s: expires %v", name, caller.Expires)
 		}
 	}
 }
 
 func TestHostileCookieCaches(t *testing.T) {
 	t.Parallel()
-	const (
-		noOne  = "session and user name no one user"
-		object = "session or user is not an object"
-		badSub = "sub is not a string"
-	)
-	tests := []struct{ name, token, code, reason string }{
-		{"another user", cacheToken(map[string]any{"user": map[string]any{"id": "eve"}}), codeInvalid, noOne},
-		{"no userId", cacheToken(map[string]any{"session": map[string]any{"id": "s1"}}), codeInvalid, noOne},
-		{"no id", cacheToken(map[string]any{"user": map[string]any{}}), codeInvalid, noOne},
-		{"neither", cacheToken(map[string]any{"session": map[string]any{}, "user": map[string]any{}}), codeInvalid, noOne},
-		{"ids are numbers", cacheToken(map[string]any{"session": map[string]any{"userId": 7}, "user": map[string]any{"id": 7}}), codeInvalid, noOne},
-		{"ids are null", cacheToken(map[string]any{"session": raw(`{"userId":null}`), "user": raw(`{"id":null}`)}), codeInvalid, noOne},
-		{"userid for userId", cacheToken(map[string]any{"session": map[string]any{"userid": "ada"}}), codeInvalid, noOne},
-		{"id twice", cacheToken(map[string]any{"user": raw(`{"id":"eve","id":"ada"}`)}), codeInvalid, "claims are not a strict JSON object"},
-		{"empty ids", cacheToken(map[string]any{"session": map[string]any{"userId": ""}, "user": map[string]any{"id": ""}}), codeInvalid, "user id is empty, too long or has control characters"},
-		{"session a string", cacheToken(map[string]any{"session": "ada"}), codeInvalid, object},
-		{"user an array", cacheToken(map[string]any{"user": []string{"ada"}}), codeInvalid, object},
-		{"session null", cacheToken(map[string]any{"session": raw(`null`)}), codeInvalid, object},
-		{"no session", cacheToken(map[string]any{"session": nil}), codeInvalid, badSub},
-		{"no user", cacheToken(map[string]any{"user": nil}), codeInvalid, badSub},
-		{"sub null", cacheToken(map[string]any{"sub": raw(`null`)}), codeInvalid, badSub},
-		{"no exp", cacheToken(map[string]any{"exp": nil}), codeInvalid, "no exp"},
-		{"expired", cacheToken(map[string]any{"exp": seconds(-31 * time.Second)}), codeExpired, "exp has passed"},
-		{"another secret", signRawWith(sha256.New, []byte(strings.Repeat("x", 32)), plainHeader, claimsWith(cacheClaims(nil))), codeInvalid, "wrong signature"},
-		{"encrypted: strategy jwe", "a.b.c.d.e", codeInvalid, ""},
-		{"strategy compact", b64(`{"session":{},"expiresAt":1,"signature":"x"}`), codeInvalid, ""},
-		{"over 8 KiB", cacheToken(nil) + strings.Repeat("A", 8<<10), codeInvalid, "token over 8 KiB"},
+	noOne := Error{NotALogin, "session and user name no one user"}
+	object := Error{NotALogin, "session or user is not an object"}
+	claims := claimsWith(cacheClaims(nil))
+	named := func(userID, id any) string {
+		return cacheToken(map[string]any{"session": map[string]any{"userId": userID}, "user": map[string]any{"id": id}})
+	}
+	tests := []hostileToken{
+		{"another user", named("ada", "eve"), noOne},
+		{"no userId", cacheToken(map[string]any{"session": map[string]any{"id": "s1"}}), noOne},
+		{"no id", cacheToken(map[string]any{"user": map[string]any{}}), noOne},
+		{"neither", cacheToken(map[string]any{"session": map[string]any{}, "user": map[string]any{}}), noOne},
+		{"ids are numbers", named(7, 7), noOne},
+		{"ids are null", named(nil, nil), noOne},
+		{"userid for userId", cacheToken(map[string]any{"session": map[string]any{"userid": "ada"}}), noOne},
+		{"id twice", cacheToken(map[string]any{"user": raw(`{"id":"eve","id":"ada"}`)}), whyBadClaims},
+		{"empty ids", named("", ""), whyBadUser},
+		{"session a string", cacheToken(map[string]any{"session": "ada"}), object},
+		{"user an array", cacheToken(map[string]any{"user": []string{"ada"}}), object},
+		{"session null", cacheToken(map[string]any{"session": raw(`null`)}), object},
+		{"no session", cacheToken(map[string]any{"session": nil}), whyBadSub},
+		{"no user", cacheToken(map[string]any{"user": nil}), whyBadSub},
+		{"sub null", cacheToken(map[string]any{"sub": raw(`null`)}), whyBadSub},
+		{"no exp", cacheToken(map[string]any{"exp": nil}), whyNoExp},
+		{"expired", cacheToken(map[string]any{"exp": seconds(-31 * time.Second)}), whyExpired},
+		{"another secret", signRawWith(sha256.New, otherTestSecret, plainHeader, claims), whySecret},
+		{"encrypted: strategy jwe", "a.b.c.d.e", Error{}},
+		{"strategy compact", b64(`{"session":{},"expiresAt":1,"signature":"x"}`), Error{}},
+		{"over 8 KiB", cacheToken(nil) + strings.Repeat("A", 8<<10), whyTooLong},
 	}
 	a := newAuthenticator(t, Config{Secret: testSecret})
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			for _, r := range []*http.Request{withBearer(test.token), withCookie("better-auth.session_data", test.token)} {
+			for _, r := range []*http.Request{withBearer(test.token), withCookie(cookieCache, test.token)} {
 				_, err := a.Authenticate(r)
-				if test.reason == "" { // The two ways differ in the reason, not in the answer.
+				if test.why == (Error{}) { // The two ways differ in the reason, not in the answer.
 					if err == nil {
 						t.Fatal("accepted")
 					}
 					continue
 				}
-				wantRefused(t, err, test.code, test.reason)
+				wantRefused(t, err, test.why)
 			}
 		})
 	}
@@ -115,41 +123,48 @@ func TestALoginTokenIsNoCookieCache(t *testing.T) {
 	for _, state := range []string{"unseen", "verified before as bearer"} {
 		_, err := a.Authenticate(withCookie("better-auth.session_data", token))
 		if state == "unseen" {
-			wantRefused(t, err, codeInvalid, "cookie is not a cookie cache")
+			wantRefused(t, err, whyNoCache)
 		}
-		wantRefused(t, err, codeInvalid, "cookie is not a cookie cache")
+		wantRefused(t, err, whyNoCache)
 		if err := errorOf(a, token); err != nil {
 			t.Fatal(err)
 		}
 	}
 	_, err := a.Authenticate(withCookie("better-auth.session_token", token))
-	wantRefused(t, err, codeInvalid, "session signature is wrong")
+	wantRefused(t, err, whyBase64)
 }
 
 func TestWhatDecides(t *testing.T) {
 	t.Parallel()
 	pool := sessionDatabase(t)
 	addSession(t, pool, testSession, "grace", testNow.Add(time.Hour))
-	session, cached, bearer := signSession(testSession), cacheToken(nil), withClaims(nil)
-	const invalid = codeInvalid
-	tests := []struct{ name, authorization, cookies, user, code string }{
-		{"nothing", "", "", "", codeUnauthenticated},
-		{"cookies of others", "", "theme=dark; better-auth.session_tokens=x; session_token=y; Better-Auth.session_token=z", "", codeUnauthenticated},
-		{"empty cookies", "", "better-auth.session_token=; better-auth.session_data=", "", codeUnauthenticated},
-		{"a chunk without the first", "", "better-auth.session_data.1=" + cached, "", codeUnauthenticated},
-		{"session before cache", "", "better-auth.session_data=" + cached + "; better-auth.session_token=" + session, "grace", ""},
-		{"good session, bad cache", "", "better-auth.session_data=x; better-auth.session_token=" + session, "grace", ""},
-		{"bad session, good cache", "", "better-auth.session_data=" + cached + "; better-auth.session_token=" + session + "A", "", invalid},
-		{"gone session, good cache", "", "better-auth.session_data=" + cached + "; better-auth.session_token=" + signSession("gone"), "", invalid},
-		{"cache alone", "", "better-auth.session_data=" + cached, "ada", ""},
-		{"header before cookies", "Bearer " + bearer, "better-auth.session_token=" + session, "ada", ""},
-		{"bad header, good cookies", "Bearer x", "better-auth.session_token=" + session, "", invalid},
-		{"other scheme, good cookies", "Basic YTpi", "better-auth.session_token=" + session, "", invalid},
-		{"two sessions, the good one first", "", "better-auth.session_token=" + session + "; better-auth.session_token=x", "", invalid},
-		{"two sessions, the good one last", "", "better-auth.session_token=x; better-auth.session_token=" + session, "", invalid},
-		{"secure session before plain", "", "better-auth.session_token=x; __Secure-better-auth.session_token=" + session, "grace", ""},
-		{"bad secure session, good plain", "", "__Secure-better-auth.session_token=x; better-auth.session_token=" + session, "", invalid},
-		{"two caches", "", "better-auth.session_data=" + cached + "; better-auth.session_data=x", "", invalid},
+	const plain, secure = "better-auth.session_token=", "__Secure-better-auth.session_token="
+	session, cached := signSession(testSession), "better-auth.session_data="+cacheToken(nil)
+	tests := []struct {
+		name, authorization, cookies, user string
+		why                                Reason
+	}{
+		{"nothing", "", "", "", NoCredentials},
+		{"cookies of others", "", "theme=dark; better-auth.session_tokens=x; session_token=y", "", NoCredentials},
+		{"in another case", "", "Better-Auth.session_token=z", "", NoCredentials},
+		{"empty cookies", "", plain + "; better-auth.session_data=", "", NoCredentials},
+		{"a chunk without the first", "", "better-auth.session_data.1=x", "", NoCredentials},
+		{"session before cache", "", cached + "; " + plain + session, "grace", ""},
+		{"session before cache, the other way round", "", plain + session + "; " + cached, "grace", ""},
+		{"good session, bad cache", "", "better-auth.session_data=x; " + plain + session, "grace", ""},
+		{"bad session, good cache", "", cached + "; " + plain + session + "A", "", Malformed},
+		{"gone session, good cache", "", cached + "; " + plain + signSession("gone"), "", NoSession},
+		{"cache alone", "", cached, "ada", ""},
+		{"header before cookies", "Bearer " + withClaims(nil), plain + session, "ada", ""},
+		{"bad header, good cookies", "Bearer x", plain + session, "", Malformed},
+		{"other scheme, good cookies", "Basic YTpi", plain + session, "", Malformed},
+		{"two sessions, the good one first", "", plain + session + "; " + plain + "x", "", Ambiguous},
+		{"two sessions, the good one last", "", plain + "x; " + plain + session, "", Ambiguous},
+		{"secure session before plain", "", plain + "x; " + secure + session, "grace", ""},
+		{"bad secure session, good plain", "", secure + "x; " + plain + session, "", Malformed},
+		{"two caches", "", cached + "; better-auth.session_data=x", "", Ambiguous},
+		{"two of another plugin", "", cached + "; better-auth.session_token_x=1; better-auth.session_token_x=2",
+			"ada", ""},
 	}
 	a := newAuthenticator(t, Config{Secret: testSecret, Sessions: pool})
 	for _, test := range tests {
@@ -161,14 +176,14 @@ func TestWhatDecides(t *testing.T) {
 			}
 			r.Header.Set("Cookie", test.cookies)
 			caller, err := a.Authenticate(r)
-			if test.code == "" {
+			if test.why == "" {
 				if err != nil || caller.UserID != test.user {
 					t.Fatalf("got %+v, %v; want %s", caller, err, test.user)
 				}
 				return
 			}
-			if err == nil || !strings.HasPrefix(err.Error(), test.code) {
-				t.Fatalf("got %+v, %v; want %s", caller, err, test.code)
+			if refused, ok := errors.AsType[*Error](err); !ok || refused.Reason != test.why {
+				t.Fatalf("got %+v, %v; want %s", caller, err, test.why)
 			}
 		})
 	}
@@ -184,7 +199,7 @@ func TestChunksAreBounded(t *testing.T) {
 	r := httptest.NewRequest(http.MethodGet, "/api/tasks", nil)
 	r.Header.Set("Cookie", strings.Join(cookies, "; "))
 	_, err := a.Authenticate(r)
-	wantRefused(t, err, codeInvalid, "token over 8 KiB")
+	wantRefused(t, err, whyTooLong)
 }
 
 // siteHeaders are what a browser says of the page that writes, for the host tasks.test:8000 and the allowed origin
@@ -206,7 +221,9 @@ var siteHeaders = []struct {
 	{"own origin behind TLS", http.Header{"Origin": {"https://tasks.test:8000"}}, true},
 	{"own origin in another case", http.Header{"Origin": {"http://Tasks.test:8000"}}, true},
 	{"allowed origin", http.Header{"Origin": {"http://localhost:3000"}}, true},
-	{"allowed origin, cross-site", http.Header{"Origin": {"http://localhost:3000"}, "Sec-Fetch-Site": {"cross-site"}}, true},
+	{"allowed origin, cross-site", http.Header{
+		"Sec-Fetch-Site": {"cross-site"}, "Origin": {"http://localhost:3000"},
+	}, true},
 	{"allowed origin, other scheme", http.Header{"Origin": {"https://localhost:3000"}}, false},
 	{"allowed origin with a slash", http.Header{"Origin": {"http://localhost:3000/"}}, false},
 	{"allowed origin, other port", http.Header{"Origin": {"http://localhost:3001"}}, false},
@@ -231,13 +248,13 @@ func TestWritesByCookie(t *testing.T) {
 	for _, test := range siteHeaders {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, "PROPFIND", "get"} {
+			for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "PROPFIND", "get"} {
 				r := httptest.NewRequest(http.MethodGet, "http://"+host+"/api/tasks", nil)
 				r.Method, r.Header = method, test.header.Clone()
 				r.Header.Set("Cookie", cookie)
 				caller, err := a.Authenticate(r)
 				if !test.want {
-					wantRefused(t, err, codeForbidden, "write by cookie from another site")
+					wantRefused(t, err, whyCrossSite)
 				} else if err != nil || !caller.Cookie {
 					t.Errorf("%s: got %+v, %v", method, caller, err)
 				}
@@ -266,7 +283,7 @@ func TestWritesOfOthersNeedNoOrigin(t *testing.T) {
 	r = withCookie("better-auth.session_data", cacheToken(nil)+"A")
 	r.Method = http.MethodPost
 	_, err := a.Authenticate(r)
-	wantRefused(t, err, codeInvalid, "wrong signature") // 401 comes before 403.
+	wantRefused(t, err, whySecret) // 401 comes before 403.
 }
 
 func TestDefaultPortsAreTheSameOrigin(t *testing.T) {

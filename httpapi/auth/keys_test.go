@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 const testJWKS = "https://auth.test/api/auth/jwks"
@@ -87,6 +88,16 @@ func (i *keyIssuer) fetches() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return len(i.asked)
+}
+
+// serve answers every request with what body returns, and returns where.
+func serve(t testing.TB, body func() []byte) string {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(body())
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
 }
 
 func publicJWK(kid string, key crypto.PublicKey) map[string]string {
@@ -150,7 +161,10 @@ func threeKeys() map[string]crypto.Signer {
 // newKeyAuthenticator waits for nothing: in a bubble, synctest.Wait waits for the first fetch.
 func newKeyAuthenticator(t *testing.T, issuer *keyIssuer, cfg Config) *Authenticator {
 	t.Helper()
-	cfg.JWKSURL, cfg.Logger = testJWKS, slog.New(slog.DiscardHandler)
+	cfg.JWKSURL = testJWKS
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	a, err := build(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -205,11 +219,6 @@ func TestKeysOfEveryKind(t *testing.T) {
 	})
 }
 
-const (
-	whyOtherKey   = "key is for another algorithm"
-	whyUnknownKid = "unknown kid"
-)
-
 // keyConfusions use a key that is held for what it is not for.
 func keyConfusions(t *testing.T) []hostileToken {
 	t.Helper()
@@ -231,24 +240,24 @@ func keyConfusions(t *testing.T) []hostileToken {
 		return signJWT(t, method, key, header, lasting())
 	}
 	return []hostileToken{
-		{"no kid", sign(jwt.SigningMethodEdDSA, testEd, nil), "no kid"},
+		{"no kid", sign(jwt.SigningMethodEdDSA, testEd, nil), Error{UnknownKey, "names no key"}},
 		{"unknown kid", sign(jwt.SigningMethodEdDSA, testEd, kid("nobody")), whyUnknownKid},
 		{"kid with a path", sign(jwt.SigningMethodEdDSA, testEd, kid("../ed")), whyUnknownKid},
 		{"kid with SQL", sign(jwt.SigningMethodEdDSA, testEd, kid("ed' OR '1'='1")), whyUnknownKid},
 		{"kid with NUL", sign(jwt.SigningMethodEdDSA, testEd, kid("ed\x00")), whyUnknownKid},
 		{"kid in another case", sign(jwt.SigningMethodEdDSA, testEd, kid("ED")), whyUnknownKid},
 		{"another's key", sign(jwt.SigningMethodEdDSA, testEd2, kid("ed")), whySignature},
-		{"HS256 with the public key", sign(jwt.SigningMethodHS256, rawPublic, kid("ed")), whySignature},
-		{"HS256 with the public key as PEM", sign(jwt.SigningMethodHS256, publicPEM, kid("ed")), whySignature},
+		{"HS256 with the public key", sign(jwt.SigningMethodHS256, rawPublic, kid("ed")), whySecret},
+		{"HS256 with the public key as PEM", sign(jwt.SigningMethodHS256, publicPEM, kid("ed")), whySecret},
 		{"ES256 named EdDSA", b64(`{"alg":"EdDSA","kid":"ec"}`) + ec[strings.IndexByte(ec, '.'):], whyOtherKey},
 		{"EdDSA named RS256", b64(`{"alg":"RS256","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], whyOtherKey},
 		{"EdDSA by the kid of the RSA key", sign(jwt.SigningMethodEdDSA, testEd, kid("rsa")), whyOtherKey},
-		{"RS384", sign(jwt.SigningMethodRS384, testRSA, kid("rsa")), "algorithm not allowed"},
-		{"PS256", sign(jwt.SigningMethodPS256, testRSA, kid("rsa")), "algorithm not allowed"},
-		{"alg none with a kid", b64(`{"alg":"none","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], "algorithm not allowed"},
+		{"RS384", sign(jwt.SigningMethodRS384, testRSA, kid("rsa")), whyAlgorithm},
+		{"PS256", sign(jwt.SigningMethodPS256, testRSA, kid("rsa")), whyAlgorithm},
+		{"alg none with a kid", b64(`{"alg":"none","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], whyAlgorithm},
 		{"ES256 signature in DER", unsigned + base64.RawURLEncoding.EncodeToString(derSignature), whySignature},
 		{"ES256 signature of zeros", unsigned + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), whySignature},
-		{"EdDSA signature of zeros", ed[:strings.LastIndexByte(ed, '.')+1] + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), whySignature},
+		{"EdDSA signature of zeros", ed[:strings.LastIndexByte(ed, '.')+1] + strings.Repeat("A", 86), whySignature},
 	}
 }
 
@@ -264,10 +273,12 @@ func ownKeys(t *testing.T) []hostileToken {
 		{"its own jku", sign(evil, map[string]any{"kid": "ed", "jku": "https://evil.test/jwks"}), whySignature},
 		{"its own x5u", sign(evil, map[string]any{"kid": "ed", "x5u": "https://evil.test/cert"}), whySignature},
 		{"kid a URL", sign(evil, kid("https://evil.test/jwks")), whyUnknownKid},
-		{"typ of Better Auth's asymmetric cookie cache", sign(testEd, map[string]any{"kid": "ed", "typ": "better-auth.session-cache+jwt"}), "typ is not JWT"},
+		{"typ of Better Auth's asymmetric cookie cache", sign(testEd, map[string]any{
+			"kid": "ed", "typ": "better-auth.session-cache+jwt",
+		}), whyBadTyp},
 		{"a cookie cache by public key", signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), jwt.MapClaims{
 			"session": map[string]any{"userId": "ada"}, "user": map[string]any{"id": "ada"}, "exp": lasting()["exp"],
-		}), "sub is not a string"},
+		}), whyBadSub},
 	}
 }
 
@@ -278,7 +289,7 @@ func TestHostileKeyTokens(t *testing.T) {
 		a := newKeyAuthenticator(t, issuer, Config{Secret: testSecret})
 		for _, test := range append(keyConfusions(t), ownKeys(t)...) {
 			t.Logf("%s", test.name)
-			wantRefused(t, errorOf(a, test.token), codeInvalid, test.reason)
+			wantRefused(t, errorOf(a, test.token), test.why)
 		}
 		for _, asked := range issuer.asked {
 			if asked != testJWKS {
@@ -292,7 +303,7 @@ func TestNoJWKS(t *testing.T) {
 	t.Parallel()
 	a := newAuthenticator(t, Config{Secret: testSecret})
 	token := signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())
-	wantRefused(t, errorOf(a, token), codeInvalid, "no JWKS for this algorithm")
+	wantRefused(t, errorOf(a, token), Error{NoKey, "no key set is configured: BETTER_AUTH_URL or JWKS_URL"})
 	if err := a.JWKSReady(); err != nil {
 		t.Errorf("not ready without a JWKS: %v", err)
 	}
@@ -319,6 +330,7 @@ func listedKeys() []listedKey {
 	ed := publicJWK("k", testEd.Public())
 	ec := publicJWK("k", testEC.Public())
 	rsaKey := publicJWK("k", testRSA.Public())
+	short := base64.RawURLEncoding.EncodeToString(new(big.Int).Lsh(big.NewInt(1), 1023).Bytes())
 	return []listedKey{
 		{"Ed25519", jwkWith(ed, nil), true},
 		{"alg and use", jwkWith(ed, map[string]any{"alg": "EdDSA", "use": "sig"}), true},
@@ -335,7 +347,7 @@ func listedKeys() []listedKey {
 		{"RSA for PS256", jwkWith(rsaKey, map[string]any{"alg": "PS256"}), false},
 		{"RSA for encryption", jwkWith(rsaKey, map[string]any{"alg": "RSA-OAEP"}), false},
 		{"alg HS256 on an RSA key", jwkWith(rsaKey, map[string]any{"alg": "HS256"}), false},
-		{"RSA of 1024 bits", jwkWith(rsaKey, map[string]any{"n": base64.RawURLEncoding.EncodeToString(new(big.Int).Lsh(big.NewInt(1), 1023).Bytes())}), false},
+		{"RSA of 1024 bits", jwkWith(rsaKey, map[string]any{"n": short}), false},
 		{"RSA with e = 2", jwkWith(rsaKey, map[string]any{"e": "Ag"}), false},
 		{"RSA with e = 65538", jwkWith(rsaKey, map[string]any{"e": "AQAC"}), false},
 		{"RSA with e = 1", jwkWith(rsaKey, map[string]any{"e": "AQ"}), false},
@@ -424,7 +436,7 @@ func TestAnswersThatAreNoSetKeepTheKeysHeld(t *testing.T) {
 				issuer.answer(handler)
 				begun := time.Now()
 				unknown := signJWT(t, jwt.SigningMethodEdDSA, testEd2, kid("evil"), lasting())
-				wantRefused(t, errorOf(a, unknown), codeInvalid, "unknown kid")
+				wantRefused(t, errorOf(a, unknown), whyUnknownKid)
 				if waited := time.Since(begun); waited > keysTimeout {
 					t.Errorf("waited %v", waited)
 				}
@@ -473,7 +485,7 @@ func TestAFloodOfUnknownKidsCausesOneFetchAMinute(t *testing.T) {
 
 func TestAFetchAnswersWhoAskedForIt(t *testing.T) {
 	t.Parallel()
-	source, err := newKeySource(testJWKS, time.Now, slog.New(slog.DiscardHandler))
+	source, err := newKeySource(Config{JWKSURL: testJWKS, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -502,7 +514,7 @@ func TestKeyRotation(t *testing.T) {
 		}
 		issuer.replace(map[string]crypto.Signer{"new": testEd2})
 		<-time.After(10*time.Minute - time.Second)
-		wantRefused(t, errorOf(a, old), codeInvalid, "unknown kid")
+		wantRefused(t, errorOf(a, old), whyUnknownKid)
 		if err := errorOf(a, rotated); err != nil {
 			t.Fatalf("new key, alone: %v", err)
 		}
@@ -520,7 +532,7 @@ func TestAKeyReplacedUnderItsKidStopsItsTokens(t *testing.T) {
 		}
 		issuer.replace(map[string]crypto.Signer{"k": testEd2})
 		<-time.After(10*time.Minute - time.Second)
-		wantRefused(t, errorOf(a, old), codeInvalid, "wrong signature")
+		wantRefused(t, errorOf(a, old), whySignature)
 	})
 }
 
@@ -535,7 +547,7 @@ func TestAllKeysTakenOut(t *testing.T) {
 		}
 		issuer.replace(nil)
 		<-time.After(10*time.Minute - time.Second)
-		wantRefused(t, errorOf(a, signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())), codeInvalid, "unknown kid")
+		wantRefused(t, errorOf(a, signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())), whyUnknownKid)
 		if a.JWKSReady() == nil {
 			t.Error("ready without a key")
 		}
@@ -563,7 +575,7 @@ func TestAnOutageServesTheKeysHeldAndEnds(t *testing.T) {
 		issuer.answer(nil)
 		<-time.After(keysRetry + time.Second)
 		gone := signJWT(t, jwt.SigningMethodES256, testEC, kid("gone"), lasting())
-		wantRefused(t, errorOf(a, gone), codeInvalid, "unknown kid")
+		wantRefused(t, errorOf(a, gone), whyUnknownKid)
 	})
 }
 
@@ -578,8 +590,8 @@ func TestStartsWithoutItsJWKSAndRecovers(t *testing.T) {
 		if err := errorOf(a, token); err == nil || errors.As(err, &refused) {
 			t.Errorf("without a key nobody knows, but: %v", err)
 		}
-		if a.JWKSReady() == nil {
-			t.Error("ready without a key")
+		if err := a.JWKSReady(); err != nil {
+			t.Errorf("not ready, though the secret verifies: %v", err)
 		}
 		if err := errorOf(a, signJWT(t, jwt.SigningMethodHS256, testSecret, nil, lasting())); err != nil {
 			t.Errorf("HS256 meanwhile: %v", err)
@@ -590,8 +602,49 @@ func TestStartsWithoutItsJWKSAndRecovers(t *testing.T) {
 		if err := errorOf(a, token); err != nil {
 			t.Errorf("after the JWKS came: %v", err)
 		}
-		if err := a.JWKSReady(); err != nil {
-			t.Error(err)
+	})
+}
+
+func TestHowTheKeysAreIsLoggedAndMeasured(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(threeKeys())
+		registry := prometheus.NewRegistry()
+		log, logged := logger(slog.LevelInfo)
+		a := newKeyAuthenticator(t, issuer, Config{Logger: log, Metrics: registry})
+		begun := float64(time.Now().UnixNano()) / 1e9
+		away := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
+		for _, step := range []struct {
+			handler http.HandlerFunc
+			keys    map[string]crypto.Signer
+			held    float64
+			log     string
+		}{
+			{away, nil, 3, `level=WARN msg="jwks not reachable, serving the keys held"`},
+			{away, nil, 3, ""},
+			{nil, nil, 0, `level=WARN msg="jwks has no key that can be used: tokens signed with one are refused"`},
+			{nil, nil, 0, ""},
+			{nil, threeKeys(), 3, `level=INFO msg="jwks serves keys again" keys=3`},
+			{nil, threeKeys(), 3, ""},
+		} {
+			synctest.Wait()
+			issuer.answer(step.handler)
+			issuer.replace(step.keys)
+			<-time.After(keysEvery + time.Second)
+			synctest.Wait()
+			got := counted(t, registry)
+			if got["taskledger_auth_jwks_keys{}"] != step.held || (a.JWKSReady() == nil) != (step.held > 0) {
+				t.Errorf("held %v, want %v; ready: %v", got, step.held, a.JWKSReady())
+			}
+			success := got["taskledger_auth_jwks_last_success_timestamp_seconds{}"]
+			if (success == begun) != (step.handler != nil) || success < begun {
+				t.Errorf("last success at %v, begun at %v", success, begun)
+			}
+			line, rest, _ := strings.Cut(logged.String(), "\n")
+			if !strings.HasPrefix(line, step.log) || (line == "") != (step.log == "") || rest != "" {
+				t.Errorf("logged %s, want %s", logged, step.log)
+			}
+			logged.Reset()
 		}
 	})
 }
@@ -643,7 +696,7 @@ func TestACallerThatLeavesDoesNotEndTheFetch(t *testing.T) {
 
 func TestJWKSURLThatCanNeverWork(t *testing.T) {
 	t.Parallel()
-	for _, bad := range []string{"jwks", "/api/auth/jwks", "file:///etc/passwd", "https://", "http://a b/", "ftp://a/"} {
+	for _, bad := range []string{"jwks", "/api/auth/jwks", "file:///etc/keys", "https://", "http://a b/", "ftp://a/"} {
 		if _, err := New(t.Context(), Config{JWKSURL: bad}); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
@@ -654,20 +707,14 @@ func TestJWKSURLThatCanNeverWork(t *testing.T) {
 func TestKeysOverHTTP(t *testing.T) {
 	t.Parallel()
 	issuer := newKeyIssuer(threeKeys())
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(issuer.set()) }))
-	defer server.Close()
-	a := newAuthenticator(t, Config{JWKSURL: server.URL + "/api/auth/jwks"})
+	a := newAuthenticator(t, Config{JWKSURL: serve(t, issuer.set) + "/api/auth/jwks"})
 	if err := errorOf(a, signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())); err != nil {
 		t.Error(err)
 	}
 }
 
 func BenchmarkAuthenticateEdDSA(b *testing.B) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write(newKeyIssuer(threeKeys()).set())
-	}))
-	defer server.Close()
-	a := newAuthenticator(b, Config{JWKSURL: server.URL})
+	a := newAuthenticator(b, Config{JWKSURL: serve(b, newKeyIssuer(threeKeys()).set)})
 	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, lasting())
 	token.Header["kid"] = "ed"
 	signed, err := token.SignedString(testEd)

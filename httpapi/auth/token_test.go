@@ -6,7 +6,6 @@ import (
 	"crypto/sha512"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash"
 	"log/slog"
@@ -26,8 +25,9 @@ const (
 )
 
 var (
-	testSecret = []byte("0123456789abcdef0123456789abcdef")
-	testNow    = time.Date(2026, 11, 22, 19, 43, 57, 0, time.UTC)
+	testSecret      = []byte("0123456789abcdef0123456789abcdef")
+	otherTestSecret = []byte("x123456789abcdef0123456789abcdef")
+	testNow         = time.Date(2026, 11, 22, 19, 43, 57, 0, time.UTC)
 )
 
 // testClock is a clock that only moves when it is told to.
@@ -40,7 +40,9 @@ func newAuthenticator(t testing.TB, cfg Config) *Authenticator {
 	if cfg.Now == nil {
 		cfg.Now = func() time.Time { return testNow }
 	}
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	a, err := New(t.Context(), cfg)
 	if err != nil {
 		t.Fatalf("New: %v", err)
@@ -110,58 +112,23 @@ func otherLastCharacter(token string) string {
 	return token[:len(token)-1] + string(alphabet[last^1])
 }
 
-func wantRefused(t *testing.T, err error, code, reason string) {
-	t.Helper()
-	var refused *Error
-	if !errors.As(err, &refused) {
-		t.Fatalf("got %v, want %s: %s", err, code, reason)
-	}
-	if refused.Code != code || refused.Reason != reason {
-		t.Fatalf("got %s: %s, want %s: %s", refused.Code, refused.Reason, code, reason)
-	}
-}
-
-// hostileToken is refused, and for this reason.
-type hostileToken struct{ name, token, reason string }
-
-// Reasons that more than one token is refused for.
-const (
-	whyBase64url   = "a part is not base64url"
-	whyBadHeader   = "header is not a strict JSON object"
-	whyBadClaims   = "claims are not a strict JSON object"
-	whyShape       = "neither a JWT nor a signed session"
-	whySignature   = "wrong signature"
-	whyAlgorithm   = "algorithm not allowed"
-	whyBadAlg      = "alg is not a string"
-	whyBadTyp      = "typ is not JWT"
-	whyBadKid      = "kid is not a string"
-	whyBadSub      = "sub is not a string"
-	whyBadUser     = "user id is empty, too long or has control characters"
-	whyBadExp      = "exp is not a date"
-	whyBadStart    = "nbf or iat is not a date"
-	whyEarly       = "not valid yet"
-	whyIssuer      = "another issuer"
-	whyAudience    = "another audience"
-	whyBadAudience = "aud is neither a string nor strings"
-)
-
 func hostileSpellings() []hostileToken {
 	good := withClaims(nil)
 	parts := strings.Split(good, ".")
 	return []hostileToken{
 		{"garbage", "garbage", whyShape},
-		{"only dots", "..", "no signature"},
+		{"only dots", "..", whyUnsigned},
 		{"four parts", good + ".x", whyShape},
 		{"encrypted: five parts", parts[0] + ".a.b.c.d", whyShape},
-		{"over 8 KiB", good + strings.Repeat("A", 8<<10+1-len(good)), "token over 8 KiB"},
-		{"of 8 KiB", good + strings.Repeat("A", 8<<10-len(good)), whySignature},
-		{"empty signature", parts[0] + "." + parts[1] + ".", "no signature"},
+		{"over 8 KiB", good + strings.Repeat("A", 8<<10+1-len(good)), whyTooLong},
+		{"of 8 KiB", good + strings.Repeat("A", 8<<10-len(good)), whySecret},
+		{"empty signature", parts[0] + "." + parts[1] + ".", whyUnsigned},
 		{"padded signature", good + "=", whyBase64url},
 		{"padded header", parts[0] + "=." + parts[1] + "." + parts[2], whyBase64url},
 		{"last character not canonical", otherLastCharacter(good), whyBase64url},
 		{"standard base64", parts[0] + "." + parts[1] + "." + "+/" + parts[2][2:], whyBase64url},
 		{"space inside", parts[0] + "." + parts[1] + ". " + parts[2], whyBase64url},
-		{"line break in the signature", parts[0] + "." + parts[1] + "." + parts[2][:9] + "\n" + parts[2][9:], whyBase64url},
+		{"line break in the signature", good[:len(good)-9] + "\n" + good[len(good)-9:], whyBase64url},
 		{"carriage return in the header", parts[0] + "\r." + parts[1] + "." + parts[2], whyBase64url},
 		{"percent-encoded", strings.ReplaceAll(good, "-", "%2D") + "%3D", whyBase64url},
 		{"two tokens", good + ", Bearer " + good, whyShape},
@@ -175,18 +142,18 @@ func hostileSignatures() []hostileToken {
 		flipped = "B" + parts[2][1:]
 	}
 	return []hostileToken{
-		{"flipped signature", parts[0] + "." + parts[1] + "." + flipped, whySignature},
-		{"short signature", parts[0] + "." + parts[1] + "." + parts[2][:40], whySignature},
-		{"other claims", parts[0] + "." + b64(claimsWith(map[string]any{"sub": "eve"})) + "." + parts[2], whySignature},
-		{"other secret", signRawWith(sha256.New, []byte(strings.Repeat("x", 32)), plainHeader, claimsWith(nil)), whySignature},
-		{"empty secret", signRawWith(sha256.New, nil, plainHeader, claimsWith(nil)), whySignature},
-		{"HS512 under the name HS256", signRawWith(sha512.New, testSecret, plainHeader, claimsWith(nil)), whySignature},
+		{"flipped signature", parts[0] + "." + parts[1] + "." + flipped, whySecret},
+		{"short signature", parts[0] + "." + parts[1] + "." + parts[2][:40], whySecret},
+		{"other claims", parts[0] + "." + b64(claimsWith(map[string]any{"sub": "eve"})) + "." + parts[2], whySecret},
+		{"other secret", signRawWith(sha256.New, otherTestSecret, plainHeader, claimsWith(nil)), whySecret},
+		{"empty secret", signRawWith(sha256.New, nil, plainHeader, claimsWith(nil)), whySecret},
+		{"HS512 under the name HS256", signRawWith(sha512.New, testSecret, plainHeader, claimsWith(nil)), whySecret},
 	}
 }
 
 func hostileAlgorithms() []hostileToken {
 	return []hostileToken{
-		{"alg none", b64(`{"alg":"none"}`) + "." + b64(claimsWith(nil)) + ".", "no signature"},
+		{"alg none", b64(`{"alg":"none"}`) + "." + b64(claimsWith(nil)) + ".", whyUnsigned},
 		{"alg none, signed", withHeader(`{"alg":"none"}`), whyAlgorithm},
 		{"alg nOnE", withHeader(`{"alg":"nOnE"}`), whyAlgorithm},
 		{"alg empty", withHeader(`{"alg":""}`), whyAlgorithm},
@@ -211,14 +178,14 @@ func hostileHeaders() []hostileToken {
 		{"alg twice, one escaped", withHeader(`{"\u0061lg":"none","alg":"HS256"}`), whyBadHeader},
 		{"duplicate in an unknown member", withHeader(`{"alg":"HS256","x":{"a":1,"a":2}}`), whyBadHeader},
 		{"header not UTF-8", withHeader("{\"alg\":\"HS256\",\"x\":\"\xff\"}"), whyBadHeader},
-		{"crit unknown", withHeader(`{"alg":"HS256","crit":["exp"],"exp":1}`), "header has crit"},
-		{"crit empty", withHeader(`{"alg":"HS256","crit":[]}`), "header has crit"},
-		{"crit null", withHeader(`{"alg":"HS256","crit":null}`), "header has crit"},
-		{"crit b64", withHeader(`{"alg":"HS256","b64":false,"crit":["b64"]}`), "header has crit"},
-		{"b64 without crit", withHeader(`{"alg":"HS256","b64":false}`), "header has b64"},
-		{"zip", withHeader(`{"alg":"HS256","zip":"DEF"}`), "header has zip"},
-		{"enc", withHeader(`{"alg":"HS256","enc":"A256GCM"}`), "header has enc"},
-		{"nested", withHeader(`{"alg":"HS256","cty":"JWT"}`), "header has cty"},
+		{"crit unknown", withHeader(`{"alg":"HS256","crit":["exp"],"exp":1}`), whyCrit},
+		{"crit empty", withHeader(`{"alg":"HS256","crit":[]}`), whyCrit},
+		{"crit null", withHeader(`{"alg":"HS256","crit":null}`), whyCrit},
+		{"crit b64", withHeader(`{"alg":"HS256","b64":false,"crit":["b64"]}`), whyCrit},
+		{"b64 without crit", withHeader(`{"alg":"HS256","b64":false}`), Error{Unsupported, "header has b64"}},
+		{"zip", withHeader(`{"alg":"HS256","zip":"DEF"}`), Error{Unsupported, "header has zip"}},
+		{"enc", withHeader(`{"alg":"HS256","enc":"A256GCM"}`), Error{Unsupported, "header has enc"}},
+		{"nested", withHeader(`{"alg":"HS256","cty":"JWT"}`), Error{Unsupported, "header has cty"}},
 		{"typ at+jwt", withHeader(`{"alg":"HS256","typ":"at+jwt"}`), whyBadTyp},
 		{"typ JOSE", withHeader(`{"alg":"HS256","typ":"JOSE"}`), whyBadTyp},
 		{"typ empty", withHeader(`{"alg":"HS256","typ":""}`), whyBadTyp},
@@ -247,8 +214,9 @@ func hostileJSON() []hostileToken {
 }
 
 func hostileUsers() []hostileToken {
+	verification := fmt.Sprintf(`{"email":"a@b.test","iat":%d,"exp":%d}`, seconds(0), seconds(time.Hour))
 	return []hostileToken{
-		{"e-mail verification", signRaw(`{"alg":"HS256"}`, fmt.Sprintf(`{"email":"a@b.test","iat":%d,"exp":%d}`, seconds(0), seconds(time.Hour))), whyBadSub},
+		{"e-mail verification", signRaw(`{"alg":"HS256"}`, verification), whyBadSub},
 		{"sub missing", withClaims(map[string]any{"sub": nil}), whyBadSub},
 		{"sub null", withClaims(map[string]any{"sub": raw(`null`)}), whyBadSub},
 		{"sub a number", withClaims(map[string]any{"sub": 7}), whyBadSub},
@@ -265,8 +233,8 @@ func hostileUsers() []hostileToken {
 
 func hostileTimes() []hostileToken {
 	return []hostileToken{
-		{"exp missing", withClaims(map[string]any{"exp": nil}), "no exp"},
-		{"Exp for exp", signRaw(plainHeader, strings.Replace(claimsWith(nil), `"exp"`, `"Exp"`, 1)), "no exp"},
+		{"exp missing", withClaims(map[string]any{"exp": nil}), whyNoExp},
+		{"Exp for exp", signRaw(plainHeader, strings.Replace(claimsWith(nil), `"exp"`, `"Exp"`, 1)), whyNoExp},
 		{"exp null", withClaims(map[string]any{"exp": raw(`null`)}), whyBadExp},
 		{"exp a string", withClaims(map[string]any{"exp": fmt.Sprint(seconds(time.Hour))}), whyBadExp},
 		{"exp true", withClaims(map[string]any{"exp": true}), whyBadExp},
@@ -289,7 +257,7 @@ func hostileParties() []hostileToken {
 		{"iss another", withClaims(map[string]any{"iss": "https://issuer.test.evil"}), whyIssuer},
 		{"iss with a slash", withClaims(map[string]any{"iss": testIssuer + "/"}), whyIssuer},
 		{"iss in another case", withClaims(map[string]any{"iss": "https://Issuer.test"}), whyIssuer},
-		{"iss an array", withClaims(map[string]any{"iss": []string{testIssuer}}), "iss is not a string"},
+		{"iss an array", withClaims(map[string]any{"iss": []string{testIssuer}}), whyBadIssuer},
 		{"aud missing", withClaims(map[string]any{"aud": nil}), whyAudience},
 		{"aud another", withClaims(map[string]any{"aud": "other"}), whyAudience},
 		{"aud in another case", withClaims(map[string]any{"aud": "Taskledger"}), whyAudience},
@@ -317,7 +285,7 @@ func TestHostileTokens(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			caller, err := a.Authenticate(withBearer(test.token))
-			wantRefused(t, err, codeInvalid, test.reason)
+			wantRefused(t, err, test.why)
 			if caller != (Caller{}) {
 				t.Errorf("a caller with the refusal: %+v", caller)
 			}
@@ -334,13 +302,14 @@ func TestHostileTokens(t *testing.T) {
 func TestGoodTokens(t *testing.T) {
 	t.Parallel()
 	longest := strings.Repeat("é", 127) + "x"
+	const ownKey = `{"alg":"HS256","jwk":{"kty":"oct","k":"eA"},"jku":"http://127.0.0.1:1/","x5u":"http://127.0.0.1/"}`
 	tests := []struct{ name, token, user string }{
 		{"plain", withClaims(nil), "ada"},
 		{"no typ", withHeader(`{"alg":"HS256"}`), "ada"},
 		{"typ in lower case", withHeader(`{"typ":"jwt","alg":"HS256"}`), "ada"},
 		{"white space in the header", withHeader(" {\"alg\" : \"HS256\"}\n"), "ada"},
 		{"a kid", withHeader(`{"alg":"HS256","kid":"k1"}`), "ada"},
-		{"keys in the header are ignored", withHeader(`{"alg":"HS256","jwk":{"kty":"oct","k":"eA"},"jku":"http://127.0.0.1:1/","x5u":"http://127.0.0.1:1/"}`), "ada"},
+		{"keys in the header are ignored", withHeader(ownKey), "ada"},
 		{"aud one of several", withClaims(map[string]any{"aud": []string{"other", testAudience}}), "ada"},
 		{"sub of 255 bytes", withClaims(map[string]any{"sub": longest}), longest},
 		{"sub not normalised", withClaims(map[string]any{"sub": " Ada\u0301 "}), " Ada\u0301 "},
@@ -387,7 +356,7 @@ func TestNoSecret(t *testing.T) {
 	a := newAuthenticator(t, Config{})
 	for _, key := range [][]byte{nil, testSecret} {
 		_, err := a.Authenticate(withBearer(signRawWith(sha256.New, key, plainHeader, claimsWith(nil))))
-		wantRefused(t, err, codeInvalid, "no secret for HS256")
+		wantRefused(t, err, whyNoSecret)
 	}
 }
 
@@ -411,10 +380,10 @@ func TestExpiry(t *testing.T) {
 	}
 	clock.at = exp.Add(30 * time.Second)
 	_, err := a.Authenticate(withBearer(token))
-	wantRefused(t, err, codeExpired, "exp has passed")
+	wantRefused(t, err, whyExpired)
 	a.verified.Purge()
 	_, err = a.Authenticate(withBearer(token))
-	wantRefused(t, err, codeExpired, "exp has passed")
+	wantRefused(t, err, whyExpired)
 }
 
 func TestAnExpiredTokenIsInvalidWhenAnythingElseIsWrong(t *testing.T) {
@@ -422,9 +391,9 @@ func TestAnExpiredTokenIsInvalidWhenAnythingElseIsWrong(t *testing.T) {
 	a := newAuthenticator(t, strictConfig())
 	past := map[string]any{"exp": seconds(-time.Hour), "aud": "other"}
 	_, err := a.Authenticate(withBearer(withClaims(past)))
-	wantRefused(t, err, codeInvalid, "another audience")
+	wantRefused(t, err, whyAudience)
 	_, err = a.Authenticate(withBearer(signRawWith(sha256.New, []byte("x"), plainHeader, claimsWith(past))))
-	wantRefused(t, err, codeInvalid, "wrong signature")
+	wantRefused(t, err, whySecret)
 }
 
 func TestTheCacheIsBounded(t *testing.T) {
@@ -442,21 +411,21 @@ func TestAuthorizationHeader(t *testing.T) {
 	t.Parallel()
 	good := withClaims(nil)
 	tests := []struct {
-		name         string
-		sent         []string
-		code, reason string
+		name string
+		sent []string
+		why  Error
 	}{
-		{"none", nil, codeUnauthenticated, "no credentials"},
-		{"Bearer", []string{"Bearer " + good}, "", ""},
-		{"bearer", []string{"bearer " + good}, "", ""},
-		{"BEARER and spaces", []string{"BEARER   " + good}, "", ""},
-		{"two", []string{"Bearer " + good, "Bearer " + good}, codeInvalid, "more than one Authorization header"},
-		{"empty", []string{""}, codeInvalid, "not the Bearer scheme"},
-		{"Basic", []string{"Basic YTpi"}, codeInvalid, "not the Bearer scheme"},
-		{"no scheme", []string{good}, codeInvalid, "not the Bearer scheme"},
-		{"a tab", []string{"Bearer\t" + good}, codeInvalid, "not the Bearer scheme"},
-		{"no token", []string{"Bearer"}, codeInvalid, "empty bearer"},
-		{"only spaces", []string{"Bearer   "}, codeInvalid, "empty bearer"},
+		{"none", nil, whyNothing},
+		{"Bearer", []string{"Bearer " + good}, Error{}},
+		{"bearer", []string{"bearer " + good}, Error{}},
+		{"BEARER and spaces", []string{"BEARER   " + good}, Error{}},
+		{"two", []string{"Bearer " + good, "Bearer " + good}, Error{Ambiguous, "more than one Authorization header"}},
+		{"empty", []string{""}, whyScheme},
+		{"Basic", []string{"Basic YTpi"}, whyScheme},
+		{"no scheme", []string{good}, whyScheme},
+		{"a tab", []string{"Bearer\t" + good}, whyScheme},
+		{"no token", []string{"Bearer"}, whyEmpty},
+		{"only spaces", []string{"Bearer   "}, whyEmpty},
 	}
 	a := newAuthenticator(t, strictConfig())
 	for _, test := range tests {
@@ -467,8 +436,8 @@ func TestAuthorizationHeader(t *testing.T) {
 				r.Header["Authorization"] = test.sent
 			}
 			_, err := a.Authenticate(r)
-			if test.code != "" {
-				wantRefused(t, err, test.code, test.reason)
+			if test.why != (Error{}) {
+				wantRefused(t, err, test.why)
 				return
 			}
 			if err != nil {
@@ -494,8 +463,8 @@ func TestSignToken(t *testing.T) {
 	}
 	a := newAuthenticator(t, strictConfig())
 	caller, err := a.Authenticate(withBearer(token))
-	if want := (Caller{UserID: "ada", Expires: testNow.Add(time.Hour)}); err != nil || caller.UserID != want.UserID || !caller.Expires.Equal(want.Expires) {
-		t.Errorf("got %+v, %v; want %+v", caller, err, want)
+	if err != nil || caller.UserID != "ada" || !caller.Expires.Equal(testNow.Add(time.Hour)) {
+		t.Errorf("got %+v, %v", caller, err)
 	}
 	if _, err = SignToken(testSecret[:31], "ada", "", "", testNow, time.Hour); err == nil {
 		t.Error("a short secret was taken")
@@ -508,7 +477,7 @@ func TestSignToken(t *testing.T) {
 // FuzzAuthenticate: no input panics, and what is accepted verifies by golang-jwt too and says the same.
 func FuzzAuthenticate(f *testing.F) {
 	f.Add("Bearer "+withClaims(nil), plainHeader, claimsWith(nil))
-	f.Add("bearer "+otherLastCharacter(withClaims(nil)), `{"alg":"none"}`, claimsWith(map[string]any{"aud": []string{"a"}}))
+	f.Add("bearer "+otherLastCharacter(withClaims(nil)), `{"alg":"none"}`, `{"sub":"a","exp":1e11,"aud":["a"]}`)
 	f.Add("Basic x", `{"alg":"HS256","crit":[]}`, `{"sub":"a","exp":1e11,"nbf":0.5}`)
 	f.Add("", `{"alg":"HS256","kid":"x"}`, `{"sub":"\ud83d\ude00","exp":4000000000,"iat":1,"aud":["taskledger"]}`)
 	f.Add("better-auth.session_data.0="+cacheToken(nil), `{"alg":"HS256"}`, claimsWith(cacheClaims(nil)))
