@@ -94,10 +94,10 @@ func safeMethod(method string) bool {
 }
 
 // ownSite holds the rule against forged requests: the browser itself must say that the page is ours. No script can set
-// these two headers, and a client that sends neither is no browser with our frontend in it.
+// these two headers, and a client that sends neither is no browser with our frontend in it. That the page is of the
+// same site is not enough: any subdomain and any port is.
 func (a *Authenticator) ownSite(r *http.Request) bool {
-	switch soleValue(r.Header["Sec-Fetch-Site"]) {
-	case "same-origin", "same-site":
+	if soleValue(r.Header["Sec-Fetch-Site"]) == "same-origin" {
 		return true
 	}
 	origin := soleValue(r.Header["Origin"])

@@ -211,7 +211,13 @@ var siteHeaders = []struct {
 }{
 	{"nothing", http.Header{}, false},
 	{"fetch site same-origin", http.Header{"Sec-Fetch-Site": {"same-origin"}}, true},
-	{"fetch site same-site", http.Header{"Sec-Fetch-Site": {"same-site"}}, true},
+	{"fetch site same-site", http.Header{"Sec-Fetch-Site": {"same-site"}}, false},
+	{"same-site, of an origin not allowed", http.Header{
+		"Sec-Fetch-Site": {"same-site"}, "Origin": {"http://tasks.test:9000"},
+	}, false},
+	{"same-site, of an allowed origin", http.Header{
+		"Sec-Fetch-Site": {"same-site"}, "Origin": {"http://localhost:3000"},
+	}, true},
 	{"fetch site cross-site", http.Header{"Sec-Fetch-Site": {"cross-site"}}, false},
 	{"fetch site none", http.Header{"Sec-Fetch-Site": {"none"}}, false},
 	{"fetch site in another case", http.Header{"Sec-Fetch-Site": {"Same-Origin"}}, false},
