@@ -3,6 +3,9 @@ package httpapi
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +22,7 @@ import (
 
 	"taskledger/command"
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/migrations/testdb"
 	"taskledger/projections"
 	"taskledger/query"
@@ -52,14 +56,16 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 	ended := make(chan error, 1)
 	go func() { ended <- runner.Run(ctx) }()
 	ledger := events.Open(pool, runner.Signal)
-	auth, err := NewAuthenticator(ctx, AuthConfig{Secret: testSecret, Sessions: pool, Logger: log, AllowedOrigins: []string{"http://localhost:3000"}})
+	authenticator, err := auth.New(ctx, auth.Config{
+		Secret: testSecret, Sessions: pool, Logger: log, AllowedOrigins: []string{"http://localhost:3000"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := Config{
 		Commands: command.NewHandler(command.Config{Log: ledger, Visible: runner.Visible, Quota: 10, CacheBytes: 1 << 20}),
 		Queries:  query.NewReader(pool),
-		Auth:     auth,
+		Auth:     authenticator,
 		Log:      log,
 		Metrics:  prometheus.NewRegistry(),
 		Ready:    func(context.Context) error { return nil },
@@ -77,7 +83,7 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 	s.http.Start()
 	t.Cleanup(func() {
 		s.http.Close()
-		auth.Close()
+		authenticator.Close()
 		stop()
 		if err := <-ended; err != nil {
 			t.Errorf("projections: %v", err)
@@ -103,11 +109,31 @@ type answer struct {
 
 func (s *service) token(user string) string {
 	s.t.Helper()
-	token, err := SignToken(testSecret, user, "", "", time.Now(), time.Hour)
+	token, err := auth.SignToken(testSecret, user, "", "", time.Now(), time.Hour)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return token
+}
+
+// signIn makes Better Auth's tables with a session of the user, and returns that as Better Auth signs it.
+func (s *service) signIn(user string) string {
+	s.t.Helper()
+	const token = "2gIFf9Aq3xWJ0nRkT7sYbVhLcEoZpMuD"
+	_, err := s.pool.Exec(context.Background(), `
+		CREATE TABLE public."user" ("id" text PRIMARY KEY);
+		CREATE TABLE public."session" ("token" text UNIQUE, "userId" text, "expiresAt" timestamptz)`)
+	if err == nil {
+		_, err = s.pool.Exec(context.Background(), `
+			WITH u AS (INSERT INTO public."user" VALUES ($2) RETURNING "id")
+			INSERT INTO public."session" SELECT $1, "id", now() + interval '1 hour' FROM u`, token, user)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	mac := hmac.New(sha256.New, testSecret)
+	mac.Write([]byte(token))
+	return token + "." + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
 // do sends a request without following redirects.

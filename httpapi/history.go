@@ -6,6 +6,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -32,7 +33,7 @@ func toHistoryJSON(e query.HistoryEntry) historyJSON {
 	}
 }
 
-func (s *Server) listHistory(c echo.Context, caller Caller) error {
+func (s *Server) listHistory(c echo.Context, caller auth.Caller) error {
 	var in input
 	values := in.values(c.Request())
 	filter := in.history(values)
@@ -48,7 +49,7 @@ func (s *Server) listHistory(c echo.Context, caller Caller) error {
 	return sendHistory(c, list, page)
 }
 
-func (s *Server) listTaskHistory(c echo.Context, caller Caller) error {
+func (s *Server) listTaskHistory(c echo.Context, caller auth.Caller) error {
 	var in input
 	values := in.values(c.Request())
 	id := in.taskID("id", c.Param("id"))

@@ -15,6 +15,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 	"github.com/labstack/echo/v4/middleware"
+
+	"taskledger/httpapi/auth"
 )
 
 // What a request's context holds.
@@ -156,7 +158,7 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 			return next(c)
 		}
 		caller, err := s.auth.Authenticate(c.Request())
-		var refused *AuthError
+		var refused *auth.Error
 		if err != nil && !errors.As(err, &refused) {
 			return unavailable(err)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"taskledger/command"
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -89,7 +90,7 @@ func (i inputProblem) describe() string {
 func problemOf(err error) *problem {
 	var (
 		p            *problem
-		auth         *AuthError
+		refused      *auth.Error
 		precondition *command.PreconditionError
 		quota        *command.QuotaError
 		framework    *echo.HTTPError
@@ -97,8 +98,8 @@ func problemOf(err error) *problem {
 	switch {
 	case errors.As(err, &p):
 		return p
-	case errors.As(err, &auth):
-		return authProblem(auth)
+	case errors.As(err, &refused):
+		return authProblem(refused)
 	case errors.Is(err, command.ErrNotFound), errors.Is(err, query.ErrNotFound):
 		return notFound()
 	case errors.As(err, &precondition):
@@ -118,19 +119,18 @@ func problemOf(err error) *problem {
 	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
 }
 
-func authProblem(err *AuthError) *problem {
-	if err.Code == "forbidden" {
-		return newProblem(http.StatusForbidden, err.Code, "a write by cookie needs an Origin or Sec-Fetch-Site of this site").because(err)
+// authProblem tells a caller no more of why than what to do: the log knows the reason.
+func authProblem(refused *auth.Error) *problem {
+	switch refused.Reason {
+	case auth.CrossSite:
+		return newProblem(http.StatusForbidden, "forbidden", refused.Detail)
+	case auth.NoCredentials:
+		return newProblem(http.StatusUnauthorized, "unauthenticated", "credentials are needed").
+			with("WWW-Authenticate", `Bearer`)
 	}
-	p := newProblem(http.StatusUnauthorized, err.Code, map[string]string{
-		"unauthenticated": "credentials are needed",
-		"token_expired":   "the credentials have expired",
-	}[err.Code]).because(err)
-	if p.Detail == "" {
-		p.Detail = "the credentials are not valid"
-	}
-	if err.Code == "unauthenticated" {
-		return p.with("WWW-Authenticate", `Bearer`)
+	p := newProblem(http.StatusUnauthorized, "invalid_token", "the credentials are not valid")
+	if refused.Reason == auth.Expired {
+		p = newProblem(http.StatusUnauthorized, "token_expired", "the credentials have expired")
 	}
 	return p.with("WWW-Authenticate", `Bearer error="invalid_token"`)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -34,7 +35,7 @@ func (in *input) minVersion(values url.Values) int64 {
 }
 
 // prepareRead tells what is wrong with a read, or waits for the version it asks for.
-func (s *Server) prepareRead(c echo.Context, caller Caller, in *input, values url.Values) error {
+func (s *Server) prepareRead(c echo.Context, caller auth.Caller, in *input, values url.Values) error {
 	seq := in.minVersion(values)
 	if err := in.problem(); err != nil {
 		return err
@@ -43,7 +44,7 @@ func (s *Server) prepareRead(c echo.Context, caller Caller, in *input, values ur
 }
 
 // await waits until the read models show the user's seq.
-func (s *Server) await(c echo.Context, caller Caller, seq int64) error {
+func (s *Server) await(c echo.Context, caller auth.Caller, seq int64) error {
 	if seq == 0 {
 		return nil
 	}

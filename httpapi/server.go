@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"taskledger/command"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -21,7 +22,7 @@ import (
 type Config struct {
 	Commands *command.Handler
 	Queries  *query.Reader
-	Auth     *Authenticator
+	Auth     *auth.Authenticator
 	Log      *slog.Logger
 	// Metrics is where the requests are counted.
 	Metrics prometheus.Registerer
@@ -45,7 +46,7 @@ type Config struct {
 type Server struct {
 	commands *command.Handler
 	queries  *query.Reader
-	auth     *Authenticator
+	auth     *auth.Authenticator
 	log      *slog.Logger
 	ready    func(ctx context.Context) error
 	moved    func() <-chan struct{}
@@ -68,7 +69,7 @@ type Server struct {
 }
 
 // handler is a route for an authenticated caller.
-type handler func(c echo.Context, caller Caller) error
+type handler func(c echo.Context, caller auth.Caller) error
 
 // New returns a Server; it does no I/O.
 func New(cfg Config) *Server {
@@ -130,6 +131,6 @@ func (s *Server) read(path string, h echo.HandlerFunc) {
 // user hands the caller, whom identify has found, to a handler.
 func (s *Server) user(h handler) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		return h(c, c.Get(callerKey).(Caller))
+		return h(c, c.Get(callerKey).(auth.Caller))
 	}
 }

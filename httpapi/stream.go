@@ -15,6 +15,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -247,7 +248,7 @@ func (in *input) lastEventID(r *http.Request) (seq int64, ok bool) {
 
 // streamEvents sends the user's events as they happen, each once and in order, until the caller leaves or may no longer listen, or the
 // server stops.
-func (s *Server) streamEvents(c echo.Context, caller Caller) error {
+func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	var in input
 	after, given := in.lastEventID(c.Request())
 	if err := s.prepareRead(c, caller, &in, in.values(c.Request())); err != nil {
@@ -295,7 +296,7 @@ func (s *Server) streamEvents(c echo.Context, caller Caller) error {
 }
 
 // beginning is what the read models show. A stream may begin behind that, but not behind the last event there is.
-func (s *Server) beginning(c echo.Context, caller Caller, after int64, given bool) (query.Head, error) {
+func (s *Server) beginning(c echo.Context, caller auth.Caller, after int64, given bool) (query.Head, error) {
 	ctx := c.Request().Context()
 	shown, err := s.queries.Shown(ctx, caller.UserID)
 	if err != nil || !given || after <= shown.Seq {
@@ -309,10 +310,10 @@ func (s *Server) beginning(c echo.Context, caller Caller, after int64, given boo
 }
 
 // follow sends events until there is a reason to stop.
-func (s *Server) follow(r *http.Request, caller Caller, st *stream) {
+func (s *Server) follow(r *http.Request, caller auth.Caller, st *stream) {
 	listening, end := context.WithCancel(r.Context())
 	defer end()
-	defer time.AfterFunc(untilExpired(caller, time.Now()), func() { st.hurry(); end() }).Stop()
+	defer time.AfterFunc(caller.Left(time.Now()), func() { st.hurry(); end() }).Stop()
 	beat := time.NewTicker(s.heartbeat)
 	defer beat.Stop()
 	st.look()
@@ -337,7 +338,7 @@ func (s *Server) follow(r *http.Request, caller Caller, st *stream) {
 }
 
 // sendNext sends the next page, if there is one. While the database is away a stream stays open, and looks again from time to time.
-func (s *Server) sendNext(ctx context.Context, caller Caller, st *stream) error {
+func (s *Server) sendNext(ctx context.Context, caller auth.Caller, st *stream) error {
 	looking, cancel := context.WithTimeout(ctx, s.workTime)
 	defer cancel()
 	changes, err := s.queries.Changes(looking, caller.UserID, st.last, streamPage)
@@ -354,14 +355,6 @@ func (s *Server) sendNext(ctx context.Context, caller Caller, st *stream) error 
 // mayListen checks the credentials again: a session may have ended, a key may be gone. If that can't be told now, it is told later.
 func (s *Server) mayListen(r *http.Request) bool {
 	_, err := s.auth.Authenticate(r)
-	var refused *AuthError
+	var refused *auth.Error
 	return !errors.As(err, &refused)
-}
-
-// untilExpired is how long a stream may last: to the end that the credential names, or of the leeway it still had.
-func untilExpired(caller Caller, now time.Time) time.Duration {
-	if left := caller.Expires.Sub(now); left > 0 {
-		return left
-	}
-	return caller.Expires.Add(tokenLeeway).Sub(now)
 }

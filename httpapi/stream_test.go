@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"taskledger/httpapi/auth"
 )
 
 // reader reads a stream of events as a client does.
@@ -290,7 +292,7 @@ func TestStreamsEnd(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.server.workTime = 100 * time.Millisecond
-	token, err := SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
+	token, err := auth.SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,12 +313,12 @@ func TestAStreamEndsWithItsSession(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.server.heartbeat = 50 * time.Millisecond
-	createSessionTables(t, s.pool, "text", `text REFERENCES "user" ("id")`, "timestamptz")
-	addSession(t, s.pool, authTestSession, "u", time.Now().Add(time.Hour))
-	live := s.listenAs(signSessionWith(testSecret, authTestSession), "")
+	live := s.listenAs(s.signIn("u"), "")
 	s.titled("u", "a")
 	live.want(1)
-	mustExec(t, s.pool, `DELETE FROM session`)
+	if _, err := s.pool.Exec(t.Context(), `DELETE FROM public."session"`); err != nil {
+		t.Fatal(err)
+	}
 	begin := time.Now()
 	if f, err := live.next(); err != io.EOF || time.Since(begin) > 10*time.Second {
 		t.Errorf("after sign-out: %+v %v after %v", f, err, time.Since(begin))
@@ -440,7 +442,7 @@ func TestACatchingUpStreamEndsWithItsToken(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.fat("u", 150)
-	token, err := SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
+	token, err := auth.SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"taskledger/command"
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -42,7 +43,7 @@ func toJSON(t events.Task) taskJSON {
 	}
 }
 
-func (s *Server) listTasks(c echo.Context, caller Caller) error {
+func (s *Server) listTasks(c echo.Context, caller auth.Caller) error {
 	var in input
 	values := in.values(c.Request())
 	filter := in.tasks(values)
@@ -68,7 +69,7 @@ func (s *Server) listTasks(c echo.Context, caller Caller) error {
 	return sendList(c, page.Head, list+c.QueryParam("limit")+c.QueryParam("cursor"), tasks)
 }
 
-func (s *Server) getTask(c echo.Context, caller Caller) error {
+func (s *Server) getTask(c echo.Context, caller auth.Caller) error {
 	var in input
 	id := in.taskID("id", c.Param("id"))
 	if err := s.prepareRead(c, caller, &in, in.values(c.Request())); err != nil {
@@ -84,7 +85,7 @@ func (s *Server) getTask(c echo.Context, caller Caller) error {
 	return sendTask(c, http.StatusOK, task)
 }
 
-func (s *Server) createTask(c echo.Context, caller Caller) error {
+func (s *Server) createTask(c echo.Context, caller auth.Caller) error {
 	var in input
 	body, err := in.object(c.Request())
 	if err != nil {
@@ -117,7 +118,7 @@ func (s *Server) createTask(c echo.Context, caller Caller) error {
 	return sendTask(c, http.StatusCreated, result.Task)
 }
 
-func (s *Server) updateTask(c echo.Context, caller Caller) error {
+func (s *Server) updateTask(c echo.Context, caller auth.Caller) error {
 	var also []string
 	if c.Request().Method == http.MethodPatch {
 		also = []string{"application/merge-patch+json"}
@@ -138,7 +139,7 @@ func (s *Server) updateTask(c echo.Context, caller Caller) error {
 
 // onTask handles a command that needs nothing but the task's id. A body is not read.
 func (s *Server) onTask(make func(id uuid.UUID) command.Command) handler {
-	return func(c echo.Context, caller Caller) error {
+	return func(c echo.Context, caller auth.Caller) error {
 		var in input
 		cmd := make(in.taskID("id", c.Param("id")))
 		return s.change(c, caller, &in, cmd)
@@ -146,7 +147,7 @@ func (s *Server) onTask(make func(id uuid.UUID) command.Command) handler {
 }
 
 // change carries out a command on a task that exists.
-func (s *Server) change(c echo.Context, caller Caller, in *input, cmd command.Command) error {
+func (s *Server) change(c echo.Context, caller auth.Caller, in *input, cmd command.Command) error {
 	match, err := ifMatch(c.Request())
 	if err != nil {
 		return err

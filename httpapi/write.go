@@ -8,13 +8,14 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"taskledger/command"
+	"taskledger/httpapi/auth"
 )
 
 const maxKey = 255
 
 // request is who asks for a write, and how: its idempotency key (draft-ietf-httpapi-idempotency-key-header) and its preference
 // (RFC 7240). What is wrong is noted.
-func (in *input) request(c echo.Context, caller Caller) command.Request {
+func (in *input) request(c echo.Context, caller auth.Caller) command.Request {
 	return command.Request{
 		UserID:    caller.UserID,
 		RequestID: c.Response().Header().Get(echo.HeaderXRequestID),

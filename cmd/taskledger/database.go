@@ -147,6 +147,7 @@ func poolConfig(url string, mode pgx.QueryExecMode) (*pgxpool.Config, error) {
 	if !strings.Contains(url, "default_query_exec_mode=") {
 		config.ConnConfig.DefaultQueryExecMode = mode
 	}
+	delete(config.ConnConfig.RuntimeParams, "schema") // Other clients' word, for sessionSchema; PostgreSQL knows none.
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
 	}

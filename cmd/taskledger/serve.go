@@ -8,11 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -20,6 +21,7 @@ import (
 	"taskledger/command"
 	"taskledger/events"
 	"taskledger/httpapi"
+	"taskledger/httpapi/auth"
 	"taskledger/migrations"
 	"taskledger/projections"
 	"taskledger/query"
@@ -102,7 +104,7 @@ type app struct {
 	sessions *pgxpool.Pool // of Better Auth, if it has a database of its own
 	runner   *projections.Runner
 	events   *events.Log
-	auth     *httpapi.Authenticator
+	auth     *auth.Authenticator
 	server   *httpapi.Server
 	admin    *http.Server
 }
@@ -115,22 +117,24 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 	if a.ledger, err = pgxpool.NewWithConfig(ctx, sized(db.pool.Config(), ledgerConnections)); err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
-	sessions := db.pool
+	sessions, sessionURL := db.pool, db.url
 	if cfg.BetterAuthDatabaseURL != "" {
 		if a.sessions, err = openSessions(ctx, cfg.BetterAuthDatabaseURL); err != nil {
 			a.ledger.Close()
 			return nil, fmt.Errorf("open BETTER_AUTH_DATABASE_URL: %w", err)
 		}
-		sessions = a.sessions
+		sessions, sessionURL = a.sessions, cfg.BetterAuthDatabaseURL
 	}
-	a.auth, err = httpapi.NewAuthenticator(ctx, httpapi.AuthConfig{
+	a.auth, err = auth.New(ctx, auth.Config{
 		Secret:         secret,
 		Issuer:         cfg.JWTIssuer,
 		Audience:       cfg.JWTAudience,
 		JWKSURL:        cfg.jwksURL(),
 		Sessions:       sessions,
-		AllowedOrigins: cfg.CORSOrigins,
+		SessionSchema:  sessionSchema(sessionURL),
+		AllowedOrigins: cfg.origins(),
 		Logger:         log,
+		Metrics:        registry,
 	})
 	if err != nil {
 		a.closePools()
@@ -155,7 +159,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		Moved:     a.runner.Moved,
 		Watch:     a.runner.Watch,
 		Version:   version(),
-		Origins:   cfg.CORSOrigins,
+		Origins:   cfg.origins(),
 		RateRPS:   cfg.RateLimitRPS,
 		RateBurst: cfg.RateLimitBurst,
 	})
@@ -163,21 +167,31 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 	return a, nil
 }
 
-// openSessions does not connect yet: Better Auth's database may be away while all else works.
-func openSessions(ctx context.Context, url string) (*pgxpool.Pool, error) {
-	config, err := poolConfig(url, pgx.QueryExecModeCacheDescribe)
-	if err != nil {
-		return nil, err
+// jwksURL is where the public keys are: named, or Better Auth's, whose URL may have its base path.
+func (s *settings) jwksURL() string {
+	if s.JWKSURL != "" || s.BetterAuthURL == "" {
+		return s.JWKSURL
 	}
-	return pgxpool.NewWithConfig(ctx, config)
+	base := strings.TrimRight(s.BetterAuthURL, "/")
+	if !strings.HasSuffix(base, "/api/auth") {
+		base += "/api/auth"
+	}
+	return base + "/jwks"
 }
 
-// jwksURL is where the public keys are: named, or Better Auth's.
-func (s *settings) jwksURL() string {
-	if s.JWKSURL == "" && s.BetterAuthURL != "" {
-		return strings.TrimSuffix(s.BetterAuthURL, "/") + "/api/auth/jwks"
+// origins may call from a browser and write by cookie: those that are listed, and that of Better Auth.
+func (s *settings) origins() []string {
+	better, err := url.Parse(s.BetterAuthURL)
+	if err != nil || better.Host == "" {
+		return s.CORSOrigins
 	}
-	return s.JWKSURL
+	// As browsers write it: in lower case, without the port that goes without saying.
+	port := map[string]string{"http": ":80", "https": ":443"}[better.Scheme]
+	origin := better.Scheme + "://" + strings.TrimSuffix(strings.ToLower(better.Host), port)
+	if slices.Contains(s.CORSOrigins, origin) {
+		return s.CORSOrigins
+	}
+	return append(slices.Clone(s.CORSOrigins), origin)
 }
 
 // ready looks at everything the service needs.

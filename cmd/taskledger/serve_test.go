@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	neturl "net/url"
 	"os/exec"
 	"regexp"
@@ -25,7 +27,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"taskledger/httpapi"
+	"taskledger/httpapi/auth"
 	"taskledger/migrations/testdb"
 )
 
@@ -123,7 +125,7 @@ func (s *served) status(path string) (int, error) {
 
 // call calls the API as a user.
 func (s *served) call(user, method, path, body string) (status int, answer map[string]any, err error) {
-	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	token, err := auth.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -342,7 +344,7 @@ func TestSIGTERMLosesNothing(t *testing.T) {
 // stream opens a user's stream of events.
 func (s *served) stream(user string) io.Reader {
 	s.t.Helper()
-	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	token, err := auth.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -364,7 +366,7 @@ func (s *served) stream(user string) io.Reader {
 
 // list lists a user's tasks.
 func (s *served) list(user string) (status int, tasks []map[string]any, err error) {
-	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+	token, err := auth.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -428,16 +430,48 @@ func (s *served) callWithCookie(cookie string) (status int) {
 	return resp.StatusCode
 }
 
-// A key set that can't be reached stops neither the server nor the other credentials; readiness tells.
-func TestAKeySetThatIsAwayIsToldByReadiness(t *testing.T) {
+// A key set that can't be reached stops neither the server nor the other credentials; readiness tells where there are
+// none.
+func TestAKeySetThatIsAway(t *testing.T) {
 	t.Parallel()
-	s := launchServer(t, "DATABASE_URL="+testdb.URL(t), "BETTER_AUTH_SECRET="+serveSecret, "JWKS_URL=http://127.0.0.1:1/jwks")
-	s.await(200, func() (int, error) { return s.status("/livez") })
-	s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
-	if status, err := s.status("/readyz"); status != 503 || err != nil {
+	url, away := "DATABASE_URL="+testdb.URL(t), "JWKS_URL=http://127.0.0.1:1/jwks"
+	alone := launchServer(t, url, away)
+	alone.await(200, func() (int, error) { return alone.status("/livez") })
+	beside := startServer(t, url, away, "BETTER_AUTH_SECRET="+serveSecret)
+	beside.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
+	if status, err := alone.status("/readyz"); status != 503 || err != nil {
 		t.Errorf("readyz: %d %v", status, err)
 	}
-	s.terminate()
+	for _, s := range []*served{alone, beside} {
+		s.terminate()
+		if !strings.Contains(s.stderr.String(), "jwks not reachable") {
+			t.Errorf("the log does not tell: %s", s.stderr)
+		}
+	}
+}
+
+func TestCredentialsAreCountedWhereAnOperatorLooks(t *testing.T) {
+	t.Parallel()
+	db, err := connect(t.Context(), testdb.URL(t), pgx.QueryExecModeCacheStatement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.pool.Close()
+	a, err := newApp(t.Context(), &settings{MaxTasksPerUser: 1}, db, []byte(serveSecret), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	shown := httptest.NewRecorder()
+	a.admin.Handler.ServeHTTP(shown, httptest.NewRequest("GET", "/metrics", nil))
+	for _, name := range []string{
+		`taskledger_auth_accepted_total{credential="jwt"}`,
+		`taskledger_auth_refusals_total{credential="session",reason="bad_signature"}`,
+	} {
+		if !strings.Contains(shown.Body.String(), name) {
+			t.Errorf("no %s in %s", name, shown.Body)
+		}
+	}
 }
 
 // An operator finds who is parked, and lets the stream go on.

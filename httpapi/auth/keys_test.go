@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 import (
 	"context"
@@ -28,9 +28,10 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
-const authTestJWKS = "https://auth.test/api/auth/jwks"
+const testJWKS = "https://auth.test/api/auth/jwks"
 
 // keyIssuer is a JWKS and the private keys to it, reached without a network: an http.RoundTripper, so that it works in
 // a synctest bubble.
@@ -89,6 +90,16 @@ func (i *keyIssuer) fetches() int {
 	return len(i.asked)
 }
 
+// serve answers every request with what body returns, and returns where.
+func serve(t testing.TB, body func() []byte) string {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(body())
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
 func publicJWK(kid string, key crypto.PublicKey) map[string]string {
 	enc := base64.RawURLEncoding.EncodeToString
 	switch key := key.(type) {
@@ -114,9 +125,9 @@ func publicJWK(kid string, key crypto.PublicKey) map[string]string {
 
 // Keys are made once: an RSA key takes a while.
 var (
-	authTestEd, authTestEd2 = newEdKey(), newEdKey()
-	authTestEC              = newECKey(elliptic.P256())
-	authTestRSA             = newRSAKey(2048)
+	testEd, testEd2 = newEdKey(), newEdKey()
+	testEC          = newECKey(elliptic.P256())
+	testRSA         = newRSAKey(2048)
 )
 
 func newEdKey() crypto.Signer {
@@ -144,14 +155,17 @@ func newRSAKey(bits int) crypto.Signer {
 }
 
 func threeKeys() map[string]crypto.Signer {
-	return map[string]crypto.Signer{"ed": authTestEd, "ec": authTestEC, "rsa": authTestRSA}
+	return map[string]crypto.Signer{"ed": testEd, "ec": testEC, "rsa": testRSA}
 }
 
 // newKeyAuthenticator waits for nothing: in a bubble, synctest.Wait waits for the first fetch.
-func newKeyAuthenticator(t *testing.T, issuer *keyIssuer, cfg AuthConfig) *Authenticator {
+func newKeyAuthenticator(t *testing.T, issuer *keyIssuer, cfg Config) *Authenticator {
 	t.Helper()
-	cfg.JWKSURL, cfg.Logger = authTestJWKS, slog.New(slog.DiscardHandler)
-	a, err := buildAuthenticator(cfg)
+	cfg.JWKSURL = testJWKS
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	a, err := build(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,25 +192,25 @@ func kid(id string) map[string]any { return map[string]any{"kid": id} }
 
 // lasting are claims that outlive a test in a bubble, whose clock starts in the year 2000.
 func lasting() jwt.MapClaims {
-	return jwt.MapClaims{"sub": "ada", "exp": authTestNow.Add(time.Hour).Unix()}
+	return jwt.MapClaims{"sub": "ada", "exp": testNow.Add(time.Hour).Unix()}
 }
 
-func authErr(a *Authenticator, token string) error {
-	_, err := a.Authenticate(authBearer(token))
+func errorOf(a *Authenticator, token string) error {
+	_, err := a.Authenticate(withBearer(token))
 	return err
 }
 
-func TestAuthKeysOfEveryKind(t *testing.T) {
+func TestKeysOfEveryKind(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		a := newKeyAuthenticator(t, newKeyIssuer(threeKeys()), AuthConfig{})
+		a := newKeyAuthenticator(t, newKeyIssuer(threeKeys()), Config{})
 		for name, token := range map[string]string{
-			"EdDSA": signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting()),
-			"ES256": signJWT(t, jwt.SigningMethodES256, authTestEC, kid("ec"), lasting()),
-			"RS256": signJWT(t, jwt.SigningMethodRS256, authTestRSA, kid("rsa"), lasting()),
+			"EdDSA": signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting()),
+			"ES256": signJWT(t, jwt.SigningMethodES256, testEC, kid("ec"), lasting()),
+			"RS256": signJWT(t, jwt.SigningMethodRS256, testRSA, kid("rsa"), lasting()),
 		} {
 			for range 2 {
-				caller, err := a.Authenticate(authBearer(token))
+				caller, err := a.Authenticate(withBearer(token))
 				if err != nil || caller.UserID != "ada" {
 					t.Errorf("%s: got %+v, %v", name, caller, err)
 				}
@@ -205,25 +219,20 @@ func TestAuthKeysOfEveryKind(t *testing.T) {
 	})
 }
 
-const (
-	whyOtherKey   = "key is for another algorithm"
-	whyUnknownKid = "unknown kid"
-)
-
 // keyConfusions use a key that is held for what it is not for.
 func keyConfusions(t *testing.T) []hostileToken {
 	t.Helper()
-	der, err := x509.MarshalPKIXPublicKey(authTestEd.Public())
+	der, err := x509.MarshalPKIXPublicKey(testEd.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
 	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
-	rawPublic := []byte(authTestEd.Public().(ed25519.PublicKey))
-	ec := signJWT(t, jwt.SigningMethodES256, authTestEC, kid("ec"), lasting())
-	ed := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
+	rawPublic := []byte(testEd.Public().(ed25519.PublicKey))
+	ec := signJWT(t, jwt.SigningMethodES256, testEC, kid("ec"), lasting())
+	ed := signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())
 	unsigned := ec[:strings.LastIndexByte(ec, '.')+1]
 	sum := sha256.Sum256([]byte(unsigned[:len(unsigned)-1]))
-	derSignature, err := authTestEC.Sign(rand.Reader, sum[:], crypto.SHA256)
+	derSignature, err := testEC.Sign(rand.Reader, sum[:], crypto.SHA256)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,24 +240,24 @@ func keyConfusions(t *testing.T) []hostileToken {
 		return signJWT(t, method, key, header, lasting())
 	}
 	return []hostileToken{
-		{"no kid", sign(jwt.SigningMethodEdDSA, authTestEd, nil), "no kid"},
-		{"unknown kid", sign(jwt.SigningMethodEdDSA, authTestEd, kid("nobody")), whyUnknownKid},
-		{"kid with a path", sign(jwt.SigningMethodEdDSA, authTestEd, kid("../ed")), whyUnknownKid},
-		{"kid with SQL", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ed' OR '1'='1")), whyUnknownKid},
-		{"kid with NUL", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ed\x00")), whyUnknownKid},
-		{"kid in another case", sign(jwt.SigningMethodEdDSA, authTestEd, kid("ED")), whyUnknownKid},
-		{"another's key", sign(jwt.SigningMethodEdDSA, authTestEd2, kid("ed")), whySignature},
-		{"HS256 with the public key", sign(jwt.SigningMethodHS256, rawPublic, kid("ed")), whySignature},
-		{"HS256 with the public key as PEM", sign(jwt.SigningMethodHS256, publicPEM, kid("ed")), whySignature},
-		{"ES256 named EdDSA", authB64(`{"alg":"EdDSA","kid":"ec"}`) + ec[strings.IndexByte(ec, '.'):], whyOtherKey},
-		{"EdDSA named RS256", authB64(`{"alg":"RS256","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], whyOtherKey},
-		{"EdDSA by the kid of the RSA key", sign(jwt.SigningMethodEdDSA, authTestEd, kid("rsa")), whyOtherKey},
-		{"RS384", sign(jwt.SigningMethodRS384, authTestRSA, kid("rsa")), "algorithm not allowed"},
-		{"PS256", sign(jwt.SigningMethodPS256, authTestRSA, kid("rsa")), "algorithm not allowed"},
-		{"alg none with a kid", authB64(`{"alg":"none","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], "algorithm not allowed"},
+		{"no kid", sign(jwt.SigningMethodEdDSA, testEd, nil), Error{UnknownKey, "names no key"}},
+		{"unknown kid", sign(jwt.SigningMethodEdDSA, testEd, kid("nobody")), whyUnknownKid},
+		{"kid with a path", sign(jwt.SigningMethodEdDSA, testEd, kid("../ed")), whyUnknownKid},
+		{"kid with SQL", sign(jwt.SigningMethodEdDSA, testEd, kid("ed' OR '1'='1")), whyUnknownKid},
+		{"kid with NUL", sign(jwt.SigningMethodEdDSA, testEd, kid("ed\x00")), whyUnknownKid},
+		{"kid in another case", sign(jwt.SigningMethodEdDSA, testEd, kid("ED")), whyUnknownKid},
+		{"another's key", sign(jwt.SigningMethodEdDSA, testEd2, kid("ed")), whySignature},
+		{"HS256 with the public key", sign(jwt.SigningMethodHS256, rawPublic, kid("ed")), whySecret},
+		{"HS256 with the public key as PEM", sign(jwt.SigningMethodHS256, publicPEM, kid("ed")), whySecret},
+		{"ES256 named EdDSA", b64(`{"alg":"EdDSA","kid":"ec"}`) + ec[strings.IndexByte(ec, '.'):], whyOtherKey},
+		{"EdDSA named RS256", b64(`{"alg":"RS256","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], whyOtherKey},
+		{"EdDSA by the kid of the RSA key", sign(jwt.SigningMethodEdDSA, testEd, kid("rsa")), whyOtherKey},
+		{"RS384", sign(jwt.SigningMethodRS384, testRSA, kid("rsa")), whyAlgorithm},
+		{"PS256", sign(jwt.SigningMethodPS256, testRSA, kid("rsa")), whyAlgorithm},
+		{"alg none with a kid", b64(`{"alg":"none","kid":"ed"}`) + ed[strings.IndexByte(ed, '.'):], whyAlgorithm},
 		{"ES256 signature in DER", unsigned + base64.RawURLEncoding.EncodeToString(derSignature), whySignature},
 		{"ES256 signature of zeros", unsigned + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), whySignature},
-		{"EdDSA signature of zeros", ed[:strings.LastIndexByte(ed, '.')+1] + base64.RawURLEncoding.EncodeToString(make([]byte, 64)), whySignature},
+		{"EdDSA signature of zeros", ed[:strings.LastIndexByte(ed, '.')+1] + strings.Repeat("A", 86), whySignature},
 	}
 }
 
@@ -264,35 +273,37 @@ func ownKeys(t *testing.T) []hostileToken {
 		{"its own jku", sign(evil, map[string]any{"kid": "ed", "jku": "https://evil.test/jwks"}), whySignature},
 		{"its own x5u", sign(evil, map[string]any{"kid": "ed", "x5u": "https://evil.test/cert"}), whySignature},
 		{"kid a URL", sign(evil, kid("https://evil.test/jwks")), whyUnknownKid},
-		{"typ of Better Auth's asymmetric cookie cache", sign(authTestEd, map[string]any{"kid": "ed", "typ": "better-auth.session-cache+jwt"}), "typ is not JWT"},
-		{"a cookie cache by public key", signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), jwt.MapClaims{
+		{"typ of Better Auth's asymmetric cookie cache", sign(testEd, map[string]any{
+			"kid": "ed", "typ": "better-auth.session-cache+jwt",
+		}), whyBadTyp},
+		{"a cookie cache by public key", signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), jwt.MapClaims{
 			"session": map[string]any{"userId": "ada"}, "user": map[string]any{"id": "ada"}, "exp": lasting()["exp"],
-		}), "sub is not a string"},
+		}), whyBadSub},
 	}
 }
 
-func TestAuthHostileKeyTokens(t *testing.T) {
+func TestHostileKeyTokens(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newKeyIssuer(threeKeys())
-		a := newKeyAuthenticator(t, issuer, AuthConfig{Secret: authTestSecret})
+		a := newKeyAuthenticator(t, issuer, Config{Secret: testSecret})
 		for _, test := range append(keyConfusions(t), ownKeys(t)...) {
 			t.Logf("%s", test.name)
-			wantAuthRefused(t, authErr(a, test.token), authInvalid, test.reason)
+			wantRefused(t, errorOf(a, test.token), test.why)
 		}
 		for _, asked := range issuer.asked {
-			if asked != authTestJWKS {
+			if asked != testJWKS {
 				t.Errorf("fetched %s", asked)
 			}
 		}
 	})
 }
 
-func TestAuthNoJWKS(t *testing.T) {
+func TestNoJWKS(t *testing.T) {
 	t.Parallel()
-	a := newTestAuthenticator(t, AuthConfig{Secret: authTestSecret})
-	token := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
-	wantAuthRefused(t, authErr(a, token), authInvalid, "no JWKS for this algorithm")
+	a := newAuthenticator(t, Config{Secret: testSecret})
+	token := signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())
+	wantRefused(t, errorOf(a, token), Error{NoKey, "no key set is configured: BETTER_AUTH_URL or JWKS_URL"})
 	if err := a.JWKSReady(); err != nil {
 		t.Errorf("not ready without a JWKS: %v", err)
 	}
@@ -316,9 +327,10 @@ type listedKey struct {
 }
 
 func listedKeys() []listedKey {
-	ed := publicJWK("k", authTestEd.Public())
-	ec := publicJWK("k", authTestEC.Public())
-	rsaKey := publicJWK("k", authTestRSA.Public())
+	ed := publicJWK("k", testEd.Public())
+	ec := publicJWK("k", testEC.Public())
+	rsaKey := publicJWK("k", testRSA.Public())
+	short := base64.RawURLEncoding.EncodeToString(new(big.Int).Lsh(big.NewInt(1), 1023).Bytes())
 	return []listedKey{
 		{"Ed25519", jwkWith(ed, nil), true},
 		{"alg and use", jwkWith(ed, map[string]any{"alg": "EdDSA", "use": "sig"}), true},
@@ -335,7 +347,7 @@ func listedKeys() []listedKey {
 		{"RSA for PS256", jwkWith(rsaKey, map[string]any{"alg": "PS256"}), false},
 		{"RSA for encryption", jwkWith(rsaKey, map[string]any{"alg": "RSA-OAEP"}), false},
 		{"alg HS256 on an RSA key", jwkWith(rsaKey, map[string]any{"alg": "HS256"}), false},
-		{"RSA of 1024 bits", jwkWith(rsaKey, map[string]any{"n": base64.RawURLEncoding.EncodeToString(new(big.Int).Lsh(big.NewInt(1), 1023).Bytes())}), false},
+		{"RSA of 1024 bits", jwkWith(rsaKey, map[string]any{"n": short}), false},
 		{"RSA with e = 2", jwkWith(rsaKey, map[string]any{"e": "Ag"}), false},
 		{"RSA with e = 65538", jwkWith(rsaKey, map[string]any{"e": "AQAC"}), false},
 		{"RSA with e = 1", jwkWith(rsaKey, map[string]any{"e": "AQ"}), false},
@@ -348,12 +360,12 @@ func listedKeys() []listedKey {
 	}
 }
 
-func TestAuthKeysThatAreLeftOut(t *testing.T) {
+func TestKeysThatAreLeftOut(t *testing.T) {
 	t.Parallel()
 	for _, test := range listedKeys() {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			other := publicJWK("other", authTestEd2.Public())
+			other := publicJWK("other", testEd2.Public())
 			body, err := json.Marshal(map[string]any{"keys": []any{test.key, other}})
 			if err != nil {
 				t.Fatal(err)
@@ -372,10 +384,10 @@ func TestAuthKeysThatAreLeftOut(t *testing.T) {
 	}
 }
 
-func TestAuthAKidThatStandsTwiceNamesNoKey(t *testing.T) {
+func TestAKidThatStandsTwiceNamesNoKey(t *testing.T) {
 	t.Parallel()
 	keys := []any{}
-	for _, key := range []crypto.Signer{authTestEd, authTestEC, authTestEd2} {
+	for _, key := range []crypto.Signer{testEd, testEC, testEd2} {
 		keys = append(keys, publicJWK("k", key.Public()))
 	}
 	body, err := json.Marshal(map[string]any{"keys": keys})
@@ -388,9 +400,9 @@ func TestAuthAKidThatStandsTwiceNamesNoKey(t *testing.T) {
 	}
 }
 
-func TestAuthAnswersThatAreNoSetKeepTheKeysHeld(t *testing.T) {
+func TestAnswersThatAreNoSetKeepTheKeysHeld(t *testing.T) {
 	t.Parallel()
-	set := newKeyIssuer(map[string]crypto.Signer{"evil": authTestEd2}).set()
+	set := newKeyIssuer(map[string]crypto.Signer{"evil": testEd2}).set()
 	text := func(status int, body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(status)
@@ -419,19 +431,19 @@ func TestAuthAnswersThatAreNoSetKeepTheKeysHeld(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				issuer := newKeyIssuer(threeKeys())
-				a := newKeyAuthenticator(t, issuer, AuthConfig{})
+				a := newKeyAuthenticator(t, issuer, Config{})
 				synctest.Wait()
 				issuer.answer(handler)
 				begun := time.Now()
-				unknown := signJWT(t, jwt.SigningMethodEdDSA, authTestEd2, kid("evil"), lasting())
-				wantAuthRefused(t, authErr(a, unknown), authInvalid, "unknown kid")
+				unknown := signJWT(t, jwt.SigningMethodEdDSA, testEd2, kid("evil"), lasting())
+				wantRefused(t, errorOf(a, unknown), whyUnknownKid)
 				if waited := time.Since(begun); waited > keysTimeout {
 					t.Errorf("waited %v", waited)
 				}
-				if err := authErr(a, signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())); err != nil {
+				if err := errorOf(a, signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())); err != nil {
 					t.Errorf("with the keys held: %v", err)
 				}
-				if issuer.fetches() != 2 || issuer.asked[1] != authTestJWKS {
+				if issuer.fetches() != 2 || issuer.asked[1] != testJWKS {
 					t.Errorf("fetched %v", issuer.asked)
 				}
 			})
@@ -439,17 +451,17 @@ func TestAuthAnswersThatAreNoSetKeepTheKeysHeld(t *testing.T) {
 	}
 }
 
-func TestAuthAFloodOfUnknownKidsCausesOneFetchAMinute(t *testing.T) {
+func TestAFloodOfUnknownKidsCausesOneFetchAMinute(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newKeyIssuer(threeKeys())
-		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		a := newKeyAuthenticator(t, issuer, Config{})
 		synctest.Wait()
 		flood := func() {
 			var waits sync.WaitGroup
 			for i := range 500 {
-				token := signJWT(t, jwt.SigningMethodEdDSA, authTestEd2, kid(fmt.Sprint("kid", i)), lasting())
-				waits.Go(func() { _ = authErr(a, token) })
+				token := signJWT(t, jwt.SigningMethodEdDSA, testEd2, kid(fmt.Sprint("kid", i)), lasting())
+				waits.Go(func() { _ = errorOf(a, token) })
 			}
 			waits.Wait()
 		}
@@ -471,9 +483,9 @@ func TestAuthAFloodOfUnknownKidsCausesOneFetchAMinute(t *testing.T) {
 	})
 }
 
-func TestAuthAFetchAnswersWhoAskedForIt(t *testing.T) {
+func TestAFetchAnswersWhoAskedForIt(t *testing.T) {
 	t.Parallel()
-	source, err := newKeySource(authTestJWKS, time.Now, slog.New(slog.DiscardHandler))
+	source, err := newKeySource(Config{JWKSURL: testJWKS, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -486,74 +498,74 @@ func TestAuthAFetchAnswersWhoAskedForIt(t *testing.T) {
 	<-ended
 }
 
-func TestAuthKeyRotation(t *testing.T) {
+func TestKeyRotation(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		issuer := newKeyIssuer(map[string]crypto.Signer{"old": authTestEd})
-		a := newKeyAuthenticator(t, issuer, AuthConfig{})
-		old := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("old"), lasting())
-		if err := authErr(a, old); err != nil {
+		issuer := newKeyIssuer(map[string]crypto.Signer{"old": testEd})
+		a := newKeyAuthenticator(t, issuer, Config{})
+		old := signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("old"), lasting())
+		if err := errorOf(a, old); err != nil {
 			t.Fatalf("old key: %v", err)
 		}
-		issuer.replace(map[string]crypto.Signer{"old": authTestEd, "new": authTestEd2})
-		rotated := signJWT(t, jwt.SigningMethodEdDSA, authTestEd2, kid("new"), lasting())
-		if err := authErr(a, rotated); err != nil {
+		issuer.replace(map[string]crypto.Signer{"old": testEd, "new": testEd2})
+		rotated := signJWT(t, jwt.SigningMethodEdDSA, testEd2, kid("new"), lasting())
+		if err := errorOf(a, rotated); err != nil {
 			t.Fatalf("new key, at its first token: %v", err)
 		}
-		issuer.replace(map[string]crypto.Signer{"new": authTestEd2})
+		issuer.replace(map[string]crypto.Signer{"new": testEd2})
 		<-time.After(10*time.Minute - time.Second)
-		wantAuthRefused(t, authErr(a, old), authInvalid, "unknown kid")
-		if err := authErr(a, rotated); err != nil {
+		wantRefused(t, errorOf(a, old), whyUnknownKid)
+		if err := errorOf(a, rotated); err != nil {
 			t.Fatalf("new key, alone: %v", err)
 		}
 	})
 }
 
-func TestAuthAKeyReplacedUnderItsKidStopsItsTokens(t *testing.T) {
+func TestAKeyReplacedUnderItsKidStopsItsTokens(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		issuer := newKeyIssuer(map[string]crypto.Signer{"k": authTestEd})
-		a := newKeyAuthenticator(t, issuer, AuthConfig{})
-		old := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("k"), lasting())
-		if err := authErr(a, old); err != nil {
+		issuer := newKeyIssuer(map[string]crypto.Signer{"k": testEd})
+		a := newKeyAuthenticator(t, issuer, Config{})
+		old := signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("k"), lasting())
+		if err := errorOf(a, old); err != nil {
 			t.Fatal(err)
 		}
-		issuer.replace(map[string]crypto.Signer{"k": authTestEd2})
+		issuer.replace(map[string]crypto.Signer{"k": testEd2})
 		<-time.After(10*time.Minute - time.Second)
-		wantAuthRefused(t, authErr(a, old), authInvalid, "wrong signature")
+		wantRefused(t, errorOf(a, old), whySignature)
 	})
 }
 
-func TestAuthAllKeysTakenOut(t *testing.T) {
+func TestAllKeysTakenOut(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newKeyIssuer(threeKeys())
-		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		a := newKeyAuthenticator(t, issuer, Config{})
 		synctest.Wait()
 		if err := a.JWKSReady(); err != nil {
 			t.Fatal(err)
 		}
 		issuer.replace(nil)
 		<-time.After(10*time.Minute - time.Second)
-		wantAuthRefused(t, authErr(a, signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())), authInvalid, "unknown kid")
+		wantRefused(t, errorOf(a, signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())), whyUnknownKid)
 		if a.JWKSReady() == nil {
 			t.Error("ready without a key")
 		}
 	})
 }
 
-func TestAuthAnOutageServesTheKeysHeldAndEnds(t *testing.T) {
+func TestAnOutageServesTheKeysHeldAndEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		issuer := newKeyIssuer(map[string]crypto.Signer{"ed": authTestEd, "gone": authTestEC})
-		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		issuer := newKeyIssuer(map[string]crypto.Signer{"ed": testEd, "gone": testEC})
+		a := newKeyAuthenticator(t, issuer, Config{})
 		synctest.Wait()
 		issuer.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
-		issuer.replace(map[string]crypto.Signer{"ed": authTestEd})
+		issuer.replace(map[string]crypto.Signer{"ed": testEd})
 		<-time.After(24 * time.Hour)
-		for kidName, key := range map[string]crypto.Signer{"ed": authTestEd, "gone": authTestEC} {
+		for kidName, key := range map[string]crypto.Signer{"ed": testEd, "gone": testEC} {
 			method := keyMethod(key.Public())
-			if err := authErr(a, signJWT(t, method, key, kid(kidName), lasting())); err != nil {
+			if err := errorOf(a, signJWT(t, method, key, kid(kidName), lasting())); err != nil {
 				t.Errorf("after a day without its source, %s: %v", kidName, err)
 			}
 		}
@@ -562,41 +574,82 @@ func TestAuthAnOutageServesTheKeysHeldAndEnds(t *testing.T) {
 		}
 		issuer.answer(nil)
 		<-time.After(keysRetry + time.Second)
-		gone := signJWT(t, jwt.SigningMethodES256, authTestEC, kid("gone"), lasting())
-		wantAuthRefused(t, authErr(a, gone), authInvalid, "unknown kid")
+		gone := signJWT(t, jwt.SigningMethodES256, testEC, kid("gone"), lasting())
+		wantRefused(t, errorOf(a, gone), whyUnknownKid)
 	})
 }
 
-func TestAuthStartsWithoutItsJWKSAndRecovers(t *testing.T) {
+func TestStartsWithoutItsJWKSAndRecovers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newKeyIssuer(threeKeys())
 		issuer.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
-		a := newKeyAuthenticator(t, issuer, AuthConfig{Secret: authTestSecret})
-		token := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
-		var refused *AuthError
-		if err := authErr(a, token); err == nil || errors.As(err, &refused) {
+		a := newKeyAuthenticator(t, issuer, Config{Secret: testSecret})
+		token := signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())
+		var refused *Error
+		if err := errorOf(a, token); err == nil || errors.As(err, &refused) {
 			t.Errorf("without a key nobody knows, but: %v", err)
 		}
-		if a.JWKSReady() == nil {
-			t.Error("ready without a key")
+		if err := a.JWKSReady(); err != nil {
+			t.Errorf("not ready, though the secret verifies: %v", err)
 		}
-		if err := authErr(a, signJWT(t, jwt.SigningMethodHS256, authTestSecret, nil, lasting())); err != nil {
+		if err := errorOf(a, signJWT(t, jwt.SigningMethodHS256, testSecret, nil, lasting())); err != nil {
 			t.Errorf("HS256 meanwhile: %v", err)
 		}
 		<-time.After(time.Hour)
 		issuer.answer(nil)
 		<-time.After(keysRetry + time.Second)
-		if err := authErr(a, token); err != nil {
+		if err := errorOf(a, token); err != nil {
 			t.Errorf("after the JWKS came: %v", err)
-		}
-		if err := a.JWKSReady(); err != nil {
-			t.Error(err)
 		}
 	})
 }
 
-func TestAuthTheFirstTokenWaitsForTheFirstFetch(t *testing.T) {
+func TestHowTheKeysAreIsLoggedAndMeasured(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		issuer := newKeyIssuer(threeKeys())
+		registry := prometheus.NewRegistry()
+		log, logged := logger(slog.LevelInfo)
+		a := newKeyAuthenticator(t, issuer, Config{Logger: log, Metrics: registry})
+		begun := float64(time.Now().UnixNano()) / 1e9
+		away := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
+		for _, step := range []struct {
+			handler http.HandlerFunc
+			keys    map[string]crypto.Signer
+			held    float64
+			log     string
+		}{
+			{away, nil, 3, `level=WARN msg="jwks not reachable, serving the keys held"`},
+			{away, nil, 3, ""},
+			{nil, nil, 0, `level=WARN msg="jwks has no key that can be used: tokens signed with one are refused"`},
+			{nil, nil, 0, ""},
+			{nil, threeKeys(), 3, `level=INFO msg="jwks serves keys again" keys=3`},
+			{nil, threeKeys(), 3, ""},
+		} {
+			synctest.Wait()
+			issuer.answer(step.handler)
+			issuer.replace(step.keys)
+			<-time.After(keysEvery + time.Second)
+			synctest.Wait()
+			got := counted(t, registry)
+			if got["taskledger_auth_jwks_keys{}"] != step.held || (a.JWKSReady() == nil) != (step.held > 0) {
+				t.Errorf("held %v, want %v; ready: %v", got, step.held, a.JWKSReady())
+			}
+			success := got["taskledger_auth_jwks_last_success_timestamp_seconds{}"]
+			if (success == begun) != (step.handler != nil) || success < begun {
+				t.Errorf("last success at %v, begun at %v", success, begun)
+			}
+			line, rest, _ := strings.Cut(logged.String(), "\n")
+			if !strings.HasPrefix(line, step.log) || (line == "") != (step.log == "") || rest != "" {
+				t.Errorf("logged %s, want %s", logged, step.log)
+			}
+			logged.Reset()
+		}
+	})
+}
+
+func TestTheFirstTokenWaitsForTheFirstFetch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newKeyIssuer(threeKeys())
@@ -605,9 +658,9 @@ func TestAuthTheFirstTokenWaitsForTheFirstFetch(t *testing.T) {
 			<-time.After(time.Second)
 			_, _ = w.Write(set)
 		})
-		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		a := newKeyAuthenticator(t, issuer, Config{})
 		synctest.Wait()
-		if err := authErr(a, signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())); err != nil {
+		if err := errorOf(a, signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())); err != nil {
 			t.Error(err)
 		}
 		if n := issuer.fetches(); n != 1 {
@@ -616,7 +669,7 @@ func TestAuthTheFirstTokenWaitsForTheFirstFetch(t *testing.T) {
 	})
 }
 
-func TestAuthACallerThatLeavesDoesNotEndTheFetch(t *testing.T) {
+func TestACallerThatLeavesDoesNotEndTheFetch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newKeyIssuer(threeKeys())
@@ -625,56 +678,50 @@ func TestAuthACallerThatLeavesDoesNotEndTheFetch(t *testing.T) {
 			<-time.After(2 * time.Second)
 			_, _ = w.Write(set)
 		})
-		a := newKeyAuthenticator(t, issuer, AuthConfig{})
+		a := newKeyAuthenticator(t, issuer, Config{})
 		synctest.Wait()
-		token := signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())
+		token := signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := a.Authenticate(authBearer(token).WithContext(ctx))
-		var refused *AuthError
+		_, err := a.Authenticate(withBearer(token).WithContext(ctx))
+		var refused *Error
 		if err == nil || errors.As(err, &refused) {
 			t.Errorf("got %v, want the end of the context", err)
 		}
-		if err := authErr(a, token); err != nil || issuer.fetches() != 1 {
+		if err := errorOf(a, token); err != nil || issuer.fetches() != 1 {
 			t.Errorf("the next: %v, %d fetches", err, issuer.fetches())
 		}
 	})
 }
 
-func TestAuthJWKSURLThatCanNeverWork(t *testing.T) {
+func TestJWKSURLThatCanNeverWork(t *testing.T) {
 	t.Parallel()
-	for _, bad := range []string{"jwks", "/api/auth/jwks", "file:///etc/passwd", "https://", "http://a b/", "ftp://a/"} {
-		if _, err := NewAuthenticator(t.Context(), AuthConfig{JWKSURL: bad}); err == nil {
+	for _, bad := range []string{"jwks", "/api/auth/jwks", "file:///etc/keys", "https://", "http://a b/", "ftp://a/"} {
+		if _, err := New(t.Context(), Config{JWKSURL: bad}); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
 	}
 }
 
-// TestAuthKeysOverHTTP is the one test with a real server: nothing of the client is replaced.
-func TestAuthKeysOverHTTP(t *testing.T) {
+// TestKeysOverHTTP is the one test with a real server: nothing of the client is replaced.
+func TestKeysOverHTTP(t *testing.T) {
 	t.Parallel()
 	issuer := newKeyIssuer(threeKeys())
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(issuer.set()) }))
-	defer server.Close()
-	a := newTestAuthenticator(t, AuthConfig{JWKSURL: server.URL + "/api/auth/jwks"})
-	if err := authErr(a, signJWT(t, jwt.SigningMethodEdDSA, authTestEd, kid("ed"), lasting())); err != nil {
+	a := newAuthenticator(t, Config{JWKSURL: serve(t, issuer.set) + "/api/auth/jwks"})
+	if err := errorOf(a, signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())); err != nil {
 		t.Error(err)
 	}
 }
 
 func BenchmarkAuthenticateEdDSA(b *testing.B) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write(newKeyIssuer(threeKeys()).set())
-	}))
-	defer server.Close()
-	a := newTestAuthenticator(b, AuthConfig{JWKSURL: server.URL})
+	a := newAuthenticator(b, Config{JWKSURL: serve(b, newKeyIssuer(threeKeys()).set)})
 	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, lasting())
 	token.Header["kid"] = "ed"
-	signed, err := token.SignedString(authTestEd)
+	signed, err := token.SignedString(testEd)
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := authBearer(signed)
+	r := withBearer(signed)
 	for name, forget := range map[string]func(){"verified before": func() {}, "first time": a.verified.Purge} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()

@@ -1,11 +1,10 @@
-package httpapi
+package auth
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -49,31 +48,30 @@ func (f fixtureTable) create(t *testing.T, pool *pgxpool.Pool, name string) {
 	for _, column := range f.Columns {
 		columns = append(columns, pgx.Identifier{column.Name}.Sanitize()+" "+column.Type)
 	}
-	table := pgx.Identifier{name}.Sanitize()
+	table := pgx.Identifier{"public", name}.Sanitize()
 	mustExec(t, pool, fmt.Sprintf(`CREATE TABLE %s (%s)`, table, strings.Join(columns, ", ")))
 	for _, row := range f.Rows {
-		mustExec(t, pool, fmt.Sprintf(`INSERT INTO %[1]s SELECT * FROM jsonb_populate_record(NULL::%[1]s, $1)`, table), string(row.Row))
+		insert := fmt.Sprintf(`INSERT INTO %[1]s SELECT * FROM jsonb_populate_record(NULL::%[1]s, $1)`, table)
+		mustExec(t, pool, insert, string(row.Row))
 	}
 }
 
 // open returns the fixture's authenticator, with the tables and the keys as they were, and the clock at its moment.
-func (f betterAuthFixture) open(t *testing.T, clock *authTestClock) *Authenticator {
+func (f betterAuthFixture) open(t *testing.T, clock *testClock) *Authenticator {
 	t.Helper()
 	pool := testdb.New(t)
 	f.Tables.User.create(t, pool, "user")
 	f.Tables.Session.create(t, pool, "session")
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(f.JWKS) }))
-	t.Cleanup(server.Close)
 	clock.at = f.Now
-	return newTestAuthenticator(t, AuthConfig{
+	return newAuthenticator(t, Config{
 		Secret: []byte(f.Secret), Issuer: f.BaseURL, Audience: f.BaseURL,
-		JWKSURL: server.URL, Sessions: pool, Now: clock.now,
+		JWKSURL: serve(t, func() []byte { return f.JWKS }), Sessions: pool, Now: clock.now,
 	})
 }
 
 func betterAuthFixtures(t *testing.T) map[string]betterAuthFixture {
 	t.Helper()
-	files, err := filepath.Glob("testdata/auth/better-auth-*.json")
+	files, err := filepath.Glob("testdata/better-auth-*.json")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no fixtures: %v", err)
 	}
@@ -92,12 +90,12 @@ func betterAuthFixtures(t *testing.T) map[string]betterAuthFixture {
 	return fixtures
 }
 
-func TestAuthCredentialsOfBetterAuth(t *testing.T) {
+func TestCredentialsOfBetterAuth(t *testing.T) {
 	t.Parallel()
 	for name, fixture := range betterAuthFixtures(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := fixture.open(t, &authTestClock{})
+			a := fixture.open(t, &testClock{})
 			decoded, err := url.PathUnescape(fixture.SessionToken)
 			if err != nil {
 				t.Fatal(err)
@@ -110,31 +108,31 @@ func TestAuthCredentialsOfBetterAuth(t *testing.T) {
 				request *http.Request
 				user    string
 			}{
-				"session cookie":          {authCookie("better-auth.session_token", fixture.SessionToken), fixture.UserID},
-				"session cookie, decoded": {authCookie("better-auth.session_token", decoded), fixture.UserID},
-				"session as bearer":       {authBearer(decoded), fixture.UserID},
-				"set-auth-token":          {authBearer(fixture.SetAuthToken), fixture.UserID},
-				"cookie cache":            {authCookie("better-auth.session_data", fixture.SessionData), fixture.UserID},
-				"cookie cache as bearer":  {authBearer(fixture.SessionData), fixture.UserID},
+				"session cookie":          {withCookie(cookieSession, fixture.SessionToken), fixture.UserID},
+				"session cookie, decoded": {withCookie(cookieSession, decoded), fixture.UserID},
+				"session as bearer":       {withBearer(decoded), fixture.UserID},
+				"set-auth-token":          {withBearer(fixture.SetAuthToken), fixture.UserID},
+				"cookie cache":            {withCookie(cookieCache, fixture.SessionData), fixture.UserID},
+				"cookie cache as bearer":  {withBearer(fixture.SessionData), fixture.UserID},
 				"cookie cache in chunks":  {headerRequest("Cookie", strings.Join(chunks, "; ")), fixture.ChunkedUserID},
-				"token by the JWKS":       {authBearer(fixture.Token), fixture.UserID},
+				"token by the JWKS":       {withBearer(fixture.Token), fixture.UserID},
 			} {
 				caller, err := a.Authenticate(test.request)
 				if err != nil || caller.UserID != test.user || !caller.Expires.After(fixture.Now) {
 					t.Errorf("%s: got %+v, %v; want %s", credential, caller, err, test.user)
 				}
 			}
-			wantAuthRefused(t, authErr(a, fixture.VerificationToken), authInvalid, "sub is not a string")
+			wantRefused(t, errorOf(a, fixture.VerificationToken), whyBadSub)
 		})
 	}
 }
 
-func TestAuthCredentialsOfBetterAuthEnd(t *testing.T) {
+func TestCredentialsOfBetterAuthEnd(t *testing.T) {
 	t.Parallel()
 	for name, fixture := range betterAuthFixtures(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			clock := &authTestClock{}
+			clock := &testClock{}
 			a := fixture.open(t, clock)
 			for credential, test := range map[string]struct {
 				value string
@@ -145,12 +143,12 @@ func TestAuthCredentialsOfBetterAuthEnd(t *testing.T) {
 				"token by the JWKS": {fixture.Token, 15 * time.Minute},
 			} {
 				clock.at = fixture.Now.Add(test.lasts - time.Minute)
-				if err := authErr(a, test.value); err != nil {
+				if err := errorOf(a, test.value); err != nil {
 					t.Errorf("%s, a minute before its end: %v", credential, err)
 				}
 				clock.at = fixture.Now.Add(test.lasts + time.Minute)
-				var refused *AuthError
-				if err := authErr(a, test.value); !errors.As(err, &refused) || refused.Code != authExpired {
+				err := errorOf(a, test.value)
+				if refused, ok := errors.AsType[*Error](err); !ok || refused.Reason != Expired {
 					t.Errorf("%s, a minute after its end: got %v", credential, err)
 				}
 			}

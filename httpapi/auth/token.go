@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 // JSON Web Tokens, checked as RFC 8725 (best current practices) asks. golang-jwt does the cryptography; its parser is
 // not used, because it reads headers and claims leniently: duplicate members, wrong case, an exp that is a string, an
@@ -28,30 +28,24 @@ const (
 	// tokenLeeway is for clocks that differ: RFC 7519, 4.1.4 and 4.1.5 allow "some small leeway".
 	tokenLeeway = 30 * time.Second
 
-	// tokenMaxDate is the last second of the year 9999, the last that RFC 3339 can write.
-	tokenMaxDate = 253402300799
+	// maxDate is the last second of the year 9999, the last that RFC 3339 can write.
+	maxDate = 253402300799
 
 	// tokensKept bounds the cache of verified tokens: some 300 bytes each, so 6 MB.
 	tokensKept = 20_000
-)
-
-// tokenKind says what a verified token proves.
-type tokenKind int
-
-const (
-	tokenLogin tokenKind = iota // sub names the user
-	tokenCache                  // Better Auth's cookie cache: session and user name the user
 )
 
 // verifiedToken is what is known of a token whose signature and claims are good.
 type verifiedToken struct {
 	user    string
 	expires time.Time
-	kind    tokenKind
+	kind    kind    // kindJWT: sub names the user; kindCache: session and user do
 	keys    *keySet // the set it was verified under; nil for the secret
 }
 
-func (t verifiedToken) caller() Caller { return Caller{UserID: t.user, Expires: t.expires} }
+func (t verifiedToken) caller() Caller {
+	return Caller{UserID: t.user, Expires: t.expires, kind: t.kind}
+}
 
 // verifiedTokens remembers tokens by their SHA-256, so that the cache holds nothing one could log in with.
 type verifiedTokens = lru.Cache[[sha256.Size]byte, verifiedToken]
@@ -60,7 +54,7 @@ func newVerifiedTokens() (*verifiedTokens, error) {
 	return lru.New[[sha256.Size]byte, verifiedToken](tokensKept)
 }
 
-// verify checks a JWT of at most authMaxToken bytes. Only a token that passed every check is remembered; its end is
+// verify checks a JWT of at most maxToken bytes. Only a token that passed every check is remembered; its end is
 // compared again at each use, and so is the set of its key: with a key, the tokens under it are gone.
 func (a *Authenticator) verify(ctx context.Context, token string) (verifiedToken, error) {
 	id := sha256.Sum256([]byte(token))
@@ -89,14 +83,21 @@ func (a *Authenticator) verifyAnew(ctx context.Context, token string) (verifiedT
 		return verifiedToken{}, err
 	}
 	if key.method.Verify(parts.signed, parts.signature, key.key) != nil {
-		return verifiedToken{}, authRefuse("wrong signature")
+		return verifiedToken{}, wrongSignature(keys)
 	}
 	return a.judgeClaims(parts.claims, keys)
 }
 
+func wrongSignature(keys *keySet) error {
+	if keys == nil {
+		return refuse(BadSignature, otherSecret)
+	}
+	return refuse(BadSignature, "not signed with the key that it names")
+}
+
 func (a *Authenticator) unexpired(t verifiedToken) (verifiedToken, error) {
 	if !a.now().Before(t.expires.Add(tokenLeeway)) { // RFC 7519, 4.1.4: "on or after".
-		return verifiedToken{}, &AuthError{Code: authExpired, Reason: "exp has passed"}
+		return verifiedToken{}, refuse(Expired, "exp has passed")
 	}
 	return t, nil
 }
@@ -118,10 +119,10 @@ func splitToken(token string) (tokenParts, error) {
 	p.claims, errClaims = decodeTokenPart(encodedClaims)
 	p.signature, err = decodeTokenPart(encodedSignature)
 	if err := errors.Join(errHeader, errClaims, err); err != nil {
-		return tokenParts{}, authRefuse("a part is not base64url")
+		return tokenParts{}, refuse(Malformed, "a part is not base64url")
 	}
 	if len(p.signature) == 0 { // RFC 7519, 6: an unsecured JWT. RFC 8725, 3.2 wants them refused.
-		return tokenParts{}, authRefuse("no signature")
+		return tokenParts{}, refuse(Malformed, "no signature")
 	}
 	p.signed = token[:len(encodedHeader)+1+len(encodedClaims)]
 	return p, nil
@@ -155,25 +156,25 @@ type joseHeader struct{ alg, kid string }
 func parseTokenHeader(raw []byte) (joseHeader, error) {
 	var h tokenHeader
 	if !decodeTokenObject(raw, &h) { // RFC 8725, 3.7 and RFC 7515, 4: UTF-8, unique names.
-		return joseHeader{}, authRefuse("header is not a strict JSON object")
+		return joseHeader{}, refuse(Malformed, "header is not a strict JSON object")
 	}
 	if h.Crit != nil { // RFC 7515, 4.1.11: extensions we do not understand; we understand none.
-		return joseHeader{}, authRefuse("header has crit")
+		return joseHeader{}, refuse(Unsupported, "header has crit")
 	}
 	if h.B64 != nil { // RFC 7797, 3: only with crit.
-		return joseHeader{}, authRefuse("header has b64")
+		return joseHeader{}, refuse(Unsupported, "header has b64")
 	}
 	if h.Zip != nil { // RFC 8725, 3.6: no compression before encryption; never on a signature.
-		return joseHeader{}, authRefuse("header has zip")
+		return joseHeader{}, refuse(Unsupported, "header has zip")
 	}
 	if h.Enc != nil { // RFC 7519, 5: an encrypted token.
-		return joseHeader{}, authRefuse("header has enc")
+		return joseHeader{}, refuse(Unsupported, "header has enc")
 	}
 	if h.Cty != nil { // RFC 7519, 5.2: only nested tokens have one.
-		return joseHeader{}, authRefuse("header has cty")
+		return joseHeader{}, refuse(Unsupported, "header has cty")
 	}
 	if !tokenTypeIsJWT(h.Typ) {
-		return joseHeader{}, authRefuse("typ is not JWT")
+		return joseHeader{}, refuse(NotALogin, "typ is not JWT")
 	}
 	return keyHeader(h)
 }
@@ -191,14 +192,14 @@ func tokenTypeIsJWT(typ jsontext.Value) bool {
 func keyHeader(h tokenHeader) (joseHeader, error) {
 	alg, ok := tokenString(h.Alg)
 	if !ok { // RFC 7515, 4.1.1: must be present, a string, case-sensitive.
-		return joseHeader{}, authRefuse("alg is not a string")
+		return joseHeader{}, refuse(Malformed, "alg is not a string")
 	}
 	if h.Kid == nil {
 		return joseHeader{alg: alg}, nil
 	}
 	kid, ok := tokenString(h.Kid)
 	if !ok || kid == "" { // RFC 7515, 4.1.4: a string.
-		return joseHeader{}, authRefuse("kid is not a string")
+		return joseHeader{}, refuse(Malformed, "kid is not a string")
 	}
 	return joseHeader{alg: alg, kid: kid}, nil
 }
@@ -209,29 +210,29 @@ func (a *Authenticator) tokenKey(ctx context.Context, h joseHeader) (verificatio
 	switch h.alg {
 	case jwt.SigningMethodHS256.Alg():
 		if len(a.secret) == 0 {
-			return verificationKey{}, nil, authRefuse("no secret for HS256")
+			return verificationKey{}, nil, refuse(NoKey, noSecret)
 		}
 		return verificationKey{method: jwt.SigningMethodHS256, key: a.secret}, nil, nil
 	case jwt.SigningMethodEdDSA.Alg(), jwt.SigningMethodES256.Alg(), jwt.SigningMethodRS256.Alg():
 		return a.publicKey(ctx, h)
 	default:
-		return verificationKey{}, nil, authRefuse("algorithm not allowed")
+		return verificationKey{}, nil, refuse(BadAlgorithm, "not HS256, EdDSA, ES256 or RS256")
 	}
 }
 
 func (a *Authenticator) publicKey(ctx context.Context, h joseHeader) (verificationKey, *keySet, error) {
 	if a.keys == nil {
-		return verificationKey{}, nil, authRefuse("no JWKS for this algorithm")
+		return verificationKey{}, nil, refuse(NoKey, "no key set is configured: BETTER_AUTH_URL or JWKS_URL")
 	}
 	if h.kid == "" { // Trying all keys would let any of them speak for any other.
-		return verificationKey{}, nil, authRefuse("no kid")
+		return verificationKey{}, nil, refuse(UnknownKey, "names no key")
 	}
 	key, set, err := a.keys.find(ctx, h.kid)
 	if err != nil {
 		return verificationKey{}, nil, err
 	}
 	if key.method.Alg() != h.alg {
-		return verificationKey{}, nil, authRefuse("key is for another algorithm")
+		return verificationKey{}, nil, refuse(BadAlgorithm, "key is for another algorithm")
 	}
 	return key, set, nil
 }
@@ -253,14 +254,14 @@ type tokenClaims struct {
 func (a *Authenticator) judgeClaims(raw []byte, keys *keySet) (verifiedToken, error) {
 	var c tokenClaims
 	if !decodeTokenObject(raw, &c) { // RFC 7519, 4: unique names; RFC 8725, 3.7: UTF-8.
-		return verifiedToken{}, authRefuse("claims are not a strict JSON object")
+		return verifiedToken{}, refuse(Malformed, "claims are not a strict JSON object")
 	}
 	t, err := a.tokenUser(c, keys)
 	if err != nil {
 		return verifiedToken{}, err
 	}
 	if !validUserID(t.user) {
-		return verifiedToken{}, authRefuse("user id is empty, too long or has control characters")
+		return verifiedToken{}, refuse(NotALogin, badUser)
 	}
 	if t.expires, err = a.tokenTimes(c); err != nil {
 		return verifiedToken{}, err
@@ -275,12 +276,12 @@ func (a *Authenticator) tokenUser(c tokenClaims, keys *keySet) (verifiedToken, e
 	}
 	sub, ok := tokenString(c.Sub)
 	if !ok {
-		return verifiedToken{}, authRefuse("sub is not a string")
+		return verifiedToken{}, refuse(NotALogin, "sub is not a string")
 	}
 	if err := a.tokenParties(c); err != nil {
 		return verifiedToken{}, err
 	}
-	return verifiedToken{user: sub, kind: tokenLogin, keys: keys}, nil
+	return verifiedToken{user: sub, kind: kindJWT, keys: keys}, nil
 }
 
 // cachedUser reads Better Auth's cookie cache, strategy jwt. It names no iss and no aud, so they are not compared.
@@ -294,31 +295,31 @@ func cachedUser(c tokenClaims) (verifiedToken, error) {
 		}
 	)
 	if !decodeTokenObject(c.Session, &session) || !decodeTokenObject(c.User, &user) {
-		return verifiedToken{}, authRefuse("session or user is not an object")
+		return verifiedToken{}, refuse(NotALogin, "session or user is not an object")
 	}
 	owner, okOwner := tokenString(session.UserID)
 	id, okID := tokenString(user.ID)
 	if !okOwner || !okID || owner != id {
-		return verifiedToken{}, authRefuse("session and user name no one user")
+		return verifiedToken{}, refuse(NotALogin, "session and user name no one user")
 	}
-	return verifiedToken{user: id, kind: tokenCache}, nil
+	return verifiedToken{user: id, kind: kindCache}, nil
 }
 
 // tokenParties holds RFC 8725, 3.8 and 3.9: a token of another issuer, or for another audience, is not for us.
 func (a *Authenticator) tokenParties(c tokenClaims) error {
 	issuer, ok := tokenString(c.Iss)
 	if !ok && c.Iss != nil { // RFC 7519, 4.1.1
-		return authRefuse("iss is not a string")
+		return refuse(Malformed, "iss is not a string")
 	}
 	if a.issuer != "" && issuer != a.issuer {
-		return authRefuse("another issuer")
+		return refuse(WrongIssuer, "iss is not JWT_ISSUER")
 	}
 	audience, ok := tokenAudience(c.Aud)
 	if !ok {
-		return authRefuse("aud is neither a string nor strings")
+		return refuse(Malformed, "aud is neither a string nor strings")
 	}
 	if a.audience != "" && !slices.Contains(audience, a.audience) {
-		return authRefuse("another audience")
+		return refuse(WrongAudience, "aud does not name JWT_AUDIENCE")
 	}
 	return nil
 }
@@ -346,11 +347,11 @@ func tokenAudience(v jsontext.Value) ([]string, bool) {
 // unexpired, so that only a token that is good otherwise is told to have expired.
 func (a *Authenticator) tokenTimes(c tokenClaims) (time.Time, error) {
 	if c.Exp == nil {
-		return time.Time{}, authRefuse("no exp")
+		return time.Time{}, refuse(Malformed, "no exp")
 	}
 	expires, ok := tokenDate(c.Exp)
 	if !ok {
-		return time.Time{}, authRefuse("exp is not a date")
+		return time.Time{}, refuse(Malformed, "exp is not a date")
 	}
 	latest := a.now().Add(tokenLeeway)
 	for _, start := range []jsontext.Value{c.Nbf, c.Iat} {
@@ -359,10 +360,10 @@ func (a *Authenticator) tokenTimes(c tokenClaims) (time.Time, error) {
 		}
 		from, ok := tokenDate(start)
 		if !ok {
-			return time.Time{}, authRefuse("nbf or iat is not a date")
+			return time.Time{}, refuse(Malformed, "nbf or iat is not a date")
 		}
 		if from.After(latest) { // RFC 7519, 4.1.5; of iat the RFC says nothing, but it cannot lie ahead.
-			return time.Time{}, authRefuse("not valid yet")
+			return time.Time{}, refuse(NotYetValid, "nbf or iat lies ahead: do the clocks agree?")
 		}
 	}
 	return expires, nil
@@ -374,7 +375,7 @@ func tokenDate(v jsontext.Value) (time.Time, bool) {
 		return time.Time{}, false
 	}
 	seconds, err := strconv.ParseFloat(string(v), 64)
-	if err != nil || seconds < 0 || seconds > tokenMaxDate {
+	if err != nil || seconds < 0 || seconds > maxDate {
 		return time.Time{}, false
 	}
 	whole, fraction := math.Modf(seconds)
@@ -397,16 +398,16 @@ func tokenString(v jsontext.Value) (string, bool) {
 
 // validUserID holds what the database can store as a key and a log can print. Nothing is trimmed or folded.
 func validUserID(id string) bool {
-	return id != "" && len(id) <= authMaxUser && utf8.ValidString(id) && !strings.ContainsFunc(id, unicode.IsControl)
+	return id != "" && len(id) <= maxUser && utf8.ValidString(id) && !strings.ContainsFunc(id, unicode.IsControl)
 }
 
 // SignToken returns a development token: HS256, with iss and aud unless they are empty.
 func SignToken(secret []byte, user, issuer, audience string, now time.Time, ttl time.Duration) (string, error) {
-	if len(secret) < authMinSecret {
-		return "", fmt.Errorf("sign token: secret of %d bytes, want at least %d", len(secret), authMinSecret)
+	if len(secret) < minSecret {
+		return "", fmt.Errorf("sign token: secret of %d bytes, want at least %d", len(secret), minSecret)
 	}
 	if !validUserID(user) {
-		return "", fmt.Errorf("sign token: user id is empty, over %d bytes or has control characters", authMaxUser)
+		return "", fmt.Errorf("sign token: user id is empty, over %d bytes or has control characters", maxUser)
 	}
 	claims := jwt.MapClaims{"sub": user, "iat": now.Unix(), "exp": now.Add(ttl).Unix()}
 	if issuer != "" {

@@ -1,4 +1,4 @@
-package httpapi
+package auth
 
 // The public keys of a JWK Set (RFC 7517), fetched from the one configured URL: by the clock, and once more when a
 // token names a key that is not held. Nothing that a token says is ever fetched.
@@ -27,6 +27,7 @@ import (
 	"github.com/MicahParks/jwkset"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
@@ -70,30 +71,52 @@ type keySource struct {
 	now    func() time.Time
 	logger *slog.Logger
 
-	held atomic.Pointer[keySet] // nil until the first answer
-	wake chan struct{}          // asks run for a fetch at once
-	stop context.CancelFunc
-	done chan struct{} // closed when run has ended
+	held   atomic.Pointer[keySet] // nil until the first answer
+	wake   chan struct{}          // asks run for a fetch at once
+	stop   context.CancelFunc
+	done   chan struct{} // closed when run has ended
+	health keyHealth     // as told to the log; of run alone
+
+	heldKeys, lastSuccess prometheus.Gauge
 
 	mu       sync.Mutex
 	fetching chan struct{} // closed when the fetch asked for or running has ended; nil when there is none
 	asked    time.Time     // when an unknown key last caused a fetch
 }
 
+// keyHealth is how well a source serves.
+type keyHealth int
+
+const (
+	keysUsable keyHealth = iota
+	keysNone             // it answers, but with no key that we can use
+	keysAway             // it does not answer
+)
+
 // newKeySource checks the URL and does no I/O.
-func newKeySource(rawURL string, now func() time.Time, logger *slog.Logger) (*keySource, error) {
-	u, err := url.Parse(rawURL)
+func newKeySource(cfg Config) (*keySource, error) {
+	u, err := url.Parse(cfg.JWKSURL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, errors.New("JWKS URL: want an absolute http or https URL")
 	}
-	return &keySource{
-		url: rawURL, now: now, logger: logger,
+	s := &keySource{
+		url: cfg.JWKSURL, now: cfg.Now, logger: cfg.Logger,
 		client: &http.Client{Timeout: keysTimeout, CheckRedirect: func(*http.Request, []*http.Request) error {
 			return http.ErrUseLastResponse // The configured URL, and no other that it may name.
 		}},
 		wake: make(chan struct{}, 1),
 		done: make(chan struct{}),
-	}, nil
+		heldKeys: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "taskledger_auth_jwks_keys",
+			Help: "Keys of the JWKS that are held.",
+		}),
+		lastSuccess: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "taskledger_auth_jwks_last_success_timestamp_seconds",
+			Help: "When the JWKS was last fetched, in seconds since 1970; 0 is never.",
+		}),
+	}
+	register(cfg.Metrics, s.heldKeys, s.lastSuccess)
+	return s, nil
 }
 
 // start fetches in the background until close, or until ctx ends.
@@ -115,7 +138,7 @@ func (s *keySource) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.report(err, failures)
+		s.report(err)
 		failures++
 		if err == nil {
 			failures = 0
@@ -131,12 +154,23 @@ func (s *keySource) run(ctx context.Context) {
 }
 
 // report tells of a change only: an outage is one line, not one a try.
-func (s *keySource) report(err error, failures int) {
+func (s *keySource) report(err error) {
+	was, is := s.health, keysUsable
 	switch {
-	case err != nil && failures == 0:
+	case err != nil:
+		is = keysAway
+	case s.count() == 0:
+		is = keysNone
+	}
+	s.health = is
+	switch {
+	case is == was:
+	case is == keysAway:
 		s.logger.Warn("jwks not reachable, serving the keys held", "err", err, "keys", s.count())
-	case err == nil && failures > 0:
-		s.logger.Info("jwks reachable again", "keys", s.count())
+	case is == keysNone:
+		s.logger.Warn("jwks has no key that can be used: tokens signed with one are refused")
+	default:
+		s.logger.Info("jwks serves keys again", "keys", s.count())
 	}
 }
 
@@ -186,7 +220,7 @@ func (s *keySource) unknown() error {
 	if s.held.Load() == nil {
 		return errors.New("jwks: no keys held yet")
 	}
-	return authRefuse("unknown kid")
+	return refuse(UnknownKey, "no key of that kid in the key set")
 }
 
 func (s *keySource) lookup(kid string) (verificationKey, *keySet, bool) {
@@ -226,6 +260,8 @@ func (s *keySource) refresh(ctx context.Context) error {
 	if held := s.held.Load(); held == nil || held.digest != set.digest {
 		s.held.Store(set)
 	}
+	s.heldKeys.Set(float64(len(set.byID)))
+	s.lastSuccess.SetToCurrentTime()
 	return nil
 }
 

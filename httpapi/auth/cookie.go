@@ -1,9 +1,8 @@
-package httpapi
+package auth
 
 // Credentials that a browser sends by itself, and the proof that it was our frontend that made it write.
 
 import (
-	"context"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -17,52 +16,26 @@ const (
 	cookieCache   = "better-auth.session_data"
 )
 
-// cookies decides by the cookies of a request: a session token, which can be taken back, before a cookie cache.
-func (a *Authenticator) cookies(r *http.Request) (Caller, error) {
-	caller, err := a.cookieCaller(r)
-	if err != nil {
-		return Caller{}, err
-	}
-	if !cookieSafeMethod(r.Method) && !a.ownSite(r) {
-		return Caller{}, &AuthError{Code: authForbidden, Reason: "write by cookie from another site"}
-	}
-	caller.Cookie = true
-	return caller, nil
-}
-
-func (a *Authenticator) cookieCaller(r *http.Request) (Caller, error) {
+// fromCookies decides by the cookies of a request: a session token, which can be taken back, before a cookie cache.
+func fromCookies(r *http.Request) (presented, error) {
 	jar, ok := readCookies(r)
 	if !ok {
-		return Caller{}, authRefuse("a credential cookie with two values")
+		return presented{}, refuse(Ambiguous, "a credential cookie with two values")
 	}
-	if session := jar.value(cookieSession); session != "" {
-		if len(session) > authMaxToken {
-			return Caller{}, authRefuse("token over 8 KiB")
-		}
-		return a.session(r.Context(), session)
+	p := presented{kind: kindSession, value: jar.value(cookieSession), cookie: true}
+	if p.value == "" {
+		p.kind, p.value = kindCache, jar.chunked(cookieCache)
 	}
-	if cached := jar.chunked(cookieCache); cached != "" {
-		return a.cookieCache(r.Context(), cached)
+	if p.value == "" {
+		return presented{}, refuse(NoCredentials, "neither an Authorization header nor a cookie of Better Auth")
 	}
-	return Caller{}, &AuthError{Code: authUnauthenticated, Reason: "no credentials"}
+	if len(p.value) > maxToken {
+		return p, refuse(TooLong, overLong)
+	}
+	return p, nil
 }
 
-// cookieCache takes nothing but Better Auth's structure from its cookie: a login token has no business there.
-func (a *Authenticator) cookieCache(ctx context.Context, value string) (Caller, error) {
-	if len(value) > authMaxToken {
-		return Caller{}, authRefuse("token over 8 KiB")
-	}
-	token, err := a.verify(ctx, value)
-	if err != nil {
-		return Caller{}, err
-	}
-	if token.kind != tokenCache {
-		return Caller{}, authRefuse("cookie is not a cookie cache")
-	}
-	return token.caller(), nil
-}
-
-// credentialCookies are the cookies of a request that begin like Better Auth's.
+// credentialCookies are those cookies of a request.
 type credentialCookies map[string]string
 
 // readCookies refuses a name with two values: which of them the browser means for us cannot be told, and a sibling
@@ -71,7 +44,7 @@ func readCookies(r *http.Request) (credentialCookies, bool) {
 	jar := credentialCookies{}
 	for _, cookie := range r.Cookies() {
 		name := strings.TrimPrefix(cookie.Name, cookieSecure)
-		if !strings.HasPrefix(name, cookieSession) && !strings.HasPrefix(name, cookieCache) {
+		if name != cookieSession && name != cookieCache && !strings.HasPrefix(name, cookieCache+".") {
 			continue
 		}
 		if other, twice := jar[cookie.Name]; twice && other != cookie.Value {
@@ -115,16 +88,16 @@ func (jar credentialCookies) join(name string) string {
 	}
 }
 
-// cookieSafeMethod names the methods that change nothing (RFC 9110, 9.2.1).
-func cookieSafeMethod(method string) bool {
+// safeMethod names the methods that change nothing (RFC 9110, 9.2.1).
+func safeMethod(method string) bool {
 	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
 }
 
 // ownSite holds the rule against forged requests: the browser itself must say that the page is ours. No script can set
-// these two headers, and a client that sends neither is no browser with our frontend in it.
+// these two headers, and a client that sends neither is no browser with our frontend in it. That the page is of the
+// same site is not enough: any subdomain and any port is.
 func (a *Authenticator) ownSite(r *http.Request) bool {
-	switch soleValue(r.Header["Sec-Fetch-Site"]) {
-	case "same-origin", "same-site":
+	if soleValue(r.Header["Sec-Fetch-Site"]) == "same-origin" {
 		return true
 	}
 	origin := soleValue(r.Header["Origin"])
