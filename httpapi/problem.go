@@ -107,6 +107,9 @@ func problemOf(err error) *problem {
 			strconv.FormatInt(precondition.Current, 10))
 		p.CurrentVersion = precondition.Current
 		return p.with("ETag", etag(precondition.Current))
+	case errors.Is(err, query.ErrNotYet):
+		return newProblem(http.StatusServiceUnavailable, "not_yet_consistent", query.ErrNotYet.Error()+"; try again").
+			with("Retry-After", "1")
 	case errors.Is(err, command.ErrKeyReused):
 		return newProblem(http.StatusUnprocessableEntity, "idempotency_key_reused", "the idempotency key was used for another request")
 	case errors.As(err, &quota):
@@ -147,9 +150,13 @@ func frameworkProblem(err *echo.HTTPError) *problem {
 	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
 }
 
-// outageClasses are the classes of SQLSTATE that mean "not now": connection exceptions, serialization and deadlock, insufficient
-// resources, lock not available, operator intervention, system error, and a PostgreSQL that is at odds with itself.
-var outageClasses = map[string]bool{"08": true, "40": true, "53": true, "55": true, "57": true, "58": true, "XX": true}
+// outageClasses are the classes of SQLSTATE that mean "not now": connection exceptions, transactions that may not write or were ended,
+// serialization and deadlock, insufficient resources, lock not available, operator intervention, system error, and a PostgreSQL that is
+// at odds with itself.
+var outageClasses = map[string]bool{"08": true, "25": true, "40": true, "53": true, "55": true, "57": true, "58": true, "XX": true}
+
+// insufficientPrivilege is what PostgreSQL says when a privilege was revoked.
+const insufficientPrivilege = "42501"
 
 // isOutage tells a database that is away, or too slow, from a fault of the program.
 func isOutage(err error) bool {
@@ -163,7 +170,7 @@ func isOutage(err error) bool {
 		return true
 	}
 	if errors.As(err, &pgErr) {
-		return outageClasses[pgErr.Code[:2]]
+		return outageClasses[pgErr.Code[:2]] || pgErr.Code == insufficientPrivilege
 	}
 	for _, known := range []error{
 		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled, events.ErrClosed, command.ErrContended,

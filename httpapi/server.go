@@ -28,10 +28,8 @@ type Config struct {
 	Metrics prometheus.Registerer
 	// Ready tells whether the service can do its work now; nil means it can. The error is logged, never shown.
 	Ready func(ctx context.Context) error
-	// Moved returns a channel that is closed when a read model has come further.
-	Moved func() <-chan struct{}
-	// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read models have come to show more of the user's events, until leave is
-	// called.
+	// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read model has come to show more of
+	// the user's events, until leave is called.
 	Watch func(user string, announce func(seq int64)) (leave func())
 	// Version is shown at /.
 	Version string
@@ -49,7 +47,6 @@ type Server struct {
 	auth     *auth.Authenticator
 	log      *slog.Logger
 	ready    func(ctx context.Context) error
-	moved    func() <-chan struct{}
 	watch    func(user string, announce func(seq int64)) (leave func())
 	version  string
 	limits   *rateLimits
@@ -79,7 +76,6 @@ func New(cfg Config) *Server {
 		auth:     cfg.Auth,
 		log:      cfg.Log,
 		ready:    cfg.Ready,
-		moved:    cfg.Moved,
 		watch:    cfg.Watch,
 		version:  cfg.Version,
 		limits:   newRateLimits(cfg.RateRPS, cfg.RateBurst),
@@ -104,7 +100,7 @@ func New(cfg Config) *Server {
 }
 
 func (s *Server) routes() {
-	s.read("/api/tasks", s.user(s.listTasks))
+	s.read("/api/tasks", s.user(s.list(s.tasks)))
 	s.echo.POST("/api/tasks", s.user(s.createTask))
 	s.read("/api/tasks/:id", s.user(s.getTask))
 	s.echo.PUT("/api/tasks/:id", s.user(s.updateTask))
@@ -113,8 +109,8 @@ func (s *Server) routes() {
 	s.echo.PATCH("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ToggleTask{ID: id} })))
 	s.echo.PUT("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.CompleteTask{ID: id} })))
 	s.echo.DELETE("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ReopenTask{ID: id} })))
-	s.read("/api/tasks/:id/history", s.user(s.listTaskHistory))
-	s.read("/api/history", s.user(s.listHistory))
+	s.read("/api/tasks/:id/history", s.user(s.list(s.taskHistory)))
+	s.read("/api/history", s.user(s.list(s.history)))
 	s.echo.GET("/api/events", s.user(s.streamEvents))
 
 	s.read("/", s.index)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -11,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/labstack/echo/v4"
 
 	"taskledger/events"
@@ -177,9 +177,7 @@ func (st *stream) sendChanges(changes []query.Change) error {
 		if page.Len() > streamBytes {
 			break
 		}
-		if err := writeChange(&page, c); err != nil {
-			return err
-		}
+		fmt.Fprintf(&page, "id: %d\nevent: %s\ndata: %s\n\n", c.Seq, eventNames[c.Type], c.JSON)
 		last = c.Seq
 	}
 	if err := st.send(page.Bytes()); err != nil {
@@ -211,28 +209,6 @@ var eventNames = map[events.Type]string{
 	events.TypeTaskRestored:  "task.restored",
 }
 
-// changeJSON is an event on a stream. Task is the task after it, nil when it is deleted.
-type changeJSON struct {
-	historyJSON
-	Task *taskJSON `json:"task"`
-}
-
-func writeChange(page *bytes.Buffer, c query.Change) error {
-	change := changeJSON{historyJSON: toHistoryJSON(c.HistoryEntry)}
-	if c.Task.Live() {
-		task := toJSON(c.Task)
-		change.Task = &task
-	}
-	data, err := json.Marshal(change)
-	if err != nil {
-		return err
-	}
-	page.WriteString("id: " + strconv.FormatInt(c.Seq, 10) + "\nevent: " + eventNames[c.Type] + "\ndata: ")
-	page.Write(data)
-	page.WriteString("\n\n")
-	return nil
-}
-
 // lastEventID reads the seq behind which a stream begins; ok is false when it begins now.
 func (in *input) lastEventID(r *http.Request) (seq int64, ok bool) {
 	id := r.Header.Get("Last-Event-ID")
@@ -251,7 +227,7 @@ func (in *input) lastEventID(r *http.Request) (seq int64, ok bool) {
 func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	var in input
 	after, given := in.lastEventID(c.Request())
-	if err := s.prepareRead(c, caller, &in, in.values(c.Request())); err != nil {
+	if err := in.problem(); err != nil {
 		return err
 	}
 	st := &stream{
@@ -268,21 +244,18 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	defer leave()
 	defer st.end()
 	defer s.watch(caller.UserID, st.announce)() // before the look at what is there, or what happens in between is missed
-	head, err := s.beginning(c, caller, after, given)
+	head, last, err := s.beginning(c, caller, after, given)
 	if err != nil {
 		return err
 	}
-	st.last = head.Seq
-	if given {
-		st.last = after
-	}
+	st.last = last
 	s.noDeadline(c)
 	if conn, ok := c.Request().Context().Value(connKey{}).(*net.TCPConn); ok {
 		if err := errors.Join(conn.SetWriteBuffer(streamBuffer), setUserTimeout(conn, s.takeTime)); err != nil {
 			return err
 		}
 	}
-	setHead(c, head)
+	setVersion(c, head)
 	c.Response().Header().Set("Content-Type", "text/event-stream")
 	c.Response().Header().Set("X-Accel-Buffering", "no") // a proxy (nginx) must pass it on at once
 	c.Response().WriteHeader(http.StatusOK)
@@ -295,18 +268,16 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	return nil
 }
 
-// beginning is what the read models show. A stream may begin behind that, but not behind the last event there is.
-func (s *Server) beginning(c echo.Context, caller auth.Caller, after int64, given bool) (query.Head, error) {
-	ctx := c.Request().Context()
-	shown, err := s.queries.Shown(ctx, caller.UserID)
-	if err != nil || !given || after <= shown.Seq {
-		return shown, err
+// beginning is where a stream begins: now, or behind the event that the reader had last, which must be there.
+func (s *Server) beginning(c echo.Context, caller auth.Caller, after int64, given bool) (head, last int64, err error) {
+	head, err = s.queries.End(c.Request().Context(), caller.UserID)
+	switch {
+	case err != nil || !given:
+		return head, head, err
+	case after > head:
+		return head, 0, invalid([]inputProblem{{Parameter: "Last-Event-ID", Code: "out_of_range", Detail: "is past the last event"}})
 	}
-	head, err := s.commands.Head(ctx, caller.UserID)
-	if err == nil && after > head {
-		err = invalid([]inputProblem{{Parameter: "Last-Event-ID", Code: "out_of_range", Detail: "is past the last event"}})
-	}
-	return shown, err
+	return head, after, nil
 }
 
 // follow sends events until there is a reason to stop.

@@ -114,9 +114,8 @@ func (e *entry) append(b []byte) []byte {
 	return append(b, '"')
 }
 
-// TaskHistory is List for the history of one task, deleted or not. A task that the user never had is ErrNotFound.
-func (r *Reader) TaskHistory(ctx context.Context, ask Ask, id uuid.UUID, f HistoryFilter, page Page) (Answer, error) {
-	f.TaskID = &id
+// TaskHistory is List for the history of the task that f names, deleted or not. A task that the user never had is ErrNotFound.
+func (r *Reader) TaskHistory(ctx context.Context, ask Ask, f HistoryFilter, page Page) (Answer, error) {
 	a, err := r.List(ctx, ask, f, page)
 	if err != nil || string(a.Body) != "[]" {
 		return a, err
@@ -127,7 +126,7 @@ func (r *Reader) TaskHistory(ctx context.Context, ask Ask, id uuid.UUID, f Histo
 		SELECT EXISTS (SELECT FROM {schema}.task_history h WHERE h.user_id = s.user_id AND h.task_id = $2) AS known
 	) x`)
 	places := append(make([]any, headColumns), &known)
-	if _, err := events.One(ctx, r.db, text, []any{ask.UserID, [16]byte(id)}, places...); err != nil {
+	if _, err := events.One(ctx, r.db, text, []any{ask.UserID, *f.TaskID}, places...); err != nil {
 		return Answer{}, fmt.Errorf("read history: %w", err)
 	}
 	if !known {

@@ -287,6 +287,12 @@ func (w *writer) end() error {
 	return err
 }
 
+// End is the seq at which the user's stream ends, 0 without any event.
+func (r *Reader) End(ctx context.Context, user string) (int64, error) {
+	look, err := r.log.Head(ctx, user)
+	return look.Seq, err
+}
+
 const oneTask = `t.body, t.version`
 
 // Task finds one live task of the user. The answer's Head is known when ErrNotFound is returned too.

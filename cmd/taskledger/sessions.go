@@ -13,10 +13,12 @@ import (
 
 // openSessions does not connect yet: Better Auth's database may be away while all else works.
 func openSessions(ctx context.Context, url string) (*pgxpool.Pool, error) {
-	config, err := poolConfig(url, pgx.QueryExecModeCacheDescribe)
+	config, err := poolConfig(url)
 	if err != nil {
 		return nil, err
 	}
+	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe // it may be a pooler's
+	config.MaxConns = sessionConnections
 	return pgxpool.NewWithConfig(ctx, config)
 }
 
