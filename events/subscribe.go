@@ -14,8 +14,8 @@ import (
 const (
 	// maxHandedOver bounds the events that wait in memory for a projection. One that is further behind selects them.
 	maxHandedOver = 20_000
-	// firstPause and lastPause are the shortest and the longest time between tries while the database is away.
-	firstPause = 50 * time.Millisecond
+	// firstPause and lastPause are the shortest and the longest time between tries that come to nothing.
+	firstPause = time.Millisecond
 	lastPause  = time.Second
 )
 
@@ -161,7 +161,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 // run hands out one batch after the other. What is acked is applied: the next one joins on to it.
 func (s *Subscriber) run(ctx context.Context, messages chan<- *message.Message) {
 	var at *Checkpoint // nil: the database must say
-	pause := firstPause
+	pause, began := firstPause, int64(-1)
 	for {
 		d, err := s.next(ctx, at)
 		if ctx.Err() != nil {
@@ -176,8 +176,9 @@ func (s *Subscriber) run(ctx context.Context, messages chan<- *message.Message) 
 			at, pause = &Checkpoint{Position: d.To, Generation: d.Generation}, firstPause
 			continue
 		}
-		if at = nil; err == nil && pause == firstPause {
-			pause *= 2 // somebody else was first: no reason to wait
+		at = nil
+		if err == nil && d.From != began {
+			pause, began = firstPause, d.From // somebody else has applied it: no reason to wait
 			continue
 		}
 		if s.wait(ctx, pause) != nil {

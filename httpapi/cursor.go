@@ -62,6 +62,7 @@ func decodeCursor(s string) (*cursor, bool) {
 	if err := json.Unmarshal(data, c, json.RejectUnknownMembers(true)); err != nil {
 		return nil, false
 	}
+	c.Time = c.Time.UTC()
 	return c, c.Seq >= 0 && len(c.Title) <= maxBody
 }
 

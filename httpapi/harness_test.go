@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -52,24 +53,27 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 	logged := &bytes.Buffer{}
 	log := slog.New(slog.NewTextHandler(logged, nil))
 	ctx, stop := context.WithCancel(context.Background())
-	runner := projections.NewRunner(pool, log, nil)
+	db := events.NewDB(pool, testdb.Schema, "")
+	ledger := events.Open(db)
+	runner := projections.NewRunner(ledger, log, nil)
 	ended := make(chan error, 1)
 	go func() { ended <- runner.Run(ctx) }()
-	ledger := events.Open(pool, runner.Signal)
 	authenticator, err := auth.New(ctx, auth.Config{
 		Secret: testSecret, Sessions: pool, Logger: log, AllowedOrigins: []string{"http://localhost:3000"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	queries := query.NewReader(query.Config{
+		DB: events.NewDB(pool, testdb.Schema, readAs), Log: ledger, ReadModel: runner, KeptBytes: 1 << 20,
+	})
 	cfg := Config{
-		Commands: command.NewHandler(command.Config{Log: ledger, Visible: runner.Visible, Quota: 10, CacheBytes: 1 << 20}),
-		Queries:  query.NewReader(pool),
+		Commands: command.NewHandler(command.Config{Log: ledger, Stored: queries.Wrote, Quota: 10, CacheBytes: 1 << 20}),
+		Queries:  queries,
 		Auth:     authenticator,
 		Log:      log,
 		Metrics:  prometheus.NewRegistry(),
 		Ready:    func(context.Context) error { return nil },
-		Moved:    runner.Moved,
 		Watch:    runner.Watch,
 		Version:  "test",
 		Origins:  []string{"http://localhost:3000"},
@@ -91,6 +95,42 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 		ledger.Close()
 	})
 	return s
+}
+
+// readAs is the role that row level security binds; the tests are a superuser.
+const readAs = `SELECT set_config('role', 'pg_read_all_data', true)`
+
+// exec runs SQL by hand.
+func (s *service) exec(text string, args ...any) {
+	s.t.Helper()
+	text = strings.ReplaceAll(text, "{schema}", testdb.Schema)
+	if _, err := s.pool.Exec(context.Background(), text, args...); err != nil {
+		s.t.Fatalf("%s: %v", text, err)
+	}
+}
+
+// taskJSON is a Task as a client reads it.
+type taskJSON struct {
+	ID          uuid.UUID `json:"id"`
+	UserID      string    `json:"user_id"`
+	Title       string    `json:"title"`
+	Description *string   `json:"description"`
+	IsCompleted bool      `json:"is_completed"`
+	CreatedAt   string    `json:"created_at"`
+	UpdatedAt   string    `json:"updated_at"`
+	Version     int64     `json:"version"`
+}
+
+// historyJSON is a history entry as a client reads it.
+type historyJSON struct {
+	Seq        int64           `json:"seq"`
+	Type       events.Type     `json:"type"`
+	TaskID     uuid.UUID       `json:"task_id"`
+	RecordedAt string          `json:"recorded_at"`
+	Actor      string          `json:"actor"`
+	RequestID  string          `json:"request_id"`
+	Changes    json.RawMessage `json:"changes"`
+	Hash       string          `json:"hash"`
 }
 
 // call is one request.

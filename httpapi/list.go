@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net/http"
@@ -31,8 +32,8 @@ func (s *Server) list(read func(in *input, c echo.Context, values url.Values) li
 		values := in.values(c.Request())
 		l := read(&in, c, values)
 		name, err := query.Fingerprint(caller.UserID, l.filter)
-		if err != nil {
-			return err
+		if err != nil { // of a text that is not UTF-8, which was noted
+			return cmp.Or(in.problem(), err)
 		}
 		page := query.Page{Limit: in.limit(values, l.limit), After: in.cursor(values, digest(name))}
 		ask := s.ask(&in, caller, values)

@@ -87,8 +87,9 @@ func (f *batchFold) recall(ctx context.Context, remembered *events.Recent[*userF
 		if f.users[user] != nil {
 			continue
 		}
+		// What is remembered is good if nobody else has applied events of the user since.
 		u, ok := remembered.Get(user)
-		if !ok {
+		if !ok || u.parked == nil && u.seq+1 != batch[i].Seq {
 			u = newUserFold(user)
 			if batch[i].Seq > 1 {
 				unknown = append(unknown, user)

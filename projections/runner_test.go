@@ -54,6 +54,38 @@ func TestTwoProcessesShareTheWork(t *testing.T) {
 	}
 }
 
+// What a process remembers of a user is not mixed with what another one has made of the user's tasks since.
+func TestAnOldMemoryIsNotMixedWithNewRows(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	p := writer(t, db)
+	a, b := uuid.New(), uuid.New()
+	p.append("u", a, events.TaskCreated{Title: "a"})
+	p.append("u", b, events.TaskCreated{Title: "b"})
+	apply := func(f *follower, after int64) (to int64) {
+		t.Helper()
+		batch, err := events.Read(t.Context(), db, after, maxEvents)
+		if err == nil {
+			err = f.apply(t.Context(), &events.Delivery{Batch: batch})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return batch.To
+	}
+	one, two := newFollower(newReadModel(), Name, db, p.runner.log, nil), newFollower(newReadModel(), Name, db, p.runner.log, nil)
+	at := apply(two, 0)
+	p.append("u", a, events.TaskRenamed{Title: "a2"})
+	at = apply(one, at) // one knows the user and the task a
+	p.append("u", b, events.TaskRenamed{Title: "b2"})
+	at = apply(two, at)
+	p.append("u", b, events.TaskRenamed{Title: "b3"})
+	apply(one, at)
+	if report := p.verified(); report.Parked > 0 || report.Rows != 2+5+1 {
+		t.Errorf("%+v", report)
+	}
+}
+
 // What one process appends is applied by another one, when somebody waits for it there.
 func TestAnotherProcessProjects(t *testing.T) {
 	t.Parallel()
