@@ -211,5 +211,9 @@ SELECT {schema}.index_read_model('');
 SELECT {schema}.protect('task_events');
 SELECT {schema}.protect('skipped_events');
 
+-- goose made this one, and writes it as the owner.
+ALTER TABLE {schema}.schema_versions ENABLE ROW LEVEL SECURITY;
+CREATE POLICY readable ON {schema}.schema_versions FOR SELECT USING (true);
+
 -- The version of the oldest program that can work on this schema. A migration that ends the work of older programs raises it.
 CREATE FUNCTION {schema}.oldest_program() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT 1::bigint $$;
