@@ -1,11 +1,12 @@
-// Package command decides. A command is a small struct in the imperative; decide is pure: the state of the user's stream and a
-// command give the events, or the reason why not. The Handler loads, decides, appends, and decides again when another writer was
-// first.
+// Package command decides. A command is a small struct in the imperative; decide is pure: what is known of the user's stream and a
+// command give the events, or the reason why not. The Handler loads what a decision needs, decides, appends, and decides again when
+// another writer was first.
 package command
 
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -22,6 +23,8 @@ const (
 type Command interface {
 	// name is what the command is called in fingerprints, which are stored.
 	name() string
+	// about is the task that the decision needs to know; nil = none.
+	about() *uuid.UUID
 	decide(s *stream, match Match) (decision, error)
 }
 
@@ -120,7 +123,7 @@ func CheckTitle(title string) *FieldError {
 	case hasNUL(title):
 		return wrong("invalid_character", "must not have U+0000")
 	case isBlank(title):
-		return wrong("blank", "must not be only white space")
+		return wrong("blank", "must have a visible character")
 	}
 	return nil
 }
@@ -140,20 +143,13 @@ func CheckDescription(description string) *FieldError {
 }
 
 // hasNUL: PostgreSQL stores every Unicode text but those with U+0000.
-func hasNUL(s string) bool {
-	for i := range len(s) {
-		if s[i] == 0 {
-			return true
-		}
-	}
-	return false
-}
+func hasNUL(s string) bool { return strings.IndexByte(s, 0) >= 0 }
 
+// isBlank tells that nothing of a text can be seen: it is white space, controls, and characters that are shown as nothing
+// (Default_Ignorable_Code_Point of Unicode: format characters such as U+200B, variation selectors, fillers).
 func isBlank(s string) bool {
-	for _, r := range s {
-		if !unicode.IsSpace(r) {
-			return false
-		}
-	}
-	return true
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return !unicode.IsSpace(r) && !unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Zs,
+			unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+	})
 }

@@ -6,14 +6,13 @@ import (
 	"taskledger/events"
 )
 
-// stream is one user's stream as decisions see it: the fold of all its events.
+// stream is what decisions know of one user's stream, as of its head.
 type stream struct {
-	head  int64 // seq of the last event
-	at    int64 // position of the last event
-	live  int
-	quota int
-	tasks map[uuid.UUID]events.Task
-	bytes int // about the memory it takes
+	head       events.Head
+	generation int64 // of the read model that this began with
+	live       int   // tasks that are not deleted
+	quota      int
+	tasks      map[uuid.UUID]events.Task // those that were asked for, and those changed since; zero = there is none
 }
 
 // decision is what a command comes to: nothing, or events of one task.
@@ -22,42 +21,27 @@ type decision struct {
 	events []events.Data
 }
 
-func newStream(quota int) *stream {
-	return &stream{quota: quota, tasks: map[uuid.UUID]events.Task{}}
-}
-
-// apply folds the next event of the stream in.
+// apply folds the next event of the stream in. A task that nobody has asked for stays unknown.
 func (s *stream) apply(e events.Event) error {
-	before := s.tasks[e.TaskID]
-	after, err := events.Fold(before, e)
-	if err != nil {
-		return err
+	before, known := s.tasks[e.TaskID]
+	_, unreadable := e.Data.(events.Unreadable)
+	if known || unreadable || e.Data.Type() == events.TypeTaskCreated {
+		after, err := events.Fold(before, e)
+		if err != nil {
+			return err
+		}
+		s.tasks[e.TaskID] = after
 	}
-	s.head, s.at = e.Seq, e.Position
-	if after.Version == 0 {
-		return nil // its creation was skipped
-	}
-	s.tasks[e.TaskID] = after
-	s.bytes += taskBytes(after) - taskBytes(before)
-	s.live += liveCount(after) - liveCount(before)
+	s.head = events.Head{Seq: e.Seq, Position: e.Position, EventID: e.EventID}
+	s.live += events.LiveChange(e.Data)
 	return nil
 }
 
-func liveCount(t events.Task) int {
-	if t.Live() {
-		return 1
-	}
-	return 0
-}
-
-// taskBytes is about what a task takes in memory.
-func taskBytes(t events.Task) int {
-	if t.Version == 0 {
-		return 0
-	}
-	n := 256 + len(t.Title)
-	if t.Description != nil {
-		n += len(*t.Description)
+// bytes is about the memory it takes.
+func (s *stream) bytes() int {
+	n := 256
+	for _, t := range s.tasks {
+		n += t.Bytes()
 	}
 	return n
 }
@@ -142,9 +126,16 @@ func equal(a, b *string) bool {
 	return *a == *b
 }
 
-func (CreateTask) name() string   { return "create" }
-func (UpdateTask) name() string   { return "update" }
-func (ToggleTask) name() string   { return "toggle" }
-func (CompleteTask) name() string { return "complete" }
-func (ReopenTask) name() string   { return "reopen" }
-func (DeleteTask) name() string   { return "delete" }
+func (c CreateTask) name() string   { return "create" }
+func (c UpdateTask) name() string   { return "update" }
+func (c ToggleTask) name() string   { return "toggle" }
+func (c CompleteTask) name() string { return "complete" }
+func (c ReopenTask) name() string   { return "reopen" }
+func (c DeleteTask) name() string   { return "delete" }
+
+func (c CreateTask) about() *uuid.UUID   { return nil }
+func (c UpdateTask) about() *uuid.UUID   { return &c.ID }
+func (c ToggleTask) about() *uuid.UUID   { return &c.ID }
+func (c CompleteTask) about() *uuid.UUID { return &c.ID }
+func (c ReopenTask) about() *uuid.UUID   { return &c.ID }
+func (c DeleteTask) about() *uuid.UUID   { return &c.ID }

@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -14,36 +15,36 @@ import (
 const (
 	// optimisticAttempts is how often a command is decided before it asks to be alone, because another process was first.
 	optimisticAttempts = 5
-	// visibleTimeout bounds how long a write waits for the read model; after it the write answers anyway.
-	visibleTimeout = time.Second
 	// settleTimeout bounds what must not be cut short when the caller has gone: the append and what it needs.
 	settleTimeout = 8 * time.Second
-	// loadTimeout bounds what is read of the log for it: a PostgreSQL that went away without a word would never answer.
+	// loadTimeout bounds what is read for it: a PostgreSQL that went away without a word would never answer.
 	loadTimeout = 5 * time.Second
+	// rememberedTasks bounds the tasks of one user that are kept in memory.
+	rememberedTasks = 64
 )
 
-// Config configures a Handler.
+// Config configures a Handler. All of it is needed.
 type Config struct {
-	// Log is where events are appended to and loaded from.
+	// Log is where events are appended to.
 	Log *events.Log
-	// Visible returns when the read models show everything up to position, or when ctx ends.
-	Visible func(ctx context.Context, position int64)
+	// Stored is called after each append, before its command is answered, with the position of the last event. It must not block.
+	Stored func(user string, position int64)
 	// Quota is how many live tasks a user may have.
 	Quota int
-	// CacheBytes bounds the streams kept in memory.
+	// CacheBytes bounds what is kept of streams in memory.
 	CacheBytes int
 }
 
 // Handler carries out commands. Its methods may be called from many goroutines at once.
 type Handler struct {
-	cfg   Config
-	lanes lanes
-	cache *cache
+	cfg     Config
+	lanes   lanes
+	streams *events.Recent[*stream] // each is used in its user's lane only
 }
 
 // NewHandler returns a Handler; it does no I/O.
 func NewHandler(cfg Config) *Handler {
-	return &Handler{cfg: cfg, lanes: lanes{busy: map[string]*lane{}}, cache: newCache(cfg.CacheBytes)}
+	return &Handler{cfg: cfg, lanes: lanes{busy: map[string]*lane{}}, streams: events.NewRecent[*stream](cfg.CacheBytes)}
 }
 
 // Request says who asks, and under which conditions.
@@ -53,8 +54,6 @@ type Request struct {
 	Match     Match
 	// Key makes the same request, sent again, have its effect once and the same answer; empty = none.
 	Key string
-	// Async answers when the events are stored, without waiting for the read models.
-	Async bool
 }
 
 // Result is what a command left behind.
@@ -65,204 +64,229 @@ type Result struct {
 	Replayed bool
 }
 
-// Do carries out one command and answers when its events are stored and the read models show them, and all it was decided on, refused
-// or not; when they lag more than a second it answers without. A command that changes nothing stores nothing. Errors: ErrNotFound, *PreconditionError,
-// *QuotaError, ErrKeyReused, ErrContended, events.ErrClosed, *events.FoldError for a stream that this program can't read; after any other error the outcome is unknown.
+// Do carries out one command and answers when its events are durable. A command that changes nothing stores nothing. Errors:
+// ErrNotFound, *PreconditionError, *QuotaError, ErrKeyReused, ErrContended, events.ErrClosed, *events.FoldError for a stream that this
+// program can't read; after any other error the outcome is unknown.
 func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, error) {
-	result, position, err := h.settle(ctx, req, cmd)
-	if position > 0 && !req.Async {
-		visible, cancel := context.WithTimeout(ctx, visibleTimeout)
-		defer cancel()
-		h.cfg.Visible(visible, position)
-	}
-	return result, err
-}
-
-// Forget drops what is remembered of the user's stream: an operator has had an event of it passed over.
-func (h *Handler) Forget(ctx context.Context, user string) {
-	release, _, err := h.lanes.take(ctx, user)
-	if err != nil {
-		return // the process ends, and forgets everything
-	}
-	defer release()
-	h.cache.drop(user)
-}
-
-// Head is the seq of the user's last event, 0 without any.
-func (h *Handler) Head(ctx context.Context, user string) (int64, error) {
-	return h.cfg.Log.Head(ctx, user)
-}
-
-// settle decides and appends in the user's lane. The position is that of the last event the outcome rests on, 0 when there is none.
-func (h *Handler) settle(ctx context.Context, req Request, cmd Command) (Result, int64, error) {
-	print, err := fingerprint(cmd, req.Match)
-	if err != nil {
-		return Result{}, 0, err
-	}
-	// Before the lane, so that retries of what was done long ago hold nobody up.
-	if result, position, found, err := h.replay(ctx, h.cfg.Log, req, print); err != nil || found {
-		return result, position, err
+	a := &attempt{Handler: h, req: req, cmd: cmd, from: h.cfg.Log.DB(), append: h.cfg.Log.Append}
+	if req.Key != "" {
+		var err error
+		if a.print, err = fingerprint(cmd, req.Match); err != nil {
+			return Result{}, err
+		}
+		// Before the lane, so that retries of what was done long ago hold nobody up.
+		if before, err := replay(ctx, a.from, req, a.print); err != nil || before != nil {
+			return answer(before, err)
+		}
 	}
 	release, waited, err := h.lanes.take(ctx, req.UserID)
 	if err != nil {
-		return Result{}, 0, err
+		return Result{}, err
 	}
 	defer release()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
-	for attempt := range optimisticAttempts {
-		if waited || attempt > 0 {
+	result, err := a.optimistic(ctx, waited)
+	if errors.Is(err, events.ErrConflict) {
+		result, err = a.alone(ctx)
+	}
+	if err == nil && a.stored > 0 {
+		h.cfg.Stored(req.UserID, a.stored)
+	}
+	return result, err
+}
+
+func answer(result *Result, err error) (Result, error) {
+	if err != nil {
+		return Result{}, err
+	}
+	return *result, nil
+}
+
+// attempt is one command on its way, in its user's lane.
+type attempt struct {
+	*Handler
+	req    Request
+	cmd    Command
+	print  []byte
+	from   events.Querier
+	append func(context.Context, *events.Commit) error
+	stored int64 // position of the last event that was appended
+}
+
+// optimistic decides on what is known, and again on what is there as long as others were first. ErrConflict: they always were.
+func (a *attempt) optimistic(ctx context.Context, waited bool) (result Result, err error) {
+	for n := range optimisticAttempts {
+		if waited || n > 0 {
 			// Who was in the lane, or first, may have carried out the same request.
-			if result, position, found, err := h.replay(ctx, h.cfg.Log, req, print); err != nil || found {
-				return result, position, err
+			if before, err := replay(ctx, a.from, a.req, a.print); err != nil || before != nil {
+				return answer(before, err)
 			}
 		}
-		result, position, err := h.attempt(ctx, h.cfg.Log, req, cmd, print)
-		if !lost(err) {
-			return result, position, err
+		if result, err = a.once(ctx); !errors.Is(err, events.ErrConflict) {
+			return result, err
 		}
-		if err := backOff(ctx, attempt); err != nil {
-			return Result{}, 0, err
+		if err := backOff(ctx, n); err != nil {
+			return Result{}, err
 		}
 	}
-	return h.attemptAlone(ctx, req, cmd, print)
+	return Result{}, err
 }
 
-// lost tells whether another writer was first.
-func lost(err error) bool {
-	return errors.Is(err, events.ErrWrongSeq) || errors.Is(err, events.ErrKeyUsed)
-}
-
-// attemptAlone decides and appends while nobody else can append.
-func (h *Handler) attemptAlone(ctx context.Context, req Request, cmd Command, print []byte) (result Result, position int64, err error) {
-	err = h.cfg.Log.Exclusively(ctx, func(log *events.Exclusive) (err error) {
-		var found bool
-		if result, position, found, err = h.replay(ctx, log, req, print); err != nil || found {
+// alone decides and appends while nobody else can append.
+func (a *attempt) alone(ctx context.Context) (result Result, err error) {
+	err = a.cfg.Log.Exclusively(ctx, func(log *events.Exclusive) error {
+		a.from, a.append = log, log.Append
+		a.streams.Drop(a.req.UserID)
+		before, err := replay(ctx, log, a.req, a.print)
+		if err == nil && before == nil {
+			result, err = a.once(ctx)
 			return err
 		}
-		s, fresh, err := h.stream(ctx, log, req.UserID)
-		if err == nil && !fresh {
-			err = h.refresh(ctx, log, req.UserID, s)
-		}
-		if err != nil {
-			return err
-		}
-		result, position, err = h.attempt(ctx, log, req, cmd, print)
+		result, err = answer(before, err)
 		return err
 	})
 	if err != nil {
-		h.cache.drop(req.UserID) // it may hold what was not stored
+		a.streams.Drop(a.req.UserID) // it may hold what was not stored
+		result = Result{}
 	}
-	if lost(err) {
+	if errors.Is(err, events.ErrConflict) {
 		err = errors.Join(ErrContended, err)
 	}
-	return result, position, err
+	return result, err
 }
 
-// eventLog is the log, or the log while nobody else can append.
-type eventLog interface {
-	Load(ctx context.Context, user string, after int64, visit func(events.Event) error) error
-	LoadTask(ctx context.Context, user string, task uuid.UUID, through int64, visit func(events.Event) error) error
-	FindKey(ctx context.Context, user, key string) (*events.KeyUse, error)
-	Append(ctx context.Context, events []events.Event) error
-}
-
-// attempt decides once on what the log holds and appends what comes of it, unless that was done before.
-func (h *Handler) attempt(ctx context.Context, log eventLog, req Request, cmd Command, print []byte) (Result, int64, error) {
-	s, fresh, err := h.stream(ctx, log, req.UserID)
+// once decides once and appends what comes of it. Neither a no nor a "nothing to do" is said without a look at the log: what is
+// remembered may be old, and then no conflict would tell.
+func (a *attempt) once(ctx context.Context) (Result, error) {
+	s, loaded, err := a.stream(ctx)
 	if err != nil {
-		return Result{}, 0, err
+		return Result{}, err
 	}
-	d, err := cmd.decide(s, req.Match)
-	if (err != nil || len(d.events) == 0) && !fresh {
-		// Nothing will be appended, so the primary key won't tell that the cached stream is old: look.
-		if err := h.refresh(ctx, log, req.UserID, s); err != nil {
-			return Result{}, 0, err
+	d, err := a.cmd.decide(s, a.req.Match)
+	if (err != nil || len(d.events) == 0) && !loaded {
+		current, lookErr := a.current(ctx, s)
+		if lookErr != nil {
+			return Result{}, lookErr
 		}
-		d, err = cmd.decide(s, req.Match)
+		if !current {
+			if s, err = a.load(ctx); err != nil {
+				return Result{}, err
+			}
+			d, err = a.cmd.decide(s, a.req.Match)
+		}
 	}
 	if err == nil && len(d.events) > 0 {
-		return h.append(ctx, log, req, s, d, print)
+		return a.commit(ctx, s, d)
 	}
 	// The same request may have been carried out elsewhere since: what now stands in its way is then its own effect.
-	if result, position, found, replayErr := h.replay(ctx, log, req, print); replayErr != nil || found {
-		return result, position, replayErr
+	if before, replayErr := replay(ctx, a.from, a.req, a.print); replayErr != nil || before != nil {
+		return answer(before, replayErr)
 	}
 	if err != nil {
-		return Result{}, s.at, err
+		return Result{}, err
 	}
-	return Result{Task: s.tasks[d.task], Seq: s.head}, s.at, nil
+	return Result{Task: s.tasks[d.task], Seq: s.head.Seq}, nil
 }
 
-// stream gives the user's stream: from the cache, which may be behind other processes, or fresh from the log.
-func (h *Handler) stream(ctx context.Context, log eventLog, user string) (s *stream, fresh bool, err error) {
-	if s, ok := h.cache.get(user); ok {
+// stream gives what is known of the user's stream: remembered, and so perhaps behind other processes, or loaded.
+func (a *attempt) stream(ctx context.Context) (s *stream, loaded bool, err error) {
+	s, ok := a.streams.Get(a.req.UserID)
+	if id := a.cmd.about(); ok && id != nil {
+		_, ok = s.tasks[*id]
+	}
+	if ok {
 		return s, false, nil
 	}
-	s = newStream(h.cfg.Quota)
-	return s, true, h.refresh(ctx, log, user, s)
+	s, err = a.load(ctx)
+	return s, true, err
 }
 
-// refresh folds in what the log has beyond s. A stream that could not be folded to its end is not kept.
-func (h *Handler) refresh(ctx context.Context, log eventLog, user string, s *stream) error {
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
-	defer cancel()
-	if err := log.Load(ctx, user, s.head, s.apply); err != nil {
-		h.cache.drop(user)
-		return err
-	}
-	h.cache.put(user, s)
-	return nil
-}
-
-func (h *Handler) append(ctx context.Context, log eventLog, req Request, s *stream, d decision, print []byte) (Result, int64, error) {
-	batch, err := h.events(req, s, d)
+// load loads the stream, and remembers it with what was remembered of the same state.
+func (a *attempt) load(ctx context.Context) (*stream, error) {
+	s, err := load(ctx, a.from, a.req.UserID, a.cfg.Quota, a.cmd.about(), math.MaxInt64)
 	if err != nil {
-		return Result{}, 0, err
+		a.streams.Drop(a.req.UserID)
+		return nil, err
 	}
-	if req.Key != "" {
-		batch[0].IdempotencyKey, batch[0].Fingerprint = req.Key, print
-	}
-	if err := log.Append(ctx, batch); err != nil {
-		if lost(err) {
-			return Result{}, 0, errors.Join(err, h.refresh(ctx, log, req.UserID, s))
-		}
-		h.cache.drop(req.UserID) // whether it was stored is unknown
-		return Result{}, 0, err
-	}
-	for _, e := range batch {
-		if err := s.apply(e); err != nil {
-			h.cache.drop(req.UserID)
-			return Result{}, 0, err
+	if old, ok := a.streams.Get(a.req.UserID); ok && old.head == s.head && old.generation == s.generation {
+		for id, t := range old.tasks {
+			s.tasks[id] = t
 		}
 	}
-	h.cache.put(req.UserID, s)
-	return Result{Task: s.tasks[d.task], Seq: s.head}, batch[len(batch)-1].Position, nil
+	a.remember(s)
+	return s, nil
 }
 
-func (h *Handler) events(req Request, s *stream, d decision) ([]events.Event, error) {
-	commandID, err := uuid.NewV7()
+func (a *attempt) remember(s *stream) {
+	for id := range s.tasks {
+		if len(s.tasks) <= rememberedTasks {
+			break
+		}
+		if about := a.cmd.about(); about == nil || id != *about {
+			delete(s.tasks, id)
+		}
+	}
+	a.streams.Put(a.req.UserID, s, s.bytes())
+}
+
+// current tells whether the stream still ends where it did.
+func (a *attempt) current(ctx context.Context, s *stream) (bool, error) {
+	look, err := a.cfg.Log.Head(ctx, a.req.UserID)
+	return look.Head == s.head && look.Generation == s.generation, err
+}
+
+// commit appends what was decided, and remembers the stream as it is then.
+func (a *attempt) commit(ctx context.Context, s *stream, d decision) (Result, error) {
+	c, err := a.events(s, d)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := a.append(ctx, c); err != nil {
+		a.streams.Drop(a.req.UserID) // others were first, or whether it was stored is unknown
+		return Result{}, err
+	}
+	for _, e := range c.Events {
+		if err := s.apply(e); err != nil {
+			a.streams.Drop(a.req.UserID)
+			return Result{}, err
+		}
+	}
+	task := s.tasks[d.task]
+	a.remember(s)
+	a.stored = s.head.Position
+	return Result{Task: task, Seq: s.head.Seq}, nil
+}
+
+func (a *attempt) events(s *stream, d decision) (*events.Commit, error) {
+	command, err := uuid.NewV7()
 	if err != nil {
 		return nil, err
 	}
-	batch := make([]events.Event, len(d.events))
+	c := &events.Commit{
+		Events:         make([]events.Event, len(d.events)),
+		After:          s.head.EventID,
+		Generation:     s.generation,
+		IdempotencyKey: a.req.Key,
+		Fingerprint:    a.print,
+	}
 	for i, data := range d.events {
 		id, err := uuid.NewV7()
 		if err != nil {
 			return nil, err
 		}
-		batch[i] = events.Event{
-			UserID:    req.UserID,
-			Seq:       s.head + int64(i) + 1,
+		c.Events[i] = events.Event{
+			UserID:    a.req.UserID,
+			Seq:       s.head.Seq + int64(i) + 1,
 			TaskID:    d.task,
 			EventID:   id,
-			CommandID: commandID,
-			Actor:     req.UserID,
-			RequestID: req.RequestID,
+			CommandID: command,
+			Actor:     a.req.UserID,
+			RequestID: a.req.RequestID,
 			Data:      data,
 		}
 	}
-	return batch, nil
+	return c, nil
 }
 
 // backOff waits a little, longer with each attempt and never the same: two processes must not meet again and again.

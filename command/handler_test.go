@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/events"
 	"taskledger/migrations/testdb"
@@ -19,12 +19,17 @@ import (
 
 func TestMain(m *testing.M) { testdb.Main(m) }
 
-// newProcess is the commands of one process on a database. Nobody projects there, so a write is visible at once.
-func newProcess(t *testing.T, pool *pgxpool.Pool) *Handler {
+func newDB(t testing.TB) *events.DB {
 	t.Helper()
-	log := events.Open(pool, func(int64) {})
+	return events.NewDB(testdb.New(t), testdb.Schema, "")
+}
+
+// newProcess is the commands of one process on a database. Nobody projects there: what is decided on is the log.
+func newProcess(t testing.TB, db *events.DB) *Handler {
+	t.Helper()
+	log := events.Open(db)
 	t.Cleanup(log.Close)
-	return NewHandler(Config{Log: log, Visible: func(context.Context, int64) {}, Quota: 100, CacheBytes: 1 << 20})
+	return NewHandler(Config{Log: log, Stored: func(string, int64) {}, Quota: 100, CacheBytes: 1 << 20})
 }
 
 func do(t *testing.T, h *Handler, cmd Command) Result {
@@ -39,7 +44,7 @@ func do(t *testing.T, h *Handler, cmd Command) Result {
 func stored(t *testing.T, h *Handler, user string) []events.Event {
 	t.Helper()
 	var out []events.Event
-	err := h.cfg.Log.Load(t.Context(), user, 0, func(e events.Event) error {
+	err := events.ReadStream(t.Context(), h.cfg.Log.DB(), user, 0, func(e events.Event) error {
 		out = append(out, e)
 		return nil
 	})
@@ -51,7 +56,7 @@ func stored(t *testing.T, h *Handler, user string) []events.Event {
 
 func TestACommandIsStoredWholeWithWhoAndWhy(t *testing.T) {
 	t.Parallel()
-	h := newProcess(t, testdb.New(t))
+	h := newProcess(t, newDB(t))
 	do(t, h, CreateTask{ID: idA, Title: "a"})
 	result := do(t, h, UpdateTask{ID: idA, Title: ptr("b"), Completed: ptr(true)})
 	got := stored(t, h, "u")
@@ -74,8 +79,8 @@ func TestACommandIsStoredWholeWithWhoAndWhy(t *testing.T) {
 // What a process remembers of a stream may be old: neither a no nor a "nothing to do" is said without a look at the log.
 func TestAnOldMemoryIsNotBelieved(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	one, two := newProcess(t, pool), newProcess(t, pool)
+	db := newDB(t)
+	one, two := newProcess(t, db), newProcess(t, db)
 	do(t, one, CreateTask{ID: idA, Title: "a"})
 	do(t, two, CompleteTask{idA})
 	do(t, one, CreateTask{ID: idB, Title: "b"}) // behind: the primary key says so
@@ -95,8 +100,8 @@ func TestAnOldMemoryIsNotBelieved(t *testing.T) {
 // 100 toggles of one task, by two processes at once: each one counts.
 func TestRacesAreDecidedAnew(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	processes := []*Handler{newProcess(t, pool), newProcess(t, pool)}
+	db := newDB(t)
+	processes := []*Handler{newProcess(t, db), newProcess(t, db)}
 	do(t, processes[0], CreateTask{ID: idA, Title: "a"})
 	var work sync.WaitGroup
 	for i := range 101 {
@@ -123,8 +128,8 @@ func TestRacesAreDecidedAnew(t *testing.T) {
 
 func TestOneConditionLetsOneWriterThrough(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	processes := []*Handler{newProcess(t, pool), newProcess(t, pool)}
+	db := newDB(t)
+	processes := []*Handler{newProcess(t, db), newProcess(t, db)}
 	do(t, processes[0], CreateTask{ID: idA, Title: "a"})
 	results := make(chan error, 50)
 	for i := range 50 {
@@ -149,31 +154,27 @@ func TestOneConditionLetsOneWriterThrough(t *testing.T) {
 	}
 }
 
-// A write waits for the read model, but no longer than a second.
-func TestAWriteWaitsUntilItIsVisible(t *testing.T) {
+// Who keeps answers hears of each append, before its command is answered.
+func TestAnAppendIsToldOf(t *testing.T) {
 	t.Parallel()
-	h := newProcess(t, testdb.New(t))
-	var waited int64
-	h.cfg.Visible = func(_ context.Context, position int64) { waited = position }
+	h := newProcess(t, newDB(t))
+	var told []int64
+	h.cfg.Stored = func(user string, position int64) { told = append(told, position) }
 	do(t, h, CreateTask{ID: idA, Title: "a"})
-	if all := stored(t, h, "u"); waited != all[0].Position {
-		t.Errorf("waited for position %d, want %d", waited, all[0].Position)
-	}
-	h.cfg.Visible = func(ctx context.Context, _ int64) { <-ctx.Done() }
-	begin := time.Now()
-	do(t, h, CompleteTask{idA})
-	if took := time.Since(begin); took < visibleTimeout || took > 5*visibleTimeout {
-		t.Errorf("answered after %v", took)
+	do(t, h, ReopenTask{idA}) // changes nothing
+	do(t, h, UpdateTask{ID: idA, Title: ptr("b"), Completed: ptr(true)})
+	if all := stored(t, h, "u"); !slices.Equal(told, []int64{all[0].Position, all[2].Position}) {
+		t.Errorf("told of %v", told)
 	}
 }
 
 func TestAnEventFromTheFutureHoldsUpItsUserOnly(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	h := newProcess(t, pool)
+	db := newDB(t)
+	h := newProcess(t, db)
 	do(t, h, CreateTask{ID: idA, Title: "a"})
-	_, err := pool.Exec(t.Context(), `
-		INSERT INTO task_events (user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+	_, err := db.Exec(t.Context(), `
+		INSERT INTO {schema}.task_events (user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
 		VALUES ('u', 2, $1, 'TaskArchived', 1, '{}', $1, $1, 'u', 'r', clock_timestamp())`, idA)
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +186,7 @@ func TestAnEventFromTheFutureHoldsUpItsUserOnly(t *testing.T) {
 	if _, err := h.Do(t.Context(), Request{UserID: "v"}, CreateTask{ID: uuid.New(), Title: "a"}); err != nil {
 		t.Errorf("another user: %v", err)
 	}
-	if _, err := pool.Exec(t.Context(), `INSERT INTO skipped_events (user_id, seq) VALUES ('u', 2)`); err != nil {
+	if _, err := db.Exec(t.Context(), `INSERT INTO {schema}.skipped_events (user_id, seq) VALUES ('u', 2)`); err != nil {
 		t.Fatal(err)
 	}
 	if result := do(t, h, CompleteTask{idA}); result.Seq != 3 {
@@ -215,8 +216,8 @@ func TestLanesEndWithTheirCallers(t *testing.T) {
 // did is there once.
 func TestNobodyIsAlwaysLast(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	many, one := newProcess(t, pool), newProcess(t, pool)
+	db := newDB(t)
+	many, one := newProcess(t, db), newProcess(t, db)
 	do(t, many, CreateTask{ID: idA, Title: "a"})
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -256,8 +257,8 @@ func TestNobodyIsAlwaysLast(t *testing.T) {
 // The same request comes again and again while another process never stops: one effect, one answer.
 func TestAContendedKeyHasOneEffect(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	processes := []*Handler{newProcess(t, pool), newProcess(t, pool)}
+	db := newDB(t)
+	processes := []*Handler{newProcess(t, db), newProcess(t, db)}
 	do(t, processes[0], CreateTask{ID: idA, Title: "a"})
 	for turn := range 10 {
 		var work sync.WaitGroup
@@ -287,22 +288,221 @@ func TestAContendedKeyHasOneEffect(t *testing.T) {
 	}
 }
 
-// An answer that stores nothing waits as well: what it says must be seen by the next read.
-func TestANoWaitsForWhatItRestsOn(t *testing.T) {
+// shown makes the read model show a user's stream through a seq, as the projection would.
+func shown(t testing.TB, db *events.DB, user string, seq int64, live int, tasks ...events.Task) {
+	t.Helper()
+	_, err := db.Exec(t.Context(), `INSERT INTO {schema}.users (user_id, seq, live, hash) VALUES ($1, $2, $3, '')`, user, seq, live)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		_, err := db.Exec(t.Context(), `
+			INSERT INTO {schema}.tasks (user_id, id, version, is_completed, created_at, updated_at, title_key, search, body)
+			VALUES ($1, $2, $3, $4, $5, $6, '', '', $7)`,
+			user, task.ID, task.Version, task.Completed, task.CreatedAt, task.UpdatedAt, string(task.AppendJSON(nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A decision rests on what the read model shows and on the log behind it, and so costs the same whatever the age of the stream.
+func TestADecisionRestsOnTheReadModelAndTheLogBehindIt(t *testing.T) {
 	t.Parallel()
-	h := newProcess(t, testdb.New(t))
-	var waited []int64
-	h.cfg.Visible = func(_ context.Context, position int64) { waited = append(waited, position) }
+	db := newDB(t)
+	h := newProcess(t, db)
+	first := do(t, h, CreateTask{ID: idA, Title: "a"})
+	// What comes before the seq that is shown is not read: here it could not be.
+	shown(t, db, "u", 1, 41, first.Task)
+	if _, err := db.Exec(t.Context(), `ALTER TABLE {schema}.task_events DISABLE TRIGGER USER`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), `UPDATE {schema}.task_events SET data = '{"broken":true}'`); err != nil {
+		t.Fatal(err)
+	}
+	do(t, newProcess(t, db), CreateTask{ID: idB, Title: "b"})
+	do(t, newProcess(t, db), CompleteTask{idB})
+	cold := newProcess(t, db)
+	if result := do(t, cold, CompleteTask{idA}); result.Seq != 4 || !result.Task.Completed || result.Task.Title != "a" {
+		t.Errorf("the task of the read model: %+v", result)
+	}
+	if result := do(t, cold, ReopenTask{idB}); result.Seq != 5 || result.Task.Completed || result.Task.Title != "b" {
+		t.Errorf("the task of the log behind it: %+v", result)
+	}
+	if s, ok := cold.streams.Get("u"); !ok || s.live != 42 || len(s.tasks) != 2 {
+		t.Errorf("%d tasks are live", s.live)
+	}
+	cold.cfg.Quota = 42
+	cold.streams.Clear()
+	if _, err := cold.Do(t.Context(), Request{UserID: "u"}, CreateTask{ID: uuid.New(), Title: "c"}); !errors.As(err, new(*QuotaError)) {
+		t.Errorf("the 43rd task: %v", err)
+	}
+}
+
+// What is remembered of a user is bounded, whatever the user writes.
+func TestAFewTasksAreRemembered(t *testing.T) {
+	t.Parallel()
+	h := newProcess(t, newDB(t))
+	ids := make([]uuid.UUID, 90)
+	for i := range ids {
+		ids[i] = uuid.New()
+		do(t, h, CreateTask{ID: ids[i], Title: fmt.Sprint(i)})
+	}
+	for i, id := range ids {
+		if result := do(t, h, CompleteTask{id}); result.Task.Title != fmt.Sprint(i) || !result.Task.Completed {
+			t.Fatalf("task %d: %+v", i, result)
+		}
+	}
+	if s, _ := h.streams.Get("u"); len(s.tasks) > rememberedTasks || s.live != len(ids) {
+		t.Errorf("%d tasks are remembered, %d are live", len(s.tasks), s.live)
+	}
+}
+
+// An operator's work on the read model, in whatever process, makes what is remembered worth nothing.
+func TestMaintenanceIsNoticed(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	h := newProcess(t, db)
 	do(t, h, CreateTask{ID: idA, Title: "a"})
-	do(t, h, ReopenTask{idA})
-	if _, err := h.Do(t.Context(), Request{UserID: "u", Match: Match{Present: true}}, DeleteTask{idA}); err == nil {
-		t.Error("not refused")
+	for _, text := range []string{
+		`INSERT INTO {schema}.skipped_events (user_id, seq) VALUES ('u', 1)`,
+		`UPDATE {schema}.checkpoints SET generation = generation + 1`,
+	} {
+		if _, err := db.Exec(t.Context(), text); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if _, err := h.Do(t.Context(), Request{UserID: "u", Async: true}, ReopenTask{idA}); err != nil {
-		t.Error(err)
+	if _, err := h.Do(t.Context(), Request{UserID: "u"}, CompleteTask{idA}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a task whose creation is passed over: %v", err)
 	}
-	created := stored(t, h, "u")[0].Position
-	if !slices.Equal(waited, []int64{created, created, created}) {
-		t.Errorf("waited for %v, want three times %d", waited, created)
+}
+
+// The stream that is remembered is ahead of the log: the database is now a standby that was behind.
+func TestAMemoryAheadOfTheLogIsDropped(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	h := newProcess(t, db)
+	do(t, h, CreateTask{ID: idA, Title: "a"})
+	do(t, h, CreateTask{ID: idB, Title: "b"})
+	lose := func(seq int64) {
+		for _, text := range []string{
+			`ALTER TABLE {schema}.task_events DISABLE TRIGGER USER`,
+			fmt.Sprintf(`DELETE FROM {schema}.task_events WHERE seq >= %d`, seq),
+			`ALTER TABLE {schema}.task_events ENABLE TRIGGER USER`,
+		} {
+			if _, err := db.Exec(t.Context(), text); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	lose(2)
+	if result := do(t, h, CompleteTask{idA}); result.Seq != 2 {
+		t.Errorf("a hole is left: %+v", result)
+	}
+	// Another process writes what has the seq of what was lost.
+	lose(2)
+	do(t, newProcess(t, db), UpdateTask{ID: idA, Title: ptr("other")})
+	if result := do(t, h, CompleteTask{idA}); result.Seq != 3 || result.Task.Title != "other" {
+		t.Errorf("decided on what was lost: %+v", result)
+	}
+	if _, err := h.Do(t.Context(), Request{UserID: "u"}, CompleteTask{idB}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a task that was lost: %v", err)
+	}
+}
+
+// The answer to a retry is that of then, whether the read model shows it yet or shows more.
+func TestAReplayIsOfThen(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	h := newProcess(t, db)
+	req := Request{UserID: "u", RequestID: "r", Key: "k"}
+	first, err := h.Do(t.Context(), req, CreateTask{ID: idA, Title: "a", Completed: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, h, UpdateTask{ID: idA, Title: ptr("b")})
+	replays := func(name string) {
+		t.Helper()
+		again, err := newProcess(t, db).Do(t.Context(), req, CreateTask{ID: idB, Title: "a", Completed: true})
+		if err != nil || !again.Replayed || again.Seq != 2 || again.Task.ID != idA || again.Task.Title != "a" || !again.Task.Completed ||
+			!again.Task.UpdatedAt.Equal(first.Task.UpdatedAt) {
+			t.Errorf("%s: %+v, %v; at first %+v", name, again, err, first)
+		}
+	}
+	replays("nothing is shown")
+	_, err = db.Exec(t.Context(), `
+		INSERT INTO {schema}.task_history
+			(user_id, seq, task_id, type, skipped, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)
+		SELECT user_id, seq, task_id, type, false, recorded_at, actor, request_id, '{}', '', 'a', true, recorded_at
+		FROM {schema}.task_events WHERE seq = 2`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown(t, db, "u", 2, 1, first.Task)
+	replays("it is shown")
+	other := Request{UserID: "u", Key: "k"}
+	if _, err := h.Do(t.Context(), other, CreateTask{ID: idB, Title: "b"}); !errors.Is(err, ErrKeyReused) {
+		t.Errorf("another request: %v", err)
+	}
+}
+
+// Fingerprints are stored, so that of a request is the same for ever.
+func TestFingerprintsAreFrozen(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("testdata/fingerprints")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := uuid.MustParse("0190a8f0-7a57-7000-8000-000000000001")
+	is := Match{Present: true, Versions: []int64{7, 8}}
+	got := ""
+	for _, tc := range []struct {
+		name  string
+		cmd   Command
+		match Match
+	}{
+		{"create", CreateTask{ID: uuid.New(), Title: "a <&>"}, Match{}},
+		{"create with all", CreateTask{ID: uuid.New(), Title: "a", Description: ptr("d"), Completed: true}, Match{}},
+		{"update nothing", UpdateTask{ID: id}, Match{}},
+		{"update all", UpdateTask{ID: id, Title: ptr("b"), Description: ptr(ptr("d")), Completed: ptr(false)}, is},
+		{"update to no description", UpdateTask{ID: id, Description: ptr[*string](nil)}, Match{Present: true, Any: true}},
+		{"toggle", ToggleTask{id}, Match{}},
+		{"complete", CompleteTask{id}, Match{}},
+		{"reopen", ReopenTask{id}, is},
+		{"delete", DeleteTask{id}, Match{}},
+	} {
+		print, err := fingerprint(tc.cmd, tc.match)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += fmt.Sprintf("%x %s\n", print, tc.name)
+	}
+	if got != string(text) {
+		t.Errorf("fingerprints are\n%s\nwant\n%s", got, text)
+	}
+}
+
+// A user with a long stream is served as fast as anybody.
+func TestALongStreamCostsNoMore(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	h := newProcess(t, db)
+	first := do(t, h, CreateTask{ID: idA, Title: "a"})
+	const events = 100_000
+	_, err := db.Exec(t.Context(), `
+		INSERT INTO {schema}.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		SELECT 'u', n, $1, CASE n % 2 WHEN 0 THEN 'TaskCompleted' ELSE 'TaskReopened' END, 1, '{}', gen_random_uuid(),
+			gen_random_uuid(), 'u', 'r', clock_timestamp()
+		FROM generate_series(2, $2::bigint) n`, idA, events)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Task.Version, first.Task.Completed = events, true
+	shown(t, db, "u", events, 1, first.Task)
+	begin := time.Now()
+	result := do(t, newProcess(t, db), ToggleTask{idA})
+	if took := time.Since(begin); result.Seq != events+1 || result.Task.Completed || took > time.Second {
+		t.Errorf("%+v after %v", result, took)
 	}
 }

@@ -5,56 +5,65 @@ import (
 	"fmt"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ErrUnknownForm is returned for an event whose type or schema version this program does not know: one from the future.
+// ErrUnknownForm is returned for an event whose type or schema version this program does not know: one of a newer program.
 var ErrUnknownForm = errors.New("unknown stored form of an event")
 
-// form names one stored form: what is in the columns type and schema_version.
-type form struct {
-	Type    Type
-	Version int
+// forms are the stored forms of one type.
+type forms struct {
+	// current is the schema version that is written.
+	current int
+	// decoders read each version ever written. One of an old version upcasts: it returns today's Data.
+	decoders map[int]func([]byte) (Data, error)
 }
 
-// currentVersion is the schema version that Encode writes. A type that changes its stored form gets a higher one here, keeps
-// its old decoders below, and adds a frozen sample to testdata.
-const currentVersion = 1
-
-// decoders know every stored form ever written. A decoder of an old version upcasts: it returns today's Data.
-var decoders = map[form]func([]byte) (Data, error){
-	{TypeTaskCreated, 1}:   decode[TaskCreated],
-	{TypeTaskRenamed, 1}:   decode[TaskRenamed],
-	{TypeTaskDescribed, 1}: decode[TaskDescribed],
-	{TypeTaskCompleted, 1}: decode[TaskCompleted],
-	{TypeTaskReopened, 1}:  decode[TaskReopened],
-	{TypeTaskDeleted, 1}:   decode[TaskDeleted],
-	{TypeTaskRestored, 1}:  decode[TaskRestored],
+// codec knows every stored form ever written. A type that changes its form gets a higher current version, keeps its old decoders, and
+// gets a frozen sample in testdata.
+var codec = map[Type]forms{
+	TypeTaskCreated:   {1, decoders{1: decode[TaskCreated]}},
+	TypeTaskRenamed:   {1, decoders{1: decode[TaskRenamed]}},
+	TypeTaskDescribed: {1, decoders{1: decode[TaskDescribed]}},
+	TypeTaskCompleted: {1, decoders{1: decode[TaskCompleted]}},
+	TypeTaskReopened:  {1, decoders{1: decode[TaskReopened]}},
+	TypeTaskDeleted:   {1, decoders{1: decode[TaskDeleted]}},
+	TypeTaskRestored:  {1, decoders{1: decode[TaskRestored]}},
 }
 
-// Encode gives the stored form of d: the columns schema_version and data (a JSON object).
-func Encode(d Data) (version int, data []byte, err error) {
-	data, err = json.Marshal(d)
+type decoders = map[int]func([]byte) (Data, error)
+
+// encode makes the stored form of the event's Data.
+func (e *Event) encode() error {
+	stored, err := json.Marshal(e.Data)
 	if err != nil {
-		return 0, nil, fmt.Errorf("encode %s: %w", d.Type(), err)
+		return fmt.Errorf("encode %s: %w", e.Data.Type(), err)
 	}
-	return currentVersion, data, nil
+	e.version, e.stored = codec[e.Data.Type()].current, stored
+	return nil
 }
 
-// Read reads a stored form back. What cannot be read comes as Unreadable; what an operator has told to pass over, as Skipped.
-func Read(t Type, version int, data []byte, skipped bool) Data {
+// read takes a stored form. What this program can't read becomes Unreadable; what an operator has had passed over, Skipped.
+func (e *Event) read(t Type, version int, data []byte, skipped bool) error {
+	stored := jsontext.Value(data).Clone()
+	if err := stored.Canonicalize(); err != nil {
+		return fmt.Errorf("read the data of a %s: %w", t, err)
+	}
+	e.version, e.stored = version, stored
 	if skipped {
-		return Skipped{Stored: t}
+		e.Data = Skipped{Stored: t}
+		return nil
 	}
-	d, err := Decode(t, version, data)
-	if err != nil {
-		return Unreadable{Stored: t, Err: err}
+	var err error
+	if e.Data, err = Decode(t, version, stored); err != nil {
+		e.Data = Unreadable{Stored: t, Err: err}
 	}
-	return d
+	return nil
 }
 
 // Decode reads a stored form back. It returns ErrUnknownForm for a type or version it does not know.
 func Decode(t Type, version int, data []byte) (Data, error) {
-	f, ok := decoders[form{t, version}]
+	f, ok := codec[t].decoders[version]
 	if !ok {
 		return nil, fmt.Errorf("%w: %s version %d", ErrUnknownForm, t, version)
 	}
@@ -65,8 +74,8 @@ func Decode(t Type, version int, data []byte) (Data, error) {
 	return d, nil
 }
 
-// Unreadable stands for an event whose stored form could not be read: from the future, or damaged. Fold refuses it, so it stops
-// its user's stream and nothing else. It cannot be stored.
+// Unreadable stands for an event whose stored form could not be read: of a newer program (ErrUnknownForm), or damaged. Fold refuses
+// it. It cannot be stored.
 type Unreadable struct {
 	Stored Type
 	Err    error
@@ -75,7 +84,7 @@ type Unreadable struct {
 // Type implements Data.
 func (u Unreadable) Type() Type { return u.Stored }
 
-// Skipped stands for an event that an operator has told to pass over: it changes nothing. It cannot be stored.
+// Skipped stands for an event that an operator has had passed over: it changes nothing. It cannot be stored.
 type Skipped struct {
 	Stored Type
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 func text(s string) *string { return &s }
@@ -36,6 +38,12 @@ func sampleForm(t *testing.T, name string) form {
 	return form{Type(parts[0]), version}
 }
 
+// form names one stored form: what is in the columns type and schema_version.
+type form struct {
+	Type    Type
+	Version int
+}
+
 func TestEveryStoredFormDecodesForEver(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/*.json")
@@ -43,27 +51,56 @@ func TestEveryStoredFormDecodesForEver(t *testing.T) {
 		t.Fatalf("%d samples in testdata (%v), %d known", len(files), err, len(frozen))
 	}
 	sampled := map[form]bool{}
-	for _, file := range files {
-		name := filepath.Base(file)
-		data, err := os.ReadFile(file)
+	for name, want := range frozen {
+		data, err := os.ReadFile(filepath.Join("testdata", name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		f := sampleForm(t, name)
 		sampled[f] = true
 		got, err := Decode(f.Type, f.Version, data)
-		if err != nil || !reflect.DeepEqual(got, frozen[name]) {
-			t.Errorf("%s: got %#v, %v; want %#v", name, got, err, frozen[name])
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %#v, %v; want %#v", name, got, err, want)
 		}
 	}
-	for f := range decoders {
-		if !sampled[f] {
-			t.Errorf("%s version %d has no frozen sample", f.Type, f.Version)
+	for typ, forms := range codec {
+		for version := range forms.decoders {
+			if !sampled[form{typ, version}] {
+				t.Errorf("%s version %d has no frozen sample", typ, version)
+			}
+		}
+		if forms.decoders[forms.current] == nil {
+			t.Errorf("%s writes version %d and can't read it", typ, forms.current)
+		}
+	}
+}
+
+// Each type is in every table of types: it can be stored and read, and the fold knows what it means.
+func TestEveryTypeIsInEveryTable(t *testing.T) {
+	t.Parallel()
+	if len(codec) != len(Types()) {
+		t.Errorf("the codec knows %d types of %d", len(codec), len(Types()))
+	}
+	deleted := noon
+	states := []Task{{}, {Version: 1}, {Version: 1, DeletedAt: &deleted}}
+	folded := map[Type]bool{}
+	for name, data := range frozen {
+		for _, state := range states {
+			after, err := Fold(state, Event{Seq: 2, Data: data})
+			if err == nil && after.Version == 2 {
+				folded[data.Type()] = true
+			}
+		}
+		if got := sampleForm(t, name).Type; got != data.Type() {
+			t.Errorf("%s is a sample of a %s", name, data.Type())
 		}
 	}
 	for _, typ := range Types() {
-		if !sampled[form{typ, currentVersion}] {
-			t.Errorf("%s has no sample of today's form", typ)
+		if !folded[typ] {
+			t.Errorf("%s: there is no state that it can follow", typ)
+		}
+		if codec[typ].current == 0 {
+			t.Errorf("%s: the codec does not know it", typ)
 		}
 	}
 }
@@ -72,16 +109,20 @@ func TestTodaysFormIsTheSample(t *testing.T) {
 	t.Parallel()
 	for name, data := range frozen {
 		f := sampleForm(t, name)
-		if f.Version != currentVersion {
+		if f.Version != codec[f.Type].current {
 			continue
 		}
-		want, err := os.ReadFile(filepath.Join("testdata", name))
+		sample, err := os.ReadFile(filepath.Join("testdata", name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		version, got, err := Encode(data)
-		if err != nil || version != currentVersion || string(got) != strings.TrimSpace(string(want)) {
-			t.Errorf("%s: stored as version %d %s (%v), want %s", name, version, got, err, want)
+		want := jsontext.Value(sample)
+		if err := want.Canonicalize(); err != nil {
+			t.Fatal(err)
+		}
+		e := Event{Data: data}
+		if err := e.encode(); err != nil || e.version != f.Version || string(e.stored) != string(want) {
+			t.Errorf("%s: stored as version %d %s (%v), want %s", name, e.version, e.stored, err, want)
 		}
 	}
 }
@@ -107,13 +148,16 @@ func TestWhatCannotBeReadIsNotGuessed(t *testing.T) {
 			if err == nil || errors.Is(err, ErrUnknownForm) != tc.unknown {
 				t.Fatalf("got %v, want an error, of an unknown form: %t", err, tc.unknown)
 			}
-			read, ok := Read(tc.typ, tc.version, []byte(tc.data), false).(Unreadable)
-			if !ok || read.Type() != tc.typ {
-				t.Fatalf("read as %#v", read)
+			e := Event{Seq: 2}
+			if err := e.read(tc.typ, tc.version, []byte(tc.data), false); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := e.Data.(Unreadable); !ok || e.Data.Type() != tc.typ {
+				t.Fatalf("read as %#v", e.Data)
 			}
 			var refused *FoldError
-			if _, err := Fold(Task{Version: 1}, Event{Seq: 2, Data: read}); !errors.As(err, &refused) {
-				t.Fatalf("fold took it: %v", err)
+			if _, err := Fold(Task{Version: 1}, e); !errors.As(err, &refused) || refused.Unknown != tc.unknown {
+				t.Fatalf("folded: %v", err)
 			}
 		})
 	}

@@ -1,8 +1,8 @@
-// Package events remembers. It holds the event types and their stored form, the one fold that says what an event means, and the
-// log: Append and Load on the task_events table, with Watermill's Publisher as the way in.
+// Package events remembers. It holds the event types and their stored form, the one fold that says what an event means, and the log:
+// the table task_events, with a Watermill Publisher as the way in and a Subscriber as the way out.
 //
-// One stream a user: seq is 1, 2, 3, … without gaps, and PRIMARY KEY (user_id, seq) is the optimistic lock. Position is the order
-// of commits over all users; it never leaves the server.
+// One stream a user: seq is 1, 2, 3, … without gaps, and PRIMARY KEY (user_id, seq) is the optimistic lock. Position is the order of
+// commits over all users; it never leaves the server.
 package events
 
 import (
@@ -13,19 +13,19 @@ import (
 
 // Event is one fact in a user's stream. Position and RecordedAt are zero until it is appended.
 type Event struct {
-	Position  int64
-	UserID    string
-	Seq       int64
-	TaskID    uuid.UUID
-	EventID   uuid.UUID // UUIDv7; also the UUID of the Watermill message
-	CommandID uuid.UUID // shared by all events of one command
-	Actor     string    // who did it: the user's id, or "system"
-	RequestID string
-	// IdempotencyKey and Fingerprint stand on the first event of a command that was sent with a key; both or neither.
-	IdempotencyKey string
-	Fingerprint    []byte
-	RecordedAt     time.Time // of the append, UTC, microseconds; the same for all events of one command
-	Data           Data
+	Position   int64
+	UserID     string
+	Seq        int64
+	TaskID     uuid.UUID
+	EventID    uuid.UUID // UUIDv7; also the UUID of the Watermill message
+	CommandID  uuid.UUID // shared by all events of one command
+	Actor      string    // who did it: the user's id, or "system"
+	RequestID  string
+	RecordedAt time.Time // of the append, UTC, microseconds; the same for all events of one command
+	Data       Data
+
+	version int    // schema_version of the stored form
+	stored  []byte // Data as stored: a JSON object, in canonical form
 }
 
 // Type is the stored name of what happened. It is part of the stored form and never changes.
@@ -44,7 +44,9 @@ const (
 
 // Types lists every type this program can store, in the order of a task's life.
 func Types() []Type {
-	return []Type{TypeTaskCreated, TypeTaskRenamed, TypeTaskDescribed, TypeTaskCompleted, TypeTaskReopened, TypeTaskDeleted, TypeTaskRestored}
+	return []Type{
+		TypeTaskCreated, TypeTaskRenamed, TypeTaskDescribed, TypeTaskCompleted, TypeTaskReopened, TypeTaskDeleted, TypeTaskRestored,
+	}
 }
 
 // Data is what an event of one type carries. The types of this package are all there are.
@@ -52,10 +54,12 @@ type Data interface {
 	Type() Type
 }
 
+// The members of each stand in the order of their names in JSON: so what is encoded is in canonical form (RFC 8785).
+
 // TaskCreated begins a task, live and open.
 type TaskCreated struct {
-	Title       string  `json:"title"`
 	Description *string `json:"description"`
+	Title       string  `json:"title"`
 }
 
 // TaskRenamed gives a task its new title.

@@ -1,27 +1,9 @@
 package events
 
 import (
+	"errors"
 	"fmt"
-	"time"
-
-	"github.com/google/uuid"
 )
-
-// Task is the state of one task after some prefix of its user's stream. The zero Task is a task that never was.
-type Task struct {
-	UserID      string
-	ID          uuid.UUID
-	Version     int64 // seq of the last event that changed it; 0 = never created
-	Title       string
-	Description *string
-	Completed   bool
-	CreatedAt   time.Time
-	UpdatedAt   time.Time
-	DeletedAt   *time.Time // nil = live
-}
-
-// Live tells whether the task exists and is not in the trash.
-func (t Task) Live() bool { return t.Version > 0 && t.DeletedAt == nil }
 
 // FoldError says that an event cannot follow the state it was applied to.
 type FoldError struct {
@@ -29,6 +11,8 @@ type FoldError struct {
 	Seq    int64
 	Type   Type
 	Reason string
+	// Unknown: a newer program stored it, and can fold it.
+	Unknown bool
 }
 
 // Error implements error. The user is left out: an error may be shown to a stranger.
@@ -72,7 +56,7 @@ func foldable(t Task, e Event) error {
 	}
 	switch d := e.Data.(type) {
 	case Unreadable:
-		return refuse(d.Err.Error())
+		return &FoldError{UserID: e.UserID, Seq: e.Seq, Type: d.Stored, Reason: d.Err.Error(), Unknown: errors.Is(d.Err, ErrUnknownForm)}
 	case TaskCreated:
 		if t.Version > 0 {
 			return refuse("the task exists already")
@@ -91,4 +75,15 @@ func foldable(t Task, e Event) error {
 		return refuse(fmt.Sprintf("the task is at %d already", t.Version))
 	}
 	return nil
+}
+
+// LiveChange is by how many an event changes the number of its user's live tasks.
+func LiveChange(d Data) int {
+	switch d.(type) {
+	case TaskCreated, TaskRestored:
+		return 1
+	case TaskDeleted:
+		return -1
+	}
+	return 0
 }

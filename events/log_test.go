@@ -4,43 +4,57 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/migrations/testdb"
 )
 
-func openLog(t testing.TB, pool *pgxpool.Pool) *Log {
+func openLog(t testing.TB, db *DB) *Log {
 	t.Helper()
-	l := Open(pool, func(int64) {})
+	l := Open(db)
 	t.Cleanup(l.Close)
 	return l
 }
 
-// facts are data as the events of one command on a new task, from seq on.
-func facts(user string, seq int64, data ...Data) []Event {
-	task, command := uuid.New(), uuid.New()
-	out := make([]Event, len(data))
-	for i, d := range data {
-		out[i] = Event{
-			UserID: user, Seq: seq + int64(i), TaskID: task, EventID: uuid.New(), CommandID: command, Actor: user, RequestID: "r", Data: d,
-		}
-	}
-	return out
+func newDB(t testing.TB) *DB {
+	t.Helper()
+	return NewDB(testdb.New(t), testdb.Schema, "")
 }
 
-func load(t testing.TB, l *Log, user string, after int64) []Event {
+// facts are data as one command on a new task, behind the event after at seq-1.
+func facts(user string, seq int64, after uuid.UUID, data ...Data) *Commit {
+	task, command := uuid.New(), uuid.New()
+	c := &Commit{After: after}
+	for i, d := range data {
+		c.Events = append(c.Events, Event{
+			UserID: user, Seq: seq + int64(i), TaskID: task, EventID: uuid.New(), CommandID: command, Actor: user, RequestID: "r", Data: d,
+		})
+	}
+	return c
+}
+
+func (c *Commit) last() uuid.UUID { return c.Events[len(c.Events)-1].EventID }
+
+func store(t testing.TB, l *Log, c *Commit) *Commit {
+	t.Helper()
+	if err := l.Append(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func stored(t testing.TB, l *Log, user string) []Event {
 	t.Helper()
 	var out []Event
-	err := l.Load(t.Context(), user, after, func(e Event) error {
+	err := ReadStream(t.Context(), l.DB(), user, 0, func(e Event) error {
 		out = append(out, e)
 		return nil
 	})
@@ -50,117 +64,254 @@ func load(t testing.TB, l *Log, user string, after int64) []Event {
 	return out
 }
 
-func TestAppendedEventsAreLoaded(t *testing.T) {
-	t.Parallel()
-	var signalled atomic.Int64
-	l := Open(testdb.New(t), func(position int64) { signalled.Store(position) })
-	t.Cleanup(l.Close)
-	sent := facts("u\u00e9/ 1", 1, TaskCreated{Title: "a <&> \u2028 b", Description: text("\"d\"\\")}, TaskCompleted{})
-	before := time.Now()
-	if err := l.Append(t.Context(), sent); err != nil {
-		t.Fatal(err)
+func exec(t testing.TB, db *DB, text string, args ...any) {
+	t.Helper()
+	if _, err := db.Exec(t.Context(), text, args...); err != nil {
+		t.Fatalf("%s: %v", text, err)
 	}
-	got := load(t, l, "u\u00e9/ 1", 0)
+}
+
+// eventually waits until a condition holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("not within 20 seconds: %s", what)
+		}
+	}
+}
+
+func TestAppendedEventsAreRead(t *testing.T) {
+	t.Parallel()
+	l := openLog(t, newDB(t))
+	user := "u\u00e9/ 1"
+	before := time.Now()
+	sent := store(t, l, facts(user, 1, uuid.Nil, TaskCreated{Title: "a <&> \u2028 b", Description: text("\"d\"\\")}, TaskCompleted{}))
+	got := stored(t, l, user)
 	if len(got) != 2 || got[0].Data.(TaskCreated).Title != "a <&> \u2028 b" || *got[0].Data.(TaskCreated).Description != "\"d\"\\" {
-		t.Fatalf("loaded %+v", got)
+		t.Fatalf("read %+v", got)
 	}
 	for i, e := range got {
-		if e.Position != sent[i].Position || !e.RecordedAt.Equal(sent[i].RecordedAt) || e.Seq != int64(i+1) || e.TaskID != sent[i].TaskID {
-			t.Errorf("event %d: loaded %+v, appended %+v", i, e, sent[i])
+		if string(e.AppendRecord(nil)) != string(sent.Events[i].AppendRecord(nil)) || e.Position != sent.Events[i].Position {
+			t.Errorf("event %d: read %+v, appended %+v", i, e, sent.Events[i])
 		}
 	}
 	if !got[0].RecordedAt.Equal(got[1].RecordedAt) || got[0].RecordedAt.Before(before.Add(-time.Minute)) {
 		t.Errorf("recorded at %v and %v", got[0].RecordedAt, got[1].RecordedAt)
 	}
-	if signalled.Load() != got[1].Position {
-		t.Errorf("signalled %d, want %d", signalled.Load(), got[1].Position)
+	b, err := Read(t.Context(), l.DB(), got[0].Position, 10)
+	if err != nil || len(b.Events) != 1 || b.From != got[0].Position || b.To != got[1].Position {
+		t.Errorf("behind the first: %+v, %v", b, err)
 	}
-	if rest := load(t, l, "u\u00e9/ 1", 1); len(rest) != 1 {
-		t.Errorf("%d events behind seq 1, want 1", len(rest))
+	look, err := l.Head(t.Context(), user)
+	if want := (Head{Seq: 2, Position: got[1].Position, EventID: got[1].EventID}); err != nil || look.Head != want {
+		t.Errorf("the stream ends at %+v, %v", look, err)
+	}
+}
+
+// An append joins on to the event that it was decided on, or is refused: it leaves no hole, and forks no stream.
+func TestAnAppendJoinsOn(t *testing.T) {
+	t.Parallel()
+	l := openLog(t, newDB(t))
+	first := store(t, l, facts("u", 1, uuid.Nil, TaskCreated{Title: "a"}))
+	generation := facts("u", 2, first.last(), TaskCompleted{})
+	generation.Generation = 7
+	for name, c := range map[string]*Commit{
+		"at the beginning of a stream that has one": facts("u", 1, uuid.Nil, TaskCreated{Title: "b"}),
+		"behind an event that is not there":         facts("u", 2, uuid.New(), TaskCreated{Title: "b"}),
+		"leaving a hole":                            facts("u", 5, uuid.New(), TaskCreated{Title: "b"}),
+		"behind nothing, leaving a hole":            facts("v", 2, uuid.New(), TaskCreated{Title: "b"}),
+		"on another generation of the read model":   generation,
+	} {
+		if err := l.Append(t.Context(), c); !errors.Is(err, ErrConflict) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	store(t, l, facts("u", 2, first.last(), TaskCreated{Title: "b"}, TaskCompleted{}))
+	if n := len(stored(t, l, "u")); n != 3 {
+		t.Errorf("%d events, want 3", n)
 	}
 }
 
 // A batch in which some commands are refused stores the others whole, and gives each its own answer.
 func TestEachCommandOfABatchGetsItsOwnAnswer(t *testing.T) {
 	t.Parallel()
-	l := openLog(t, testdb.New(t))
-	if err := l.Append(t.Context(), facts("u", 1, TaskCreated{Title: "a"})); err != nil {
-		t.Fatal(err)
+	l := openLog(t, newDB(t))
+	store(t, l, facts("u", 1, uuid.Nil, TaskCreated{Title: "a"}))
+	keyed := facts("k", 1, uuid.Nil, TaskCreated{Title: "a"})
+	keyed.IdempotencyKey, keyed.Fingerprint = "key", []byte{0, 255, 1}
+	store(t, l, keyed)
+	again := facts("k", 2, keyed.last(), TaskCreated{Title: "a"}, TaskCompleted{})
+	again.IdempotencyKey, again.Fingerprint = "key", []byte{0, 255, 1}
+	commits := []*Commit{
+		facts("v", 1, uuid.Nil, TaskCreated{Title: "a"}, TaskCompleted{}),
+		facts("u", 1, uuid.Nil, TaskCreated{Title: "late"}, TaskCompleted{}),
+		again,
+		facts("w", 1, uuid.Nil, TaskCreated{Title: "a"}),
 	}
-	keyed := facts("k", 1, TaskCreated{Title: "a"})
-	keyed[0].IdempotencyKey, keyed[0].Fingerprint = "key", []byte{0, 255, 1}
-	if err := l.Append(t.Context(), keyed); err != nil {
-		t.Fatal(err)
+	waiting := make([]*pending, len(commits))
+	for i, c := range commits {
+		waiting[i] = &pending{Commit: c, result: make(chan error, 1)}
 	}
-	again := facts("k", 2, TaskCreated{Title: "a"}, TaskCompleted{})
-	again[0].IdempotencyKey, again[0].Fingerprint = "key", []byte{0, 255, 1}
-	tooLong := facts(strings.Repeat("x", 256), 1, TaskCreated{Title: "a"})
-	batch := []*pending{
-		{events: facts("v", 1, TaskCreated{Title: "a"}, TaskCompleted{})},
-		{events: facts("u", 1, TaskCreated{Title: "late"}, TaskCompleted{})},
-		{events: again},
-		{events: tooLong},
-		{events: facts("w", 1, TaskCreated{Title: "a"})},
-	}
-	for _, p := range batch {
-		p.result = make(chan error, 1)
-	}
-	l.flush(batch)
-	for i, want := range []error{nil, ErrWrongSeq, ErrKeyUsed, nil, nil} {
-		err := <-batch[i].result
-		if i == 3 {
-			var pgErr *pgconn.PgError
-			if !errors.As(err, &pgErr) || pgErr.ConstraintName != "task_events_user_id_check" {
-				t.Errorf("command 3: got %v, want its constraint", err)
-			}
-			continue
-		}
-		if !errors.Is(err, want) {
+	l.flush(waiting)
+	for i, want := range []error{nil, ErrConflict, ErrConflict, nil} {
+		if err := <-waiting[i].result; !errors.Is(err, want) {
 			t.Errorf("command %d: got %v, want %v", i, err, want)
 		}
 	}
 	for user, want := range map[string]int{"v": 2, "u": 1, "k": 1, "w": 1} {
-		if got := load(t, l, user, 0); len(got) != want {
-			t.Errorf("%s has %d events, want %d", user, len(got), want)
+		if got := len(stored(t, l, user)); got != want {
+			t.Errorf("%s has %d events, want %d", user, got, want)
 		}
+	}
+}
+
+// What the database refuses costs the rest of its batch nothing.
+func TestARefusedCommandCostsTheOthersNothing(t *testing.T) {
+	t.Parallel()
+	l := openLog(t, newDB(t))
+	tooLong := &pending{Commit: facts(strings.Repeat("x", 256), 1, uuid.Nil, TaskCreated{Title: "a"}), result: make(chan error, 1)}
+	fine := &pending{Commit: facts("u", 1, uuid.Nil, TaskCreated{Title: "a"}, TaskCompleted{}), result: make(chan error, 1)}
+	l.flush([]*pending{tooLong, fine})
+	var pgErr *pgconn.PgError
+	if err := <-tooLong.result; !errors.As(err, &pgErr) || pgErr.ConstraintName != "task_events_user_id_check" {
+		t.Errorf("got %v, want its constraint", err)
+	}
+	if err := <-fine.result; err != nil || len(stored(t, l, "u")) != 2 {
+		t.Errorf("the other: %v", err)
+	}
+}
+
+// One user's commands never share a batch: the second is decided on the first.
+func TestABatchHasOneCommandOfAUser(t *testing.T) {
+	t.Parallel()
+	var waiting []*pending
+	for _, user := range []string{"u", "v", "u", "w"} {
+		waiting = append(waiting, &pending{Commit: facts(user, 1, uuid.Nil, TaskCreated{Title: "a"}), result: make(chan error, 1)})
+	}
+	held := &Log{queue: make(chan *pending, 4)}
+	for _, p := range waiting[1:] {
+		held.queue <- p
+	}
+	batch, rest := held.gather(waiting[0])
+	if len(batch) != 2 || rest != waiting[2] {
+		t.Fatalf("a batch of %d, then %v", len(batch), rest)
+	}
+	large := &pending{Commit: &Commit{Events: make([]Event, maxBatch)}}
+	if batch, rest := held.gather(large); len(batch) != 1 || rest != waiting[3] {
+		t.Errorf("beside %d events a batch has %d commands more", maxBatch, len(batch)-1)
 	}
 }
 
 func TestClosedLogTakesNothing(t *testing.T) {
 	t.Parallel()
-	l := openLog(t, testdb.New(t))
+	l := openLog(t, newDB(t))
 	l.Close()
-	if err := l.Append(t.Context(), facts("u", 1, TaskCreated{Title: "a"})); !errors.Is(err, ErrClosed) {
+	if err := l.Append(t.Context(), facts("u", 1, uuid.Nil, TaskCreated{Title: "a"})); !errors.Is(err, ErrClosed) {
 		t.Fatalf("got %v", err)
 	}
 }
 
 func TestLogIsAppendOnly(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	l := openLog(t, pool)
+	db := newDB(t)
+	l := openLog(t, db)
 	for _, user := range []string{"u", "v"} {
-		if err := l.Append(t.Context(), facts(user, 1, TaskCreated{Title: "a"})); err != nil {
-			t.Fatal(err)
-		}
+		store(t, l, facts(user, 1, uuid.Nil, TaskCreated{Title: "a"}))
 	}
-	for _, sql := range []string{
-		`UPDATE task_events SET seq = 2`,
-		`UPDATE task_events SET data = '{}'`,
-		`DELETE FROM task_events`,
-		`TRUNCATE task_events`,
-		`BEGIN; SET LOCAL taskledger.erase_user = 'u'; DELETE FROM task_events; COMMIT`,
-		`BEGIN; SET LOCAL taskledger.erase_user = 'u'; UPDATE task_events SET seq = 2 WHERE user_id = 'u'; COMMIT`,
+	run := func(text string) error {
+		_, err := db.Pool().Exec(t.Context(), db.SQL(text), pgx.QueryExecModeSimpleProtocol)
+		return err
+	}
+	for _, text := range []string{
+		`UPDATE {schema}.task_events SET seq = 2`,
+		`UPDATE {schema}.task_events SET data = '{}'`,
+		`DELETE FROM {schema}.task_events`,
+		`TRUNCATE {schema}.task_events`,
+		`BEGIN; SET LOCAL taskledger.erase_user = 'u'; DELETE FROM {schema}.task_events; COMMIT`,
+		`BEGIN; SET LOCAL taskledger.erase_user = 'u'; UPDATE {schema}.task_events SET seq = 2 WHERE user_id = 'u'; COMMIT`,
 	} {
-		if _, err := pool.Exec(t.Context(), sql); err == nil || !strings.Contains(err.Error(), "append-only") {
-			t.Errorf("%s: %v", sql, err)
+		if err := run(text); err == nil || !strings.Contains(err.Error(), "append-only") {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
-	if _, err := pool.Exec(t.Context(), `BEGIN; SET LOCAL taskledger.erase_user = 'u'; DELETE FROM task_events WHERE user_id = 'u'; COMMIT`); err != nil {
+	if err := run(`BEGIN; SET LOCAL taskledger.erase_user = 'u'; DELETE FROM {schema}.task_events WHERE user_id = 'u'; COMMIT`); err != nil {
 		t.Errorf("the erasure path: %v", err)
 	}
-	if len(load(t, l, "u", 0)) != 0 || len(load(t, l, "v", 0)) != 1 {
+	if len(stored(t, l, "u")) != 0 || len(stored(t, l, "v")) != 1 {
 		t.Error("the erasure took another user's events")
+	}
+}
+
+// Time does not run backwards in a stream, even where the clock does.
+func TestTimesOfAStreamDoNotRunBackwards(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	l := openLog(t, db)
+	first := store(t, l, facts("u", 1, uuid.Nil, TaskCreated{Title: "a"}))
+	exec(t, db, `ALTER TABLE {schema}.task_events DISABLE TRIGGER USER`)
+	exec(t, db, `UPDATE {schema}.task_events SET recorded_at = recorded_at + interval '1 hour'`)
+	second := store(t, l, facts("u", 2, first.last(), TaskCreated{Title: "b"}))
+	if got, want := second.Events[0].RecordedAt, first.Events[0].RecordedAt.Add(time.Hour); !got.Equal(want) {
+		t.Errorf("recorded at %v, behind an event of %v", got, want)
+	}
+}
+
+// All who ask while a look is under way share the next one, and each gets its own answer, of after it asked.
+func TestLooksAreShared(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	l := openLog(t, db)
+	for i := range 20 {
+		store(t, l, facts(fmt.Sprint("u", i), 1, uuid.Nil, slices.Repeat([]Data{TaskCreated{Title: "a"}}, i+1)...))
+	}
+	first, mine := l.looks.join("u0")
+	if !mine {
+		t.Fatal("the first look is not the caller's own")
+	}
+	var work sync.WaitGroup
+	for i := range 60 {
+		work.Go(func() {
+			user := fmt.Sprint("u", i%21) // u20 has no events
+			want := int64(i%21+1) % 21
+			if look, err := l.Head(t.Context(), user); err != nil || look.Seq != want || (look.EventID == uuid.Nil) != (want == 0) {
+				t.Errorf("%s: %+v, %v, want seq %d", user, look, err, want)
+			}
+		})
+	}
+	gathered := func() int {
+		l.looks.mu.Lock()
+		defer l.looks.mu.Unlock()
+		if l.looks.next == nil {
+			return 0
+		}
+		return len(l.looks.next.users)
+	}
+	eventually(t, "21 users share the next look", func() bool { return gathered() == 21 })
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := l.Head(gone, "u0"); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller that has gone: %v", err)
+	}
+	l.look(first)
+	work.Wait()
+}
+
+// Two ledgers in one database know nothing of each other: not even their locks are the same.
+func TestLedgersAreStrangers(t *testing.T) {
+	t.Parallel()
+	a, b := NewDB(nil, "a", ""), NewDB(nil, "b", "")
+	if a.LockKey("append") == b.LockKey("append") || a.LockKey("append") == a.LockKey("maintenance") {
+		t.Error("locks are shared")
+	}
+	if a.SQL("{schema}.x {schema}") != `"a".x "a"` {
+		t.Error(a.SQL("{schema}.x {schema}"))
 	}
 }
 
@@ -172,31 +323,38 @@ const slowCommits = `
 		RETURN NULL;
 	END
 	$$;
-	CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON task_events
+	CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON {schema}.task_events
 	DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.type = 'TaskCreated') EXECUTE FUNCTION slow_commit()`
 
-// stress appends from several logs at once, as several processes do, while a reader follows by position. It returns how many
-// events the reader saw, and how many it skipped: never saw although it read beyond them.
-func stress(t *testing.T, insert string, until func(skipped int) bool) (seen, skipped int) {
+// stress appends from several logs at once, as several processes do, while a reader follows by position. It returns how many events the
+// reader saw, and how many it skipped: never saw although it read beyond them.
+func stress(t *testing.T, locked bool, until func(skipped int) bool) (seen, skipped int) {
 	t.Helper()
-	pool := testdb.New(t)
-	if _, err := pool.Exec(t.Context(), slowCommits); err != nil {
+	db := newDB(t)
+	if _, err := db.Pool().Exec(t.Context(), db.SQL(slowCommits), pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var writers sync.WaitGroup
 	for w := range 6 {
-		l := openLog(t, pool)
-		l.insert = insert
+		l := openLog(t, db)
+		if !locked {
+			l.lock = strings.Replace(lockLog, "pg_advisory_xact_lock($1)", "$1::bigint", 1)
+		}
+		if locked != (l.lock == lockLog) {
+			t.Fatal("there was no lock to take out")
+		}
 		writers.Go(func() { appendUntil(ctx, t, l, fmt.Sprintf("u%d", w)) })
 	}
 	var last int64
 	for !until(skipped) {
-		for _, position := range positions(t, pool, last) {
-			seen, last = seen+1, position
+		b, err := Read(t.Context(), db, last, 1000)
+		if err != nil {
+			t.Fatal(err)
 		}
+		seen, last = seen+len(b.Events), b.To
 		var there int
-		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM task_events WHERE position <= $1`, last).Scan(&there); err != nil {
+		if _, err := One(t.Context(), db, `SELECT count(*) FROM {schema}.task_events WHERE position <= $1`, []any{last}, &there); err != nil {
 			t.Fatal(err)
 		}
 		skipped = there - seen
@@ -212,31 +370,21 @@ func appendUntil(ctx context.Context, t *testing.T, l *Log, user string) {
 	for i := 1; i < len(data); i++ {
 		data[i] = TaskRenamed{Title: fmt.Sprint(i)}
 	}
+	after := uuid.Nil
 	for seq := int64(1); ctx.Err() == nil; seq += int64(len(data)) {
-		if err := l.Append(context.WithoutCancel(ctx), facts(user, seq, data...)); err != nil {
+		c := facts(user, seq, after, data...)
+		if err := l.Append(context.WithoutCancel(ctx), c); err != nil {
 			t.Error(err)
 			return
 		}
+		after = c.last()
 	}
-}
-
-func positions(t *testing.T, pool *pgxpool.Pool, last int64) []int64 {
-	t.Helper()
-	rows, err := pool.Query(t.Context(), `SELECT position FROM task_events WHERE position > $1 ORDER BY position LIMIT 1000`, last)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 func TestNoReaderSkipsAnEvent(t *testing.T) {
 	t.Parallel()
 	deadline := time.Now().Add(4 * time.Second)
-	seen, skipped := stress(t, insertEvents, func(int) bool { return time.Now().After(deadline) })
+	seen, skipped := stress(t, true, func(int) bool { return time.Now().After(deadline) })
 	if seen < 1000 || skipped > 0 {
 		t.Fatalf("the reader saw %d events and skipped %d; want many and none", seen, skipped)
 	}
@@ -245,12 +393,8 @@ func TestNoReaderSkipsAnEvent(t *testing.T) {
 // The negative control: without the lock the same reader under the same load does skip, or the test above shows nothing.
 func TestWithoutTheLockAReaderSkips(t *testing.T) {
 	t.Parallel()
-	unlocked := strings.Replace(insertEvents, "pg_advisory_xact_lock($1)", "$1::bigint", 1)
-	if unlocked == insertEvents {
-		t.Fatal("there was no lock to take out")
-	}
 	deadline := time.Now().Add(30 * time.Second)
-	_, skipped := stress(t, unlocked, func(skipped int) bool { return skipped > 500 || time.Now().After(deadline) })
+	_, skipped := stress(t, false, func(skipped int) bool { return skipped > 500 || time.Now().After(deadline) })
 	if skipped <= 500 {
 		t.Fatalf("the reader skipped %d in 30 seconds", skipped)
 	}

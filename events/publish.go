@@ -3,7 +3,7 @@ package events
 import (
 	"context"
 	"database/sql"
-	"errors"
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"time"
@@ -11,198 +11,198 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Topic is the Watermill topic of the log and the name of its table. The same name is the NOTIFY channel on which each committed
-// batch tells its last position.
+// Topic is the Watermill topic of the log, and the name of its table.
 const Topic = "task_events"
 
-// appendLock is the key of the advisory lock under which positions are drawn and committed, so that commit order is position
-// order and `position > n ORDER BY position` skips nothing. Any constant will do that nothing else in the database uses.
-const appendLock = 7_405_316_120_001
-
-// publish appends events by one Watermill Publish, which is one INSERT, and returns the position of the last.
-func publish(to db, insert string, events []*Event) (position int64, err error) {
-	messages := make(message.Messages, len(events))
-	for i, e := range events {
-		m, err := toMessage(e)
-		if err != nil {
-			return 0, err
-		}
-		messages[i] = m
-	}
-	exec := &executor{db: to}
-	publisher, err := watermillsql.NewPublisher(exec, watermillsql.PublisherConfig{SchemaAdapter: insertAdapter{sql: insert}}, watermill.NopLogger{})
-	if err != nil {
-		return 0, fmt.Errorf("append: %w", err)
-	}
-	if err := publisher.Publish(Topic, messages...); err != nil {
-		return 0, appendError(err)
-	}
-	// The database decided about these.
-	if len(exec.appended) != len(events) {
-		return 0, fmt.Errorf("append: %d events stored of %d", len(exec.appended), len(events))
-	}
-	for i, row := range exec.appended {
-		events[i].Position, events[i].RecordedAt = row.Position, row.RecordedAt.UTC()
-		position = row.Position
-	}
-	return position, nil
-}
-
-func appendError(err error) error {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
-		switch pgErr.ConstraintName {
-		case "task_events_pkey":
-			return ErrWrongSeq
-		case "task_events_idempotency_key":
-			return ErrKeyUsed
-		}
-	}
-	return fmt.Errorf("append: %w", err)
-}
-
-// The metadata of a Watermill message of the log; its payload is the event's data, its UUID the event's id.
+// The metadata of a message on its way into the log. Its payload is the record, its UUID the event's id.
 const (
-	metaUser        = "user_id"
-	metaSeq         = "seq"
-	metaTask        = "task_id"
-	metaType        = "type"
-	metaVersion     = "schema_version"
-	metaCommand     = "command_id"
+	metaAfter       = "after"
+	metaGeneration  = "generation"
 	metaKey         = "idempotency_key"
 	metaFingerprint = "request_fingerprint"
-	metaActor       = "actor"
-	metaRequest     = "request_id"
 )
 
-func toMessage(e *Event) (*message.Message, error) {
-	version, data, err := Encode(e.Data)
-	if err != nil {
-		return nil, err
-	}
-	m := message.NewMessage(e.EventID.String(), data)
-	m.Metadata = message.Metadata{
-		metaUser:    e.UserID,
-		metaSeq:     strconv.FormatInt(e.Seq, 10),
-		metaTask:    e.TaskID.String(),
-		metaType:    string(e.Data.Type()),
-		metaVersion: strconv.Itoa(version),
-		metaCommand: e.CommandID.String(),
-		metaActor:   e.Actor,
-		metaRequest: e.RequestID,
-	}
-	if e.IdempotencyKey != "" {
-		m.Metadata[metaKey] = e.IdempotencyKey
-		m.Metadata[metaFingerprint] = string(e.Fingerprint)
-	}
-	return m, nil
-}
+// lockLog is run before the INSERT, in one pipeline, which PostgreSQL takes as one implicit transaction: the settings hold for it
+// alone, also behind a transaction pooler.
+//
+// Positions are drawn and committed under the lock, so that commit order is position order, and `position > n ORDER BY position`
+// skips nothing. And the INSERT, a statement of its own, has a snapshot of after it took the lock: it sees all that others appended.
+const lockLog = `
+	SELECT set_config('lock_timeout', '4s', true),
+	       set_config('statement_timeout', '5s', true),
+	       set_config('idle_in_transaction_session_timeout', '5s', true),
+	       set_config('taskledger.ledger', 'on', true),
+	       pg_advisory_xact_lock($1)`
 
-// insertAdapter is the SchemaAdapter of the log's publisher. The embedded interface is nil: a publisher only inserts.
-type insertAdapter struct {
-	watermillsql.SchemaAdapter
-	sql string
-}
-
-// The lock comes before nextval: position is drawn for the rows of the join, and the join has no row before `locked` has one.
-// recorded_at is read under the lock too, so it does not run backwards while position runs forwards.
+// insertEvents stores those commits of a batch whose stream ends at the event that they were decided on. That is asked by the event's
+// id and not by its seq: after a failover to a standby that was behind, another event may have that seq. It keeps streams without
+// holes too, whatever anybody remembers. The condition is the same for all events of a commit, so they are stored together or not.
+//
+// before is the position that was drawn last before these: PostgreSQL tells it without regard to snapshots.
 const insertEvents = `
-	WITH locked AS MATERIALIZED (
-		SELECT pg_advisory_xact_lock($1)
-	), stamped AS MATERIALIZED (
-		SELECT clock_timestamp() AS recorded_at
-		FROM locked
+	WITH base AS MATERIALIZED (
+		SELECT clock_timestamp() AS recorded_at,
+		       coalesce(pg_sequence_last_value('{schema}.task_events_position_seq'::regclass), 0) AS before,
+		       (SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks') AS generation
 	), appended AS (
-		INSERT INTO task_events (
+		INSERT INTO {schema}.task_events (
 			user_id, seq, task_id, type, schema_version, data, event_id, command_id,
 			idempotency_key, request_fingerprint, actor, request_id, recorded_at
 		)
 		SELECT
 			e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id,
-			e.idempotency_key, e.request_fingerprint, e.actor, e.request_id, s.recorded_at
-		FROM stamped s
-		CROSS JOIN unnest(
-			$2::text[], $3::bigint[], $4::uuid[], $5::text[], $6::integer[], $7::jsonb[], $8::uuid[], $9::uuid[],
-			$10::text[], $11::bytea[], $12::text[], $13::text[]
-		) WITH ORDINALITY AS e(
-			user_id, seq, task_id, type, schema_version, data, event_id, command_id,
-			idempotency_key, request_fingerprint, actor, request_id, ordinality
-		)
+			e.idempotency_key, e.request_fingerprint, e.actor, e.request_id, greatest(base.recorded_at, head.recorded_at)
+		FROM base
+		CROSS JOIN ROWS FROM (
+			jsonb_to_recordset($1::jsonb) AS (
+				user_id text, seq bigint, task_id uuid, type text, schema_version integer, data jsonb, event_id uuid,
+				command_id uuid, idempotency_key text, request_fingerprint bytea, actor text, request_id text,
+				after uuid, generation bigint, command_key text
+			)
+		) WITH ORDINALITY AS e
+		LEFT JOIN LATERAL (
+			SELECT t.event_id, t.recorded_at
+			FROM {schema}.task_events t
+			WHERE t.user_id = e.user_id
+			ORDER BY t.seq DESC
+			LIMIT 1
+		) head ON true
+		WHERE head.event_id IS NOT DISTINCT FROM e.after
+		AND e.generation = base.generation
+		AND (e.command_key IS NULL OR NOT EXISTS (
+			SELECT FROM {schema}.task_events k WHERE k.user_id = e.user_id AND k.idempotency_key = e.command_key
+		))
 		ORDER BY e.ordinality
-		RETURNING position, recorded_at
-	), notified AS MATERIALIZED (
-		SELECT pg_notify('` + Topic + `', max(position)::text)
-		FROM appended
+		RETURNING position, recorded_at, event_id
 	)
-	SELECT a.position, a.recorded_at
+	SELECT a.position, a.recorded_at, a.event_id, base.before
 	FROM appended a
-	CROSS JOIN notified
+	CROSS JOIN base
 	ORDER BY a.position`
 
-// InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement.
-func (a insertAdapter) InsertQuery(_ string, messages message.Messages) (watermillsql.Query, error) {
-	n := len(messages)
+// publish appends commits by one Watermill Publish, which is one INSERT. It returns what was stored; those events have their Position
+// and RecordedAt.
+func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
 	var (
-		users, tasks, types, data = make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-		ids, commands             = make([]string, n), make([]string, n)
-		seqs, versions            = make([]int64, n), make([]int64, n)
-		keys                      = make([]*string, n)
-		fingerprints              = make([][]byte, n)
-		actors, requests          = make([]string, n), make([]string, n)
+		messages message.Messages
+		events   []*Event
 	)
-	for i, m := range messages {
-		var seqErr, versionErr error
-		seqs[i], seqErr = strconv.ParseInt(m.Metadata[metaSeq], 10, 64)
-		versions[i], versionErr = strconv.ParseInt(m.Metadata[metaVersion], 10, 32)
-		if err := errors.Join(seqErr, versionErr); err != nil {
-			return watermillsql.Query{}, fmt.Errorf("message %s: %w", m.UUID, err)
-		}
-		users[i], tasks[i], types[i] = m.Metadata[metaUser], m.Metadata[metaTask], m.Metadata[metaType]
-		ids[i], commands[i], data[i] = m.UUID, m.Metadata[metaCommand], string(m.Payload)
-		actors[i], requests[i] = m.Metadata[metaActor], m.Metadata[metaRequest]
-		if key, ok := m.Metadata[metaKey]; ok {
-			keys[i], fingerprints[i] = &key, []byte(m.Metadata[metaFingerprint])
+	for _, c := range commits {
+		for i := range c.Events {
+			m, err := toMessage(c.Commit, i)
+			if err != nil {
+				return nil, err
+			}
+			messages, events = append(messages, m), append(events, &c.Events[i])
 		}
 	}
-	return watermillsql.Query{Query: a.sql, Args: []any{
-		int64(appendLock), users, seqs, tasks, types, versions, data, ids, commands, keys, fingerprints, actors, requests,
-	}}, nil
+	exec := &executor{DB: l.sql, to: to, lock: l.lock, key: l.db.LockKey("append")}
+	publisher, err := watermillsql.NewPublisher(exec, watermillsql.PublisherConfig{
+		SchemaAdapter: insertAdapter{insert: l.db.SQL(l.insert)},
+	}, watermill.NopLogger{})
+	if err != nil {
+		return nil, fmt.Errorf("append: %w", err)
+	}
+	if err := publisher.Publish(Topic, messages...); err != nil {
+		return nil, fmt.Errorf("append: %w", err)
+	}
+	return exec.batch(events), nil
 }
 
-// executor is the publisher's database. watermill-sql's Publish uses context.Background() and drops the result; this one gives
-// both back: a deadline, and the positions. The embedded DB is nil: a publisher only calls ExecContext.
+func toMessage(c *Commit, i int) (*message.Message, error) {
+	e := &c.Events[i]
+	if err := e.encode(); err != nil {
+		return nil, err
+	}
+	m := message.NewMessage(e.EventID.String(), e.AppendRecord(nil))
+	m.Metadata[metaGeneration] = strconv.FormatInt(c.Generation, 10)
+	if c.After != uuid.Nil {
+		m.Metadata[metaAfter] = c.After.String()
+	}
+	if c.IdempotencyKey != "" {
+		m.Metadata[metaKey] = c.IdempotencyKey
+	}
+	if i == 0 && c.IdempotencyKey != "" {
+		m.Metadata[metaFingerprint] = hex.EncodeToString(c.Fingerprint)
+	}
+	return m, nil
+}
+
+// insertAdapter is the SchemaAdapter of the log's publisher.
+type insertAdapter struct {
+	watermillsql.DefaultPostgreSQLSchema
+	insert string
+}
+
+// InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement, as one JSON array of their records.
+func (a insertAdapter) InsertQuery(_ string, messages message.Messages) (watermillsql.Query, error) {
+	rows := make([]byte, 0, 640*len(messages))
+	for _, m := range messages {
+		rows = append(rows, ',')
+		rows = append(rows, m.Payload[:len(m.Payload)-1]...)
+		rows = append(rows, `,"generation":`...)
+		rows = append(rows, m.Metadata[metaGeneration]...)
+		if after, ok := m.Metadata[metaAfter]; ok {
+			rows = append(rows, `,"after":"`...)
+			rows = append(append(rows, after...), '"')
+		}
+		if key, ok := m.Metadata[metaKey]; ok {
+			rows = AppendText(append(rows, `,"command_key":`...), key)
+		}
+		if fingerprint, ok := m.Metadata[metaFingerprint]; ok { // of a commit's first event, which keeps the key
+			rows = AppendText(append(rows, `,"idempotency_key":`...), m.Metadata[metaKey])
+			rows = append(rows, `,"request_fingerprint":"\\x`...)
+			rows = append(append(rows, fingerprint...), '"')
+		}
+		rows = append(rows, '}')
+	}
+	rows[0] = '['
+	return watermillsql.Query{Query: a.insert, Args: []any{string(append(rows, ']'))}}, nil
+}
+
+// executor is the publisher's database. watermill-sql's Publish uses context.Background() and drops the result; this one gives both
+// back: a deadline, and the rows.
 type executor struct {
 	*sql.DB
-	db       db
-	appended []appendedRow
+	to   sender
+	lock string
+	key  int64
+	rows []appendedRow
 }
 
 type appendedRow struct {
 	Position   int64
 	RecordedAt time.Time
+	EventID    [16]byte
+	Before     int64
 }
 
-// ExecContext runs the INSERT in one round trip. The two settings and the INSERT are one pipeline, which PostgreSQL takes as one
-// implicit transaction: the limits hold for it alone, also behind a pooler that keeps no session state.
+// ExecContext takes the lock and runs the INSERT, in one round trip.
 func (x *executor) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	batch := &pgx.Batch{}
-	batch.Queue(`SELECT set_config('lock_timeout', '4s', true), set_config('statement_timeout', '5s', true)`)
-	batch.Queue(query, args...)
-	results := x.db.SendBatch(ctx, batch)
-	_, err := results.Exec()
-	if err == nil {
-		rows, _ := results.Query()
-		x.appended, err = pgx.CollectRows(rows, pgx.RowToStructByPos[appendedRow])
+	return nil, pipeline(ctx, x.to, x.lock, []any{x.key}, query, args, func(rows pgx.Rows) (err error) {
+		x.rows, err = pgx.CollectRows(rows, pgx.RowToStructByPos[appendedRow])
+		return err
+	})
+}
+
+// batch gives the stored ones of events what the database decided about them, and returns those.
+func (x *executor) batch(events []*Event) *Batch {
+	b := &Batch{}
+	for _, e := range events {
+		n := len(b.Events)
+		if n == len(x.rows) || x.rows[n].EventID != e.EventID {
+			continue
+		}
+		row := x.rows[n]
+		e.Position, e.RecordedAt = row.Position, row.RecordedAt.UTC()
+		b.From, b.To = row.Before, row.Position
+		b.Events = append(b.Events, *e)
 	}
-	// The transaction commits at the end of the pipeline: only a clean Close says that it did.
-	if closeErr := results.Close(); err == nil {
-		err = closeErr
-	}
-	return nil, err
+	return b
 }

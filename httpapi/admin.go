@@ -3,6 +3,9 @@ package httpapi
 import (
 	"net/http"
 	"net/http/pprof"
+	"strconv"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -24,6 +27,13 @@ func NewAdmin(metrics prometheus.Gatherer) http.Handler {
 type metrics struct {
 	requests *prometheus.HistogramVec
 	streams  prometheus.Gauge
+	kinds    *sync.Map // of kind to prometheus.Observer: looking one up by its labels costs more than counting
+}
+
+// kind is what requests are counted by; there are few.
+type kind struct {
+	method, route string
+	status        int
 }
 
 func newMetrics(registry prometheus.Registerer) metrics {
@@ -37,7 +47,16 @@ func newMetrics(registry prometheus.Registerer) metrics {
 			Name: "taskledger_http_streams",
 			Help: "Streams of events that are open.",
 		}),
+		kinds: &sync.Map{},
 	}
 	registry.MustRegister(m.requests, m.streams)
 	return m
+}
+
+func (m metrics) request(k kind, took time.Duration) {
+	observer, ok := m.kinds.Load(k)
+	if !ok {
+		observer, _ = m.kinds.LoadOrStore(k, m.requests.WithLabelValues(k.method, k.route, strconv.Itoa(k.status)))
+	}
+	observer.(prometheus.Observer).Observe(took.Seconds())
 }

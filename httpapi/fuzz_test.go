@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -57,7 +58,9 @@ func FuzzBody(f *testing.F) {
 }
 
 func FuzzCursor(f *testing.F) {
-	for _, c := range []cursor{{}, {Query: "q", Time: 1, ID: uuid.New()}, {Query: "q", Title: []byte{0, 255}, Seq: 9}} {
+	for _, c := range []cursor{
+		{}, {Query: "q", Place: query.Place{Time: time.Unix(1, 1000), ID: uuid.New()}}, {Query: "q", Place: query.Place{Title: []byte{0, 255}, Seq: 9}},
+	} {
 		encoded, err := c.encode()
 		if err != nil {
 			f.Fatal(err)
@@ -88,13 +91,15 @@ func FuzzParameters(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw string) {
 		r := &http.Request{URL: &url.URL{RawQuery: raw}}
 		var in input
-		filter := in.tasks(in.values(r))
-		if in.problem() == nil && (filter.Limit < 0 || filter.Limit > maxLimit || !utf8.ValidString(filter.Search) || strings.ContainsRune(filter.Search, 0) ||
+		limit := in.limit(in.values(r), 0)
+		filter := (*Server)(nil).tasks(&in, nil, in.values(r)).filter.(query.TaskFilter)
+		if in.problem() == nil && (limit < 0 || limit > maxLimit || !utf8.ValidString(filter.Search) ||
+			strings.ContainsRune(filter.Search, 0) ||
 			!slices.Contains([]query.Order{query.Ascending, query.Descending}, filter.Order)) {
 			t.Fatalf("%q is %+v", raw, filter)
 		}
 		var other input
-		history := other.history(other.values(r))
+		history := (*Server)(nil).history(&other, nil, other.values(r)).filter.(query.HistoryFilter)
 		for _, m := range []*query.Moment{history.Since, history.Until} {
 			if other.problem() == nil && m != nil && m.Seq < 0 {
 				t.Fatalf("%q is %+v", raw, history)

@@ -3,6 +3,9 @@ package httpapi
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,11 +17,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"taskledger/command"
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/migrations/testdb"
 	"taskledger/projections"
 	"taskledger/query"
@@ -48,22 +53,27 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 	logged := &bytes.Buffer{}
 	log := slog.New(slog.NewTextHandler(logged, nil))
 	ctx, stop := context.WithCancel(context.Background())
-	runner := projections.NewRunner(pool, log, nil)
+	db := events.NewDB(pool, testdb.Schema, "")
+	ledger := events.Open(db)
+	runner := projections.NewRunner(ledger, log, nil)
 	ended := make(chan error, 1)
 	go func() { ended <- runner.Run(ctx) }()
-	ledger := events.Open(pool, runner.Signal)
-	auth, err := NewAuthenticator(ctx, AuthConfig{Secret: testSecret, Sessions: pool, Logger: log, AllowedOrigins: []string{"http://localhost:3000"}})
+	authenticator, err := auth.New(ctx, auth.Config{
+		Secret: testSecret, Sessions: pool, Logger: log, AllowedOrigins: []string{"http://localhost:3000"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	queries := query.NewReader(query.Config{
+		DB: events.NewDB(pool, testdb.Schema, readAs), Log: ledger, ReadModel: runner, KeptBytes: 1 << 20,
+	})
 	cfg := Config{
-		Commands: command.NewHandler(command.Config{Log: ledger, Visible: runner.Visible, Quota: 10, CacheBytes: 1 << 20}),
-		Queries:  query.NewReader(pool),
-		Auth:     auth,
+		Commands: command.NewHandler(command.Config{Log: ledger, Stored: queries.Wrote, Quota: 10, CacheBytes: 1 << 20}),
+		Queries:  queries,
+		Auth:     authenticator,
 		Log:      log,
 		Metrics:  prometheus.NewRegistry(),
 		Ready:    func(context.Context) error { return nil },
-		Moved:    runner.Moved,
 		Watch:    runner.Watch,
 		Version:  "test",
 		Origins:  []string{"http://localhost:3000"},
@@ -77,7 +87,7 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 	s.http.Start()
 	t.Cleanup(func() {
 		s.http.Close()
-		auth.Close()
+		authenticator.Close()
 		stop()
 		if err := <-ended; err != nil {
 			t.Errorf("projections: %v", err)
@@ -85,6 +95,42 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 		ledger.Close()
 	})
 	return s
+}
+
+// readAs is the role that row level security binds; the tests are a superuser.
+const readAs = `SELECT set_config('role', 'pg_read_all_data', true)`
+
+// exec runs SQL by hand.
+func (s *service) exec(text string, args ...any) {
+	s.t.Helper()
+	text = strings.ReplaceAll(text, "{schema}", testdb.Schema)
+	if _, err := s.pool.Exec(context.Background(), text, args...); err != nil {
+		s.t.Fatalf("%s: %v", text, err)
+	}
+}
+
+// taskJSON is a Task as a client reads it.
+type taskJSON struct {
+	ID          uuid.UUID `json:"id"`
+	UserID      string    `json:"user_id"`
+	Title       string    `json:"title"`
+	Description *string   `json:"description"`
+	IsCompleted bool      `json:"is_completed"`
+	CreatedAt   string    `json:"created_at"`
+	UpdatedAt   string    `json:"updated_at"`
+	Version     int64     `json:"version"`
+}
+
+// historyJSON is a history entry as a client reads it.
+type historyJSON struct {
+	Seq        int64           `json:"seq"`
+	Type       events.Type     `json:"type"`
+	TaskID     uuid.UUID       `json:"task_id"`
+	RecordedAt string          `json:"recorded_at"`
+	Actor      string          `json:"actor"`
+	RequestID  string          `json:"request_id"`
+	Changes    json.RawMessage `json:"changes"`
+	Hash       string          `json:"hash"`
 }
 
 // call is one request.
@@ -103,11 +149,31 @@ type answer struct {
 
 func (s *service) token(user string) string {
 	s.t.Helper()
-	token, err := SignToken(testSecret, user, "", "", time.Now(), time.Hour)
+	token, err := auth.SignToken(testSecret, user, "", "", time.Now(), time.Hour)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return token
+}
+
+// signIn makes Better Auth's tables with a session of the user, and returns that as Better Auth signs it.
+func (s *service) signIn(user string) string {
+	s.t.Helper()
+	const token = "2gIFf9Aq3xWJ0nRkT7sYbVhLcEoZpMuD"
+	_, err := s.pool.Exec(context.Background(), `
+		CREATE TABLE public."user" ("id" text PRIMARY KEY);
+		CREATE TABLE public."session" ("token" text UNIQUE, "userId" text, "expiresAt" timestamptz)`)
+	if err == nil {
+		_, err = s.pool.Exec(context.Background(), `
+			WITH u AS (INSERT INTO public."user" VALUES ($2) RETURNING "id")
+			INSERT INTO public."session" SELECT $1, "id", now() + interval '1 hour' FROM u`, token, user)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	mac := hmac.New(sha256.New, testSecret)
+	mac.Write([]byte(token))
+	return token + "." + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
 // do sends a request without following redirects.

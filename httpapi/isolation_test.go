@@ -15,7 +15,7 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 	theirs := s.create("victim", `{"title":"very private","description":"very private too"}`)
 	own := s.titled("attacker", "own")
 	count := func() (n int) {
-		if err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM task_events`).Scan(&n); err != nil {
+		if err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM taskledger.task_events`).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		return n

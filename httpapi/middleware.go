@@ -15,6 +15,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 	"github.com/labstack/echo/v4/middleware"
+
+	"taskledger/httpapi/auth"
 )
 
 // What a request's context holds.
@@ -27,13 +29,14 @@ var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // exposed are the headers of answers that a browser's scripts may read from another origin.
 var exposed = []string{
-	"Allow", "ETag", "Idempotency-Replayed", "Link", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After",
-	"WWW-Authenticate", "X-Request-Id", "X-Stale", "X-Version",
+	"Allow", "ETag", "Idempotency-Replayed", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate",
+	"X-Request-Id", "X-Stale", "X-Version",
 }
 
 // accepted are the headers that a browser's scripts may send from another origin.
 var accepted = []string{
-	"Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID", "Prefer", "X-Request-Id",
+	"Authorization", "baggage", "Cache-Control", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID",
+	"sentry-trace", "traceparent", "tracestate", "X-Requested-With", "X-Request-Id",
 }
 
 func underAPI(path string) bool {
@@ -78,7 +81,7 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		took := time.Since(start)
 		route, method := routeOf(c), methodOf(c.Request())
-		s.metrics.requests.WithLabelValues(method, route, fmt.Sprint(c.Response().Status)).Observe(took.Seconds())
+		s.metrics.request(kind{method, route, c.Response().Status}, took)
 		s.log.Info("request", "method", method, "route", route, "status", c.Response().Status,
 			"ms", float64(took.Microseconds())/1000, "request_id", id)
 		return nil
@@ -156,7 +159,7 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 			return next(c)
 		}
 		caller, err := s.auth.Authenticate(c.Request())
-		var refused *AuthError
+		var refused *auth.Error
 		if err != nil && !errors.As(err, &refused) {
 			return unavailable(err)
 		}

@@ -65,7 +65,7 @@ func (f *recordingTB) Errorf(format string, args ...any) {
 const (
 	specTaskPath    = "/api/tasks/0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f"
 	specTaskBody    = `{"id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","user_id":"ada","title":"Buy milk","description":null,"is_completed":false,"created_at":"2026-11-22T19:43:57.105086Z","updated_at":"2026-11-22T19:43:57.105086Z","version":17}`
-	specEntryBody   = `{"seq":17,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","recorded_at":"2026-11-22T19:43:57.105086Z","actor":"ada","request_id":"r1","changes":{"title":{"from":"Buy milk","to":"Buy oat milk"}}}`
+	specEntryBody   = `{"seq":17,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","recorded_at":"2026-11-22T19:43:57.105086Z","actor":"ada","request_id":"r1","changes":{"title":{"from":"Buy milk","to":"Buy oat milk"}},"hash":"d81b58a49bd9c2b0ff1c97b2f3a4a8d8c5d9ef2e6b2a9d1b5f0e4d7a6c3b2a19"}`
 	specProblemBody = `{"type":"about:blank","title":"Not Found","status":404,"code":"not_found","detail":"not found","message":"not found","request_id":"r1"}`
 )
 

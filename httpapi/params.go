@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"taskledger/events"
 	"taskledger/query"
 )
 
@@ -72,14 +71,15 @@ func choice[T ~string](in *input, values url.Values, name string, options ...T) 
 	return options[0]
 }
 
-func (in *input) limit(values url.Values) int {
+// limit reads the limit of a page; absent, it is the one given.
+func (in *input) limit(values url.Values, absent int) int {
 	if !values.Has("limit") {
-		return 0
+		return absent
 	}
 	n, err := strconv.ParseUint(values.Get("limit"), 10, 32)
 	if err != nil || n < 1 || n > maxLimit {
 		in.parameter("limit", "out_of_range", "must be a number from 1 to "+strconv.Itoa(maxLimit))
-		return 0
+		return absent
 	}
 	return int(n)
 }
@@ -96,38 +96,6 @@ func (in *input) search(values url.Values) string {
 		in.parameter("q", "invalid_character", "must be UTF-8 without U+0000")
 	}
 	return q
-}
-
-func (in *input) tasks(values url.Values) query.TaskFilter {
-	f := query.TaskFilter{
-		Status: choice(in, values, "status", query.StatusAll, query.StatusPending, query.StatusCompleted),
-		Sort:   choice(in, values, "sort", query.SortCreatedAt, query.SortTitle, query.SortUpdatedAt),
-		Search: in.search(values),
-		Limit:  in.limit(values),
-	}
-	if f.Sort == query.SortTitle {
-		f.Order = choice(in, values, "order", query.Ascending, query.Descending)
-	} else {
-		f.Order = choice(in, values, "order", query.Descending, query.Ascending)
-	}
-	return f
-}
-
-func (in *input) history(values url.Values) query.HistoryFilter {
-	f := query.HistoryFilter{
-		Order: choice(in, values, "order", query.Descending, query.Ascending),
-		Limit: in.limit(values),
-		Since: in.moment(values, "since"),
-		Until: in.moment(values, "until"),
-	}
-	if values.Has("type") {
-		f.Type = choice(in, values, "type", events.Types()...)
-	}
-	if values.Has("task_id") {
-		id := in.taskID("task_id", values.Get("task_id"))
-		f.TaskID = &id
-	}
-	return f
 }
 
 // moment reads a seq or an RFC 3339 time.

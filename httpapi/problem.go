@@ -14,6 +14,7 @@ import (
 
 	"taskledger/command"
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -89,7 +90,7 @@ func (i inputProblem) describe() string {
 func problemOf(err error) *problem {
 	var (
 		p            *problem
-		auth         *AuthError
+		refused      *auth.Error
 		precondition *command.PreconditionError
 		quota        *command.QuotaError
 		framework    *echo.HTTPError
@@ -97,8 +98,8 @@ func problemOf(err error) *problem {
 	switch {
 	case errors.As(err, &p):
 		return p
-	case errors.As(err, &auth):
-		return authProblem(auth)
+	case errors.As(err, &refused):
+		return authProblem(refused)
 	case errors.Is(err, command.ErrNotFound), errors.Is(err, query.ErrNotFound):
 		return notFound()
 	case errors.As(err, &precondition):
@@ -106,6 +107,9 @@ func problemOf(err error) *problem {
 			strconv.FormatInt(precondition.Current, 10))
 		p.CurrentVersion = precondition.Current
 		return p.with("ETag", etag(precondition.Current))
+	case errors.Is(err, query.ErrNotYet):
+		return newProblem(http.StatusServiceUnavailable, "not_yet_consistent", query.ErrNotYet.Error()+"; try again").
+			with("Retry-After", "1")
 	case errors.Is(err, command.ErrKeyReused):
 		return newProblem(http.StatusUnprocessableEntity, "idempotency_key_reused", "the idempotency key was used for another request")
 	case errors.As(err, &quota):
@@ -118,19 +122,18 @@ func problemOf(err error) *problem {
 	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
 }
 
-func authProblem(err *AuthError) *problem {
-	if err.Code == "forbidden" {
-		return newProblem(http.StatusForbidden, err.Code, "a write by cookie needs an Origin or Sec-Fetch-Site of this site").because(err)
+// authProblem tells a caller no more of why than what to do: the log knows the reason.
+func authProblem(refused *auth.Error) *problem {
+	switch refused.Reason {
+	case auth.CrossSite:
+		return newProblem(http.StatusForbidden, "forbidden", refused.Detail)
+	case auth.NoCredentials:
+		return newProblem(http.StatusUnauthorized, "unauthenticated", "credentials are needed").
+			with("WWW-Authenticate", `Bearer`)
 	}
-	p := newProblem(http.StatusUnauthorized, err.Code, map[string]string{
-		"unauthenticated": "credentials are needed",
-		"token_expired":   "the credentials have expired",
-	}[err.Code]).because(err)
-	if p.Detail == "" {
-		p.Detail = "the credentials are not valid"
-	}
-	if err.Code == "unauthenticated" {
-		return p.with("WWW-Authenticate", `Bearer`)
+	p := newProblem(http.StatusUnauthorized, "invalid_token", "the credentials are not valid")
+	if refused.Reason == auth.Expired {
+		p = newProblem(http.StatusUnauthorized, "token_expired", "the credentials have expired")
 	}
 	return p.with("WWW-Authenticate", `Bearer error="invalid_token"`)
 }
@@ -147,9 +150,13 @@ func frameworkProblem(err *echo.HTTPError) *problem {
 	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
 }
 
-// outageClasses are the classes of SQLSTATE that mean "not now": connection exceptions, serialization and deadlock, insufficient
-// resources, lock not available, operator intervention, system error, and a PostgreSQL that is at odds with itself.
-var outageClasses = map[string]bool{"08": true, "40": true, "53": true, "55": true, "57": true, "58": true, "XX": true}
+// outageClasses are the classes of SQLSTATE that mean "not now": connection exceptions, transactions that may not write or were ended,
+// serialization and deadlock, insufficient resources, lock not available, operator intervention, system error, and a PostgreSQL that is
+// at odds with itself.
+var outageClasses = map[string]bool{"08": true, "25": true, "40": true, "53": true, "55": true, "57": true, "58": true, "XX": true}
+
+// insufficientPrivilege is what PostgreSQL says when a privilege was revoked.
+const insufficientPrivilege = "42501"
 
 // isOutage tells a database that is away, or too slow, from a fault of the program.
 func isOutage(err error) bool {
@@ -163,7 +170,7 @@ func isOutage(err error) bool {
 		return true
 	}
 	if errors.As(err, &pgErr) {
-		return outageClasses[pgErr.Code[:2]]
+		return outageClasses[pgErr.Code[:2]] || pgErr.Code == insufficientPrivilege
 	}
 	for _, known := range []error{
 		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled, events.ErrClosed, command.ErrContended,

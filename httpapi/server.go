@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"taskledger/command"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -21,16 +22,14 @@ import (
 type Config struct {
 	Commands *command.Handler
 	Queries  *query.Reader
-	Auth     *Authenticator
+	Auth     *auth.Authenticator
 	Log      *slog.Logger
 	// Metrics is where the requests are counted.
 	Metrics prometheus.Registerer
 	// Ready tells whether the service can do its work now; nil means it can. The error is logged, never shown.
 	Ready func(ctx context.Context) error
-	// Moved returns a channel that is closed when a read model has come further.
-	Moved func() <-chan struct{}
-	// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read models have come to show more of the user's events, until leave is
-	// called.
+	// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read model has come to show more of
+	// the user's events, until leave is called.
 	Watch func(user string, announce func(seq int64)) (leave func())
 	// Version is shown at /.
 	Version string
@@ -45,10 +44,9 @@ type Config struct {
 type Server struct {
 	commands *command.Handler
 	queries  *query.Reader
-	auth     *Authenticator
+	auth     *auth.Authenticator
 	log      *slog.Logger
 	ready    func(ctx context.Context) error
-	moved    func() <-chan struct{}
 	watch    func(user string, announce func(seq int64)) (leave func())
 	version  string
 	limits   *rateLimits
@@ -68,7 +66,7 @@ type Server struct {
 }
 
 // handler is a route for an authenticated caller.
-type handler func(c echo.Context, caller Caller) error
+type handler func(c echo.Context, caller auth.Caller) error
 
 // New returns a Server; it does no I/O.
 func New(cfg Config) *Server {
@@ -78,7 +76,6 @@ func New(cfg Config) *Server {
 		auth:     cfg.Auth,
 		log:      cfg.Log,
 		ready:    cfg.Ready,
-		moved:    cfg.Moved,
 		watch:    cfg.Watch,
 		version:  cfg.Version,
 		limits:   newRateLimits(cfg.RateRPS, cfg.RateBurst),
@@ -103,7 +100,7 @@ func New(cfg Config) *Server {
 }
 
 func (s *Server) routes() {
-	s.read("/api/tasks", s.user(s.listTasks))
+	s.read("/api/tasks", s.user(s.list(s.tasks)))
 	s.echo.POST("/api/tasks", s.user(s.createTask))
 	s.read("/api/tasks/:id", s.user(s.getTask))
 	s.echo.PUT("/api/tasks/:id", s.user(s.updateTask))
@@ -112,8 +109,8 @@ func (s *Server) routes() {
 	s.echo.PATCH("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ToggleTask{ID: id} })))
 	s.echo.PUT("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.CompleteTask{ID: id} })))
 	s.echo.DELETE("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ReopenTask{ID: id} })))
-	s.read("/api/tasks/:id/history", s.user(s.listTaskHistory))
-	s.read("/api/history", s.user(s.listHistory))
+	s.read("/api/tasks/:id/history", s.user(s.list(s.taskHistory)))
+	s.read("/api/history", s.user(s.list(s.history)))
 	s.echo.GET("/api/events", s.user(s.streamEvents))
 
 	s.read("/", s.index)
@@ -130,6 +127,6 @@ func (s *Server) read(path string, h echo.HandlerFunc) {
 // user hands the caller, whom identify has found, to a handler.
 func (s *Server) user(h handler) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		return h(c, c.Get(callerKey).(Caller))
+		return h(c, c.Get(callerKey).(auth.Caller))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -11,10 +12,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/labstack/echo/v4"
 
 	"taskledger/events"
+	"taskledger/httpapi/auth"
 	"taskledger/query"
 )
 
@@ -176,9 +177,7 @@ func (st *stream) sendChanges(changes []query.Change) error {
 		if page.Len() > streamBytes {
 			break
 		}
-		if err := writeChange(&page, c); err != nil {
-			return err
-		}
+		fmt.Fprintf(&page, "id: %d\nevent: %s\ndata: %s\n\n", c.Seq, eventNames[c.Type], c.JSON)
 		last = c.Seq
 	}
 	if err := st.send(page.Bytes()); err != nil {
@@ -210,28 +209,6 @@ var eventNames = map[events.Type]string{
 	events.TypeTaskRestored:  "task.restored",
 }
 
-// changeJSON is an event on a stream. Task is the task after it, nil when it is deleted.
-type changeJSON struct {
-	historyJSON
-	Task *taskJSON `json:"task"`
-}
-
-func writeChange(page *bytes.Buffer, c query.Change) error {
-	change := changeJSON{historyJSON: toHistoryJSON(c.HistoryEntry)}
-	if c.Task.Live() {
-		task := toJSON(c.Task)
-		change.Task = &task
-	}
-	data, err := json.Marshal(change)
-	if err != nil {
-		return err
-	}
-	page.WriteString("id: " + strconv.FormatInt(c.Seq, 10) + "\nevent: " + eventNames[c.Type] + "\ndata: ")
-	page.Write(data)
-	page.WriteString("\n\n")
-	return nil
-}
-
 // lastEventID reads the seq behind which a stream begins; ok is false when it begins now.
 func (in *input) lastEventID(r *http.Request) (seq int64, ok bool) {
 	id := r.Header.Get("Last-Event-ID")
@@ -247,10 +224,10 @@ func (in *input) lastEventID(r *http.Request) (seq int64, ok bool) {
 
 // streamEvents sends the user's events as they happen, each once and in order, until the caller leaves or may no longer listen, or the
 // server stops.
-func (s *Server) streamEvents(c echo.Context, caller Caller) error {
+func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	var in input
 	after, given := in.lastEventID(c.Request())
-	if err := s.prepareRead(c, caller, &in, in.values(c.Request())); err != nil {
+	if err := in.problem(); err != nil {
 		return err
 	}
 	st := &stream{
@@ -267,21 +244,18 @@ func (s *Server) streamEvents(c echo.Context, caller Caller) error {
 	defer leave()
 	defer st.end()
 	defer s.watch(caller.UserID, st.announce)() // before the look at what is there, or what happens in between is missed
-	head, err := s.beginning(c, caller, after, given)
+	head, last, err := s.beginning(c, caller, after, given)
 	if err != nil {
 		return err
 	}
-	st.last = head.Seq
-	if given {
-		st.last = after
-	}
+	st.last = last
 	s.noDeadline(c)
 	if conn, ok := c.Request().Context().Value(connKey{}).(*net.TCPConn); ok {
 		if err := errors.Join(conn.SetWriteBuffer(streamBuffer), setUserTimeout(conn, s.takeTime)); err != nil {
 			return err
 		}
 	}
-	setHead(c, head)
+	setVersion(c, head)
 	c.Response().Header().Set("Content-Type", "text/event-stream")
 	c.Response().Header().Set("X-Accel-Buffering", "no") // a proxy (nginx) must pass it on at once
 	c.Response().WriteHeader(http.StatusOK)
@@ -294,25 +268,23 @@ func (s *Server) streamEvents(c echo.Context, caller Caller) error {
 	return nil
 }
 
-// beginning is what the read models show. A stream may begin behind that, but not behind the last event there is.
-func (s *Server) beginning(c echo.Context, caller Caller, after int64, given bool) (query.Head, error) {
-	ctx := c.Request().Context()
-	shown, err := s.queries.Shown(ctx, caller.UserID)
-	if err != nil || !given || after <= shown.Seq {
-		return shown, err
+// beginning is where a stream begins: now, or behind the event that the reader had last, which must be there.
+func (s *Server) beginning(c echo.Context, caller auth.Caller, after int64, given bool) (head, last int64, err error) {
+	head, err = s.queries.End(c.Request().Context(), caller.UserID)
+	switch {
+	case err != nil || !given:
+		return head, head, err
+	case after > head:
+		return head, 0, invalid([]inputProblem{{Parameter: "Last-Event-ID", Code: "out_of_range", Detail: "is past the last event"}})
 	}
-	head, err := s.commands.Head(ctx, caller.UserID)
-	if err == nil && after > head {
-		err = invalid([]inputProblem{{Parameter: "Last-Event-ID", Code: "out_of_range", Detail: "is past the last event"}})
-	}
-	return shown, err
+	return head, after, nil
 }
 
 // follow sends events until there is a reason to stop.
-func (s *Server) follow(r *http.Request, caller Caller, st *stream) {
+func (s *Server) follow(r *http.Request, caller auth.Caller, st *stream) {
 	listening, end := context.WithCancel(r.Context())
 	defer end()
-	defer time.AfterFunc(untilExpired(caller, time.Now()), func() { st.hurry(); end() }).Stop()
+	defer time.AfterFunc(caller.Left(time.Now()), func() { st.hurry(); end() }).Stop()
 	beat := time.NewTicker(s.heartbeat)
 	defer beat.Stop()
 	st.look()
@@ -337,7 +309,7 @@ func (s *Server) follow(r *http.Request, caller Caller, st *stream) {
 }
 
 // sendNext sends the next page, if there is one. While the database is away a stream stays open, and looks again from time to time.
-func (s *Server) sendNext(ctx context.Context, caller Caller, st *stream) error {
+func (s *Server) sendNext(ctx context.Context, caller auth.Caller, st *stream) error {
 	looking, cancel := context.WithTimeout(ctx, s.workTime)
 	defer cancel()
 	changes, err := s.queries.Changes(looking, caller.UserID, st.last, streamPage)
@@ -354,14 +326,6 @@ func (s *Server) sendNext(ctx context.Context, caller Caller, st *stream) error 
 // mayListen checks the credentials again: a session may have ended, a key may be gone. If that can't be told now, it is told later.
 func (s *Server) mayListen(r *http.Request) bool {
 	_, err := s.auth.Authenticate(r)
-	var refused *AuthError
+	var refused *auth.Error
 	return !errors.As(err, &refused)
-}
-
-// untilExpired is how long a stream may last: to the end that the credential names, or of the leeway it still had.
-func untilExpired(caller Caller, now time.Time) time.Duration {
-	if left := caller.Expires.Sub(now); left > 0 {
-		return left
-	}
-	return caller.Expires.Add(tokenLeeway).Sub(now)
 }

@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
+	"taskledger/httpapi/auth"
 )
 
 // reader reads a stream of events as a client does.
@@ -290,7 +293,7 @@ func TestStreamsEnd(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.server.workTime = 100 * time.Millisecond
-	token, err := SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
+	token, err := auth.SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,12 +314,12 @@ func TestAStreamEndsWithItsSession(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.server.heartbeat = 50 * time.Millisecond
-	createSessionTables(t, s.pool, "text", `text REFERENCES "user" ("id")`, "timestamptz")
-	addSession(t, s.pool, authTestSession, "u", time.Now().Add(time.Hour))
-	live := s.listenAs(signSessionWith(testSecret, authTestSession), "")
+	live := s.listenAs(s.signIn("u"), "")
 	s.titled("u", "a")
 	live.want(1)
-	mustExec(t, s.pool, `DELETE FROM session`)
+	if _, err := s.pool.Exec(t.Context(), `DELETE FROM public."session"`); err != nil {
+		t.Fatal(err)
+	}
 	begin := time.Now()
 	if f, err := live.next(); err != io.EOF || time.Since(begin) > 10*time.Second {
 		t.Errorf("after sign-out: %+v %v after %v", f, err, time.Since(begin))
@@ -440,7 +443,7 @@ func TestACatchingUpStreamEndsWithItsToken(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.fat("u", 150)
-	token, err := SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
+	token, err := auth.SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -498,22 +501,17 @@ func TestStreamsDoNotHoldUpAStop(t *testing.T) {
 	}
 }
 
-// A last id that exists, and that the read models do not show yet, is waited for.
-func TestAStreamWaitsForItsBeginning(t *testing.T) {
+// Each type of event has a name on a stream.
+func TestEveryTypeHasANameOnAStream(t *testing.T) {
 	t.Parallel()
-	s := start(t)
-	path := "/api/tasks/" + s.titled("u", "a").ID.String()
-	for _, sql := range []string{`UPDATE tasks_users SET seq = 0`, `UPDATE task_history_users SET seq = 0`} {
-		if _, err := s.pool.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
+	for _, typ := range events.Types() {
+		if eventNames[typ] == "" {
+			t.Errorf("%s has none", typ)
 		}
 	}
-	live := s.listen("u", "1")
-	if live.resp.StatusCode != 200 {
-		t.Fatalf("status %d", live.resp.StatusCode)
+	if len(eventNames) != len(events.Types()) {
+		t.Errorf("%d names for %d types", len(eventNames), len(events.Types()))
 	}
-	s.want(200, call{method: "PATCH", path: path + "/complete", user: "u"})
-	live.want(2)
 }
 
 func (s *Server) openStreams(user string) int {

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"errors"
 	"net/http"
 	"strconv"
 
@@ -11,80 +10,30 @@ import (
 
 	"taskledger/command"
 	"taskledger/events"
-	"taskledger/query"
+	"taskledger/httpapi/auth"
 )
 
-// timeLayout is RFC 3339 in UTC with microseconds, which is what PostgreSQL keeps.
-const timeLayout = "2006-01-02T15:04:05.000000Z"
-
-// taskJSON is a Task as clients see it.
-type taskJSON struct {
-	ID          uuid.UUID `json:"id"`
-	UserID      string    `json:"user_id"`
-	Title       string    `json:"title"`
-	Description *string   `json:"description"`
-	IsCompleted bool      `json:"is_completed"`
-	CreatedAt   string    `json:"created_at"`
-	UpdatedAt   string    `json:"updated_at"`
-	Version     int64     `json:"version"`
-}
-
-func toJSON(t events.Task) taskJSON {
-	return taskJSON{
-		ID:          t.ID,
-		UserID:      t.UserID,
-		Title:       t.Title,
-		Description: t.Description,
-		IsCompleted: t.Completed,
-		CreatedAt:   t.CreatedAt.Format(timeLayout),
-		UpdatedAt:   t.UpdatedAt.Format(timeLayout),
-		Version:     t.Version,
-	}
-}
-
-func (s *Server) listTasks(c echo.Context, caller Caller) error {
-	var in input
-	values := in.values(c.Request())
-	filter := in.tasks(values)
-	list := tasksFingerprint(caller.UserID, filter)
-	filter.After = in.cursor(values, list).task()
-	if err := s.prepareRead(c, caller, &in, values); err != nil {
-		return err
-	}
-	page, err := s.queries.Tasks(c.Request().Context(), caller.UserID, filter)
-	if err != nil {
-		return err
-	}
-	if page.More {
-		next := taskCursor(list, filter.Cursor(page.Tasks[len(page.Tasks)-1]))
-		if err := setNext(c.Response(), c.Request(), next); err != nil {
-			return err
-		}
-	}
-	tasks := make([]taskJSON, len(page.Tasks))
-	for i, t := range page.Tasks {
-		tasks[i] = toJSON(t)
-	}
-	return sendList(c, page.Head, list+c.QueryParam("limit")+c.QueryParam("cursor"), tasks)
-}
-
-func (s *Server) getTask(c echo.Context, caller Caller) error {
+func (s *Server) getTask(c echo.Context, caller auth.Caller) error {
 	var in input
 	id := in.taskID("id", c.Param("id"))
-	if err := s.prepareRead(c, caller, &in, in.values(c.Request())); err != nil {
+	ask := s.ask(&in, caller, in.values(c.Request()))
+	if err := in.problem(); err != nil {
 		return err
 	}
-	task, head, err := s.queries.Task(c.Request().Context(), caller.UserID, id)
-	if err == nil || errors.Is(err, query.ErrNotFound) {
-		setHead(c, head)
-	}
+	a, err := s.queries.Task(c.Request().Context(), ask, id)
+	setHead(c, a.Head)
 	if err != nil {
 		return err
 	}
-	return sendTask(c, http.StatusOK, task)
+	tag := etag(a.Version)
+	c.Response().Header().Set("ETag", tag)
+	if noneMatches(c.Request(), tag) {
+		return c.NoContent(http.StatusNotModified)
+	}
+	return sendBody(c, http.StatusOK, a.Body)
 }
 
-func (s *Server) createTask(c echo.Context, caller Caller) error {
+func (s *Server) createTask(c echo.Context, caller auth.Caller) error {
 	var in input
 	body, err := in.object(c.Request())
 	if err != nil {
@@ -117,7 +66,7 @@ func (s *Server) createTask(c echo.Context, caller Caller) error {
 	return sendTask(c, http.StatusCreated, result.Task)
 }
 
-func (s *Server) updateTask(c echo.Context, caller Caller) error {
+func (s *Server) updateTask(c echo.Context, caller auth.Caller) error {
 	var also []string
 	if c.Request().Method == http.MethodPatch {
 		also = []string{"application/merge-patch+json"}
@@ -138,7 +87,7 @@ func (s *Server) updateTask(c echo.Context, caller Caller) error {
 
 // onTask handles a command that needs nothing but the task's id. A body is not read.
 func (s *Server) onTask(make func(id uuid.UUID) command.Command) handler {
-	return func(c echo.Context, caller Caller) error {
+	return func(c echo.Context, caller auth.Caller) error {
 		var in input
 		cmd := make(in.taskID("id", c.Param("id")))
 		return s.change(c, caller, &in, cmd)
@@ -146,7 +95,7 @@ func (s *Server) onTask(make func(id uuid.UUID) command.Command) handler {
 }
 
 // change carries out a command on a task that exists.
-func (s *Server) change(c echo.Context, caller Caller, in *input, cmd command.Command) error {
+func (s *Server) change(c echo.Context, caller auth.Caller, in *input, cmd command.Command) error {
 	match, err := ifMatch(c.Request())
 	if err != nil {
 		return err
@@ -176,9 +125,6 @@ func (s *Server) do(c echo.Context, req command.Request, cmd command.Command) (c
 	if result.Replayed {
 		c.Response().Header().Set("Idempotency-Replayed", "true")
 	}
-	if req.Async {
-		c.Response().Header().Set("Preference-Applied", "respond-async")
-	}
 	return result, nil
 }
 
@@ -188,27 +134,8 @@ func setVersion(c echo.Context, seq int64) {
 }
 
 func sendTask(c echo.Context, status int, t events.Task) error {
-	tag := etag(t.Version)
-	c.Response().Header().Set("ETag", tag)
-	if isRead(c.Request()) && noneMatches(c.Request(), tag) {
-		return c.NoContent(http.StatusNotModified)
-	}
-	return sendJSON(c, status, toJSON(t))
-}
-
-// sendList sends an array with the weak tag of the user's seq and the query.
-func sendList[T any](c echo.Context, head query.Head, list string, items []T) error {
-	tag := `W/"` + strconv.FormatInt(head.Seq, 10) + "-" + fingerprint(list) + `"`
-	setHead(c, head)
-	c.Response().Header().Set("ETag", tag)
-	if noneMatches(c.Request(), tag) {
-		return c.NoContent(http.StatusNotModified)
-	}
-	return sendJSON(c, http.StatusOK, items)
-}
-
-func isRead(r *http.Request) bool {
-	return r.Method == http.MethodGet || r.Method == http.MethodHead
+	c.Response().Header().Set("ETag", etag(t.Version))
+	return sendBody(c, status, t.AppendJSON(nil))
 }
 
 func sendJSON(c echo.Context, status int, body any) error {
@@ -216,6 +143,5 @@ func sendJSON(c echo.Context, status int, body any) error {
 	if err != nil {
 		return err
 	}
-	c.Response().Header().Set("Content-Length", strconv.Itoa(len(data)))
-	return c.Blob(status, "application/json", data)
+	return sendBody(c, status, data)
 }

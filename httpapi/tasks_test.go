@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"taskledger/events"
 )
 
 const missing = "/api/tasks/0190a8f0-7a57-7000-8000-000000000001"
@@ -29,7 +31,7 @@ func TestTaskLife(t *testing.T) {
 	if task.Title != " Buy milk " || *task.Description != "a\u2028<&>" || task.IsCompleted || task.UserID != "u" || task.Version != 1 {
 		t.Fatalf("created %+v", task)
 	}
-	at, err := time.Parse(timeLayout, task.CreatedAt)
+	at, err := time.Parse(events.TimeLayout, task.CreatedAt)
 	if err != nil || time.Since(at).Abs() > time.Minute || task.UpdatedAt != task.CreatedAt {
 		t.Fatalf("created at %s, updated at %s", task.CreatedAt, task.UpdatedAt)
 	}

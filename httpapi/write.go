@@ -1,25 +1,23 @@
 package httpapi
 
 import (
-	"net/http"
 	"strconv"
 	"strings"
 
 	"github.com/labstack/echo/v4"
 
 	"taskledger/command"
+	"taskledger/httpapi/auth"
 )
 
 const maxKey = 255
 
-// request is who asks for a write, and how: its idempotency key (draft-ietf-httpapi-idempotency-key-header) and its preference
-// (RFC 7240). What is wrong is noted.
-func (in *input) request(c echo.Context, caller Caller) command.Request {
+// request is who asks for a write, and under which idempotency key (draft-ietf-httpapi-idempotency-key-header). What is wrong is noted.
+func (in *input) request(c echo.Context, caller auth.Caller) command.Request {
 	return command.Request{
 		UserID:    caller.UserID,
 		RequestID: c.Response().Header().Get(echo.HeaderXRequestID),
 		Key:       in.key(c.Request().Header.Values("Idempotency-Key")),
-		Async:     prefers(c.Request(), "respond-async"),
 	}
 }
 
@@ -33,17 +31,4 @@ func (in *input) key(sent []string) string {
 		return ""
 	}
 	return key
-}
-
-// prefers tells whether a Prefer header has the preference, which has no value.
-func prefers(r *http.Request, preference string) bool {
-	for _, field := range r.Header.Values("Prefer") {
-		for item := range strings.SplitSeq(field, ",") {
-			name, _, _ := strings.Cut(item, ";")
-			if strings.EqualFold(strings.TrimSpace(name), preference) {
-				return true
-			}
-		}
-	}
-	return false
 }

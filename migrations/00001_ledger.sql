@@ -1,7 +1,7 @@
--- +goose Up
+-- {schema} is the schema of the ledger: everything of ours is in it, and always named with it.
 
--- The log: the only source of truth. Append-only; everything else in this database is derived from it.
-CREATE TABLE task_events (
+-- The log: the only source of truth. Append-only; the read model is derived from it.
+CREATE TABLE {schema}.task_events (
     position            bigint      GENERATED ALWAYS AS IDENTITY,
     user_id             text        COLLATE "C" NOT NULL,
     seq                 bigint      NOT NULL,
@@ -23,107 +23,197 @@ CREATE TABLE task_events (
     CONSTRAINT task_events_data_check CHECK (jsonb_typeof(data) = 'object'),
     CONSTRAINT task_events_idempotency_check CHECK ((idempotency_key IS NULL) = (request_fingerprint IS NULL))
 );
-CREATE INDEX task_events_position ON task_events (position);
-CREATE UNIQUE INDEX task_events_idempotency_key ON task_events (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX task_events_position ON {schema}.task_events (position);
+CREATE UNIQUE INDEX task_events_idempotency_key ON {schema}.task_events (user_id, idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
 
--- Nobody changes what happened. Only the erasure of one user, named in taskledger.erase_user for one transaction, may delete.
--- +goose StatementBegin
-CREATE FUNCTION task_events_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Nobody changes what happened. Only the erasure of one user, named for one transaction, may delete.
+CREATE FUNCTION {schema}.task_events_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'DELETE' AND OLD.user_id = current_setting('taskledger.erase_user', true) THEN
+    IF TG_OP = 'DELETE' AND OLD.user_id = pg_catalog.current_setting('taskledger.erase_user', true) THEN
         RETURN OLD;
     END IF;
     RAISE EXCEPTION 'task_events is append-only: % refused', TG_OP USING ERRCODE = 'restrict_violation';
 END
 $$;
--- +goose StatementEnd
 CREATE TRIGGER task_events_append_only
-    BEFORE UPDATE OR DELETE ON task_events
-    FOR EACH ROW EXECUTE FUNCTION task_events_append_only();
+    BEFORE UPDATE OR DELETE ON {schema}.task_events
+    FOR EACH ROW EXECUTE FUNCTION {schema}.task_events_append_only();
 CREATE TRIGGER task_events_no_truncate
-    BEFORE TRUNCATE ON task_events
-    FOR EACH STATEMENT EXECUTE FUNCTION task_events_append_only();
+    BEFORE TRUNCATE ON {schema}.task_events
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.task_events_append_only();
 
--- Events that an operator has told everyone to pass over, because they could not be applied.
-CREATE TABLE skipped_events (
+-- Events that an operator has had passed over, because they could not be applied.
+CREATE TABLE {schema}.skipped_events (
     user_id    text        COLLATE "C" NOT NULL,
     seq        bigint      NOT NULL,
-    skipped_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    skipped_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     CONSTRAINT skipped_events_pkey PRIMARY KEY (user_id, seq)
 );
 
--- How far each projection has applied the log. One row a projection. A rebuild raises generation, so that a batch which was
--- folded from rows of before it is not written over rows of after it.
-CREATE TABLE projection_checkpoints (
-    projection text   NOT NULL PRIMARY KEY,
-    position   bigint NOT NULL,
-    generation bigint NOT NULL DEFAULT 0
+-- How far each projection has applied the log, and by which version of its code its tables were made. Whatever an operator does to a
+-- read model raises its generation: what was remembered of it before, in any process, does not hold any more.
+CREATE TABLE {schema}.checkpoints (
+    projection text    NOT NULL,
+    position   bigint  NOT NULL DEFAULT 0,
+    generation bigint  NOT NULL DEFAULT 0,
+    version    integer NOT NULL DEFAULT 1,
+    CONSTRAINT checkpoints_pkey PRIMARY KEY (projection)
 );
-INSERT INTO projection_checkpoints (projection, position) VALUES ('tasks', 0), ('task_history', 0);
+INSERT INTO {schema}.checkpoints (projection) VALUES ('tasks');
+ALTER TABLE {schema}.checkpoints ENABLE ROW LEVEL SECURITY;
+ALTER TABLE {schema}.checkpoints FORCE ROW LEVEL SECURITY;
+CREATE POLICY readable ON {schema}.checkpoints FOR SELECT USING (true);
+CREATE POLICY ledger ON {schema}.checkpoints
+    USING (pg_catalog.current_setting('taskledger.ledger', true) = 'on');
 
--- Read model "tasks": the current state of every task; deleted ones stay, with deleted_at.
--- title_key orders titles alphabetically whatever the case and the server's locale; search is the case-folded text q looks in.
-CREATE TABLE tasks (
-    user_id      text        COLLATE "C" NOT NULL,
-    id           uuid        NOT NULL,
-    version      bigint      NOT NULL,
-    title        text        NOT NULL,
-    description  text,
-    is_completed boolean     NOT NULL,
-    created_at   timestamptz NOT NULL,
-    updated_at   timestamptz NOT NULL,
-    deleted_at   timestamptz,
-    title_key    bytea       NOT NULL,
-    search       text        COLLATE "C" NOT NULL,
-    CONSTRAINT tasks_pkey PRIMARY KEY (user_id, id)
-);
--- is_completed stands last in each index so that a status filter is decided in the index, without a visit to the row.
-CREATE INDEX tasks_by_created_at ON tasks (user_id, created_at, id, is_completed) WHERE deleted_at IS NULL;
-CREATE INDEX tasks_by_updated_at ON tasks (user_id, updated_at, id, is_completed) WHERE deleted_at IS NULL;
-CREATE INDEX tasks_by_title ON tasks (user_id, title_key, id, is_completed) WHERE deleted_at IS NULL;
+-- The tables of the read model, as functions of a suffix, so that a rebuild makes the new ones ("_rebuild") as a migration made the
+-- first ones (""), even where those were dropped or damaged.
 
--- Read model "task_history": every event as people read it, and the task as it was after it.
-CREATE TABLE task_history (
-    user_id      text        COLLATE "C" NOT NULL,
-    seq          bigint      NOT NULL,
-    task_id      uuid        NOT NULL,
-    type         text        NOT NULL,
-    actor        text        NOT NULL,
-    request_id   text        NOT NULL,
-    recorded_at  timestamptz NOT NULL,
-    changes      json        NOT NULL,
-    title        text        NOT NULL,
-    description  text,
-    is_completed boolean     NOT NULL,
-    created_at   timestamptz NOT NULL,
-    deleted_at   timestamptz,
-    CONSTRAINT task_history_pkey PRIMARY KEY (user_id, seq)
-);
-CREATE INDEX task_history_by_task ON task_history (user_id, task_id, seq);
+CREATE FUNCTION {schema}.read_model() RETURNS text[] LANGUAGE sql IMMUTABLE
+AS $$ SELECT ARRAY['tasks', 'task_history', 'users'] $$;
 
--- One row a user and read model: the seq it has reached; parked_error says why it goes no further.
-CREATE TABLE tasks_users (
-    user_id      text        COLLATE "C" NOT NULL,
-    seq          bigint      NOT NULL,
-    parked_error text,
-    parked_at    timestamptz,
-    CONSTRAINT tasks_users_pkey PRIMARY KEY (user_id)
-);
-CREATE TABLE task_history_users (
-    user_id      text        COLLATE "C" NOT NULL,
-    seq          bigint      NOT NULL,
-    parked_error text,
-    parked_at    timestamptz,
-    CONSTRAINT task_history_users_pkey PRIMARY KEY (user_id)
-);
+-- The tables without what slows down filling them.
+CREATE FUNCTION {schema}.create_read_model(suffix text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    -- The current state of every task; deleted ones stay, with deleted_at. body is the Task as clients see it. title_key orders titles
+    -- alphabetically, whatever the case and the locale of the server. search is the case-folded text that a search looks in.
+    EXECUTE pg_catalog.format($ddl$
+        CREATE TABLE {schema}.%I (
+            user_id      text        COLLATE "C" NOT NULL,
+            id           uuid        NOT NULL,
+            version      bigint      NOT NULL,
+            is_completed boolean     NOT NULL,
+            created_at   timestamptz NOT NULL,
+            updated_at   timestamptz NOT NULL,
+            deleted_at   timestamptz,
+            title_key    bytea       NOT NULL,
+            search       text        COLLATE "C" NOT NULL,
+            body         text        COLLATE "C" NOT NULL
+        ) WITH (fillfactor = 85)
+    $ddl$, 'tasks' || suffix);
 
--- A second lock on the read models, besides the WHERE of each query: who is not their owner sees the rows of the user named in
--- app.user_id and, where nobody is named, none. Queries run as the role taskledger_reader, which the program makes at start.
-ALTER TABLE tasks ENABLE ROW LEVEL SECURITY;
-ALTER TABLE tasks_users ENABLE ROW LEVEL SECURITY;
-ALTER TABLE task_history ENABLE ROW LEVEL SECURITY;
-ALTER TABLE task_history_users ENABLE ROW LEVEL SECURITY;
-CREATE POLICY own_rows ON tasks FOR SELECT USING (user_id = current_setting('app.user_id', true));
-CREATE POLICY own_rows ON tasks_users FOR SELECT USING (user_id = current_setting('app.user_id', true));
-CREATE POLICY own_rows ON task_history FOR SELECT USING (user_id = current_setting('app.user_id', true));
-CREATE POLICY own_rows ON task_history_users FOR SELECT USING (user_id = current_setting('app.user_id', true));
+    -- Every event as people read it, with its hash in the chain, and the task as it was after it. A skipped one changed nothing.
+    EXECUTE pg_catalog.format($ddl$
+        CREATE TABLE {schema}.%I (
+            user_id      text        COLLATE "C" NOT NULL,
+            seq          bigint      NOT NULL,
+            task_id      uuid        NOT NULL,
+            type         text        NOT NULL,
+            skipped      boolean     NOT NULL,
+            recorded_at  timestamptz NOT NULL,
+            actor        text        NOT NULL,
+            request_id   text        NOT NULL,
+            changes      text        COLLATE "C" NOT NULL,
+            hash         bytea       NOT NULL,
+            title        text        COLLATE "C" NOT NULL,
+            description  text        COLLATE "C",
+            is_completed boolean     NOT NULL,
+            created_at   timestamptz NOT NULL,
+            deleted_at   timestamptz
+        )
+    $ddl$, 'task_history' || suffix);
+
+    -- One row a user: the seq that is shown, how many tasks are live at it, and the hash of its event. parked_error says why the
+    -- read model goes no further.
+    EXECUTE pg_catalog.format($ddl$
+        CREATE TABLE {schema}.%I (
+            user_id      text        COLLATE "C" NOT NULL,
+            seq          bigint      NOT NULL,
+            live         integer     NOT NULL,
+            hash         bytea       NOT NULL,
+            parked_error text,
+            parked_at    timestamptz
+        ) WITH (fillfactor = 70)
+    $ddl$, 'users' || suffix);
+END
+$$;
+
+-- Keys, indexes, and row level security. The indexes are few, because each change of a task writes each of them; no column that a
+-- toggle changes is in one, so a toggle is a HOT update.
+CREATE FUNCTION {schema}.index_read_model(suffix text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY[
+        'ALTER TABLE {schema}.%1$I ADD CONSTRAINT %4$I PRIMARY KEY (user_id, id)',
+        'CREATE INDEX %5$I ON {schema}.%1$I (user_id, created_at, id) WHERE deleted_at IS NULL',
+        'CREATE INDEX %6$I ON {schema}.%1$I (user_id, version) WHERE deleted_at IS NOT NULL',
+        'ALTER TABLE {schema}.%2$I ADD CONSTRAINT %7$I PRIMARY KEY (user_id, seq)',
+        'CREATE INDEX %8$I ON {schema}.%2$I (user_id, task_id, seq)',
+        'ALTER TABLE {schema}.%3$I ADD CONSTRAINT %9$I PRIMARY KEY (user_id)'
+    ] LOOP
+        EXECUTE pg_catalog.format(name,
+            'tasks' || suffix, 'task_history' || suffix, 'users' || suffix,
+            'tasks_pkey' || suffix, 'tasks_by_created_at' || suffix, 'tasks_deleted' || suffix,
+            'task_history_pkey' || suffix, 'task_history_by_task' || suffix, 'users_pkey' || suffix);
+    END LOOP;
+    FOREACH name IN ARRAY {schema}.read_model() LOOP
+        PERFORM {schema}.protect(name || suffix);
+    END LOOP;
+END
+$$;
+
+-- A second lock on a table of users' rows, besides the WHERE of each query, which binds its owner too: who names a user in
+-- taskledger.user_id may read that user's rows, and who says that this is the ledger at work, in taskledger.ledger, may do all.
+-- Superusers and roles with BYPASSRLS pass it; the server reads as another role then.
+CREATE FUNCTION {schema}.protect(name text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    statement text;
+BEGIN
+    FOREACH statement IN ARRAY ARRAY[
+        'ALTER TABLE {schema}.%I ENABLE ROW LEVEL SECURITY',
+        'ALTER TABLE {schema}.%I FORCE ROW LEVEL SECURITY',
+        'CREATE POLICY own_rows ON {schema}.%I FOR SELECT
+            USING (user_id = pg_catalog.current_setting(''taskledger.user_id'', true))',
+        'CREATE POLICY ledger ON {schema}.%I
+            USING (pg_catalog.current_setting(''taskledger.ledger'', true) = ''on'')'
+    ] LOOP
+        EXECUTE pg_catalog.format(statement, name);
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION {schema}.drop_read_model(suffix text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY {schema}.read_model() LOOP
+        EXECUTE pg_catalog.format('DROP TABLE IF EXISTS {schema}.%I', name || suffix);
+    END LOOP;
+END
+$$;
+
+-- Puts the tables with the suffix in the place of those that serve.
+CREATE FUNCTION {schema}.swap_read_model(suffix text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    name text;
+    index_name text;
+BEGIN
+    PERFORM {schema}.drop_read_model('');
+    FOREACH name IN ARRAY {schema}.read_model() LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE {schema}.%I RENAME TO %I', name || suffix, name);
+        FOR index_name IN
+            SELECT c.relname
+            FROM pg_catalog.pg_index i
+            JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+            WHERE i.indrelid = pg_catalog.format('{schema}.%I', name)::pg_catalog.regclass
+        LOOP
+            EXECUTE pg_catalog.format('ALTER INDEX {schema}.%I RENAME TO %I',
+                index_name, pg_catalog.left(index_name, -pg_catalog.length(suffix)));
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+SELECT {schema}.create_read_model('');
+SELECT {schema}.index_read_model('');
+SELECT {schema}.protect('task_events');
+SELECT {schema}.protect('skipped_events');
+
+-- goose made this one, and writes it as the owner.
+ALTER TABLE {schema}.schema_versions ENABLE ROW LEVEL SECURITY;
+CREATE POLICY readable ON {schema}.schema_versions FOR SELECT USING (true);
+
+-- The version of the oldest program that can work on this schema. A migration that ends the work of older programs raises it.
+CREATE FUNCTION {schema}.oldest_program() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT 1::bigint $$;

@@ -2,14 +2,9 @@ package projections
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
-	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"taskledger/events"
@@ -19,119 +14,107 @@ import (
 const copyChunk = 500
 
 // fill folds the log up to its present end into the new tables, and returns that end. Fold and COPY run side by side.
-func (r *rebuild) fill(ctx context.Context, p *projection) (position int64, err error) {
-	rows := make(chan []change, 8)
-	users := make(chan []*userFold, 8)
+func (r *rebuild) fill(ctx context.Context) (position int64, err error) {
+	tasks, history, users := make(chan []events.Task, 8), make(chan []change, 8), make(chan []userState, 8)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		defer close(rows)
+		defer close(tasks)
+		defer close(history)
 		defer close(users)
-		return r.fold(ctx, p, &position, rows, users)
+		f := &streamFolder{tasks: chunked(ctx, tasks), history: chunked(ctx, history), users: chunked(ctx, users)}
+		return r.db.Begin(ctx, readOnlySnapshot, func(tx *events.Tx) (err error) {
+			position, err = r.fold(ctx, tx, f)
+			return err
+		})
 	})
-	group.Go(func() error {
-		n, err := copyInto(ctx, r.pool, p.name, names(p.columns), rows, p.copyRow)
-		r.rows = r.rows + n
+	var rows [3]int64
+	group.Go(func() (err error) {
+		rows[0], err = copyInto(ctx, r.db, readModelTables[0], taskColumns, tasks)
 		return err
 	})
-	group.Go(func() error {
-		_, err := copyInto(ctx, r.pool, p.name+"_users", []string{"user_id", "seq", "parked_error", "parked_at"}, users, copyUser)
+	group.Go(func() (err error) {
+		rows[1], err = copyInto(ctx, r.db, readModelTables[1], historyColumns, history)
+		return err
+	})
+	group.Go(func() (err error) {
+		rows[2], err = copyInto(ctx, r.db, readModelTables[2], userColumns, users)
 		return err
 	})
 	err = group.Wait()
+	r.rows = rows[0] + rows[1] + rows[2]
 	return position, err
 }
 
-func (r *rebuild) fold(ctx context.Context, p *projection, position *int64, rows chan<- []change, users chan<- []*userFold) error {
-	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	return pgx.BeginTxFunc(ctx, r.pool, options, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM task_events`).Scan(position); err != nil {
-			return err
+// fold folds the whole log in the order of users.
+func (r *rebuild) fold(ctx context.Context, tx *events.Tx, f *streamFolder) (position int64, err error) {
+	_, err = events.One(ctx, tx, `
+		SELECT coalesce(max(position), 0), count(*)
+		FROM {schema}.task_events`, nil, &position, &r.total)
+	if err != nil {
+		return 0, err
+	}
+	err = events.ReadStreams(ctx, tx, "", position, func(e events.Event) error {
+		if r.done++; r.done%2000 == 0 {
+			r.report()
 		}
-		f := &streamFolder{
-			projection: p,
-			rows:       chunked(ctx, rows),
-			users:      chunked(ctx, users),
-		}
-		base := r.done
-		var n int64
-		err := events.Scan(ctx, tx, "", *position, func(e events.Event) error {
-			if n++; n%2000 == 0 {
-				r.report(base + n)
-			}
-			return f.next(e)
-		})
-		if err != nil {
-			return err
-		}
-		r.report(base + n)
-		return f.end()
+		return f.next(&e)
 	})
+	if err != nil {
+		return 0, err
+	}
+	r.report()
+	return position, f.end()
 }
 
-func (r *rebuild) report(done int64) {
-	r.done = done
+func (r *rebuild) report() {
 	if r.progress != nil {
-		r.progress(done, max(done, r.total))
+		r.progress(r.done, r.total)
 	}
 }
 
-// streamFolder folds the log in user order, and hands out rows and users as they are done.
+// streamFolder folds the log in user order, and hands out rows as they are done.
 type streamFolder struct {
-	projection *projection
-	user       *userFold
-	changes    []change
-	rows       chunks[change]
-	users      chunks[*userFold]
+	user    *userFold
+	changes []change
+	tasks   chunks[events.Task]
+	history chunks[change]
+	users   chunks[userState]
 }
 
-func (f *streamFolder) next(e events.Event) error {
+func (f *streamFolder) next(e *events.Event) (err error) {
 	if f.user == nil || f.user.user != e.UserID {
 		if err := f.endUser(); err != nil {
 			return err
 		}
 		f.user = newUserFold(e.UserID)
 	}
-	f.changes = f.user.apply(f.changes[:0], e)
-	if f.projection.current {
-		return nil
+	if f.changes, err = f.user.apply(f.changes[:0], e); err != nil {
+		return err
 	}
-	return f.rows.add(f.changes...)
+	return f.history.add(f.changes...)
 }
 
 func (f *streamFolder) endUser() error {
 	if f.user == nil {
 		return nil
 	}
-	if f.projection.current {
-		for _, c := range f.user.current() {
-			if err := f.rows.add(c); err != nil {
-				return err
-			}
-		}
+	if err := f.tasks.add(f.user.current()...); err != nil {
+		return err
 	}
-	u := *f.user
-	u.tasks = nil
-	return f.users.add(&u)
+	return f.users.add(f.user.userState)
 }
 
 func (f *streamFolder) end() error {
 	if err := f.endUser(); err != nil {
 		return err
 	}
-	return errors.Join(f.rows.flush(), f.users.flush())
-}
-
-// current is each task's last state, as a change, in order of id.
-func (u *userFold) current() []change {
-	out := make([]change, 0, len(u.tasks))
-	for _, t := range u.tasks {
-		out = append(out, change{after: t})
+	for _, flush := range []func() error{f.tasks.flush, f.history.flush, f.users.flush} {
+		if err := flush(); err != nil {
+			return err
+		}
 	}
-	slices.SortFunc(out, func(a, b change) int { return compareIDs(a.after.ID, b.after.ID) })
-	return out
+	return nil
 }
-
-func compareIDs(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) }
 
 // chunks sends items on a channel many at a time.
 type chunks[T any] struct {
@@ -162,23 +145,8 @@ func (c chunks[T]) flush() error {
 	}
 }
 
-func (p *projection) copyRow(c change) []any {
-	values := make([]any, len(p.columns))
-	for i, column := range p.columns {
-		values[i] = column.value(c)
-	}
-	return values
-}
-
-func copyUser(u *userFold) []any {
-	if u.parked == nil {
-		return []any{u.user, u.seq, nil, nil}
-	}
-	return []any{u.user, u.seq, *u.parked, time.Now()}
-}
-
-// copyInto copies what comes on the channel into a table of the new read model.
-func copyInto[T any](ctx context.Context, pool *pgxpool.Pool, table string, columns []string, from <-chan []T, row func(T) []any) (int64, error) {
+// copyInto copies what comes on the channel into a new table.
+func copyInto[T any](ctx context.Context, db *events.DB, t table, columns columns[T], from <-chan []T) (int64, error) {
 	var chunk []T
 	next := func() ([]any, error) {
 		for len(chunk) == 0 {
@@ -188,13 +156,20 @@ func copyInto[T any](ctx context.Context, pool *pgxpool.Pool, table string, colu
 			}
 			chunk = more
 		}
-		values := row(chunk[0])
+		values := make([]any, len(columns))
+		for i, c := range columns {
+			values[i] = c.value(&chunk[0])
+		}
 		chunk = chunk[1:]
 		return values, nil
 	}
-	n, err := pool.CopyFrom(ctx, pgx.Identifier{shadow, table}, columns, pgx.CopyFromFunc(next))
+	var n int64
+	err := db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) (err error) {
+		n, err = tx.CopyFrom(ctx, pgx.Identifier{db.Schema(), t.name + suffix}, t.names(), pgx.CopyFromFunc(next))
+		return err
+	})
 	if err != nil {
-		return n, fmt.Errorf("copy into %s: %w", table, err)
+		return n, fmt.Errorf("copy into %s: %w", t.name, err)
 	}
 	return n, nil
 }

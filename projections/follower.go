@@ -2,310 +2,212 @@ package projections
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"strconv"
 	"sync"
-	"sync/atomic"
-	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
-	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/events"
 )
 
-// maxEvents is how many events a batch has at most.
-const maxEvents = 1000
+// errOvertaken: the checkpoint is not where the batch begins. Another process has applied it, or an operator has made the tables anew, or
+// the log does not hold what was remembered of it. The database must say where it stands.
+var errOvertaken = errors.New("the checkpoint has moved")
 
-// follower runs one projection. Watermill's subscriber goroutine selects, executes and backs off; the router's goroutine folds in
-// between. One message is on its way at a time, so the two take turns, but for the end, when the subscriber does not wait.
+// follower runs one projection.
 type follower struct {
-	projection *projection
-	pool       *pgxpool.Pool
+	projection projection
+	checkpoint string // its name
 	log        *slog.Logger
-	metrics    *Metrics
-	commits    *autocommit
-	progress   *progress
+	db         events.Querier
+	subscriber *events.Subscriber
+	progress   progress
+	statement  string
+	shown      func(d *events.Delivery) // told of each batch that was written
+	metrics    counters
+	last       *events.Event // the one that what is remembered rests on
 
-	appended atomic.Int64  // the last position known to be in the log
-	wake     chan struct{} // holds one value when appended has grown
-	stopped  chan struct{}
-	stopOnce sync.Once
-
-	mu        sync.Mutex         // guards what follows
-	current   *batch             // selected, not yet written
-	next      watermillsql.Query // what writes current
-	selected  bool               // the select gave its row
-	sought    int64              // appended, before the select
-	oneByOne  int64              // up to this position batches have one event, because a larger one was refused
-	refused   error              // why the database refused the event at refusedAt
-	refusedAt int64
-	failing   bool // a fault was logged and is not over
+	mu      sync.Mutex
+	failing bool // a fault was logged and is not over
 }
 
-func newFollower(p *projection, pool *pgxpool.Pool, log *slog.Logger, metrics *Metrics, moved *broadcast) *follower {
+func newFollower(p projection, checkpoint string, db events.Querier, log *slog.Logger, metrics *Metrics) *follower {
 	return &follower{
 		projection: p,
-		pool:       pool,
+		checkpoint: checkpoint,
 		log:        log,
-		metrics:    metrics,
-		progress:   &progress{moved: moved},
-		wake:       make(chan struct{}, 1),
-		stopped:    make(chan struct{}),
+		db:         db,
+		progress:   progress{waiters: map[*waiter]bool{}},
+		statement:  writeBatch(p.tables()),
+		shown:      func(*events.Delivery) {},
+		metrics:    metrics.of(checkpoint),
 	}
 }
 
-func (f *follower) stop() { f.stopOnce.Do(func() { close(f.stopped) }) }
-
-// signal tells that the log has grown to position.
-func (f *follower) signal(position int64) {
-	for {
-		known := f.appended.Load()
-		if position <= known {
-			return
-		}
-		if f.appended.CompareAndSwap(known, position) {
-			break
-		}
+// handle applies a message of the subscriber. An error nacks it: nothing of it was written, or its first part.
+func (f *follower) handle(m *message.Message) (err error) {
+	d, err := events.DeliveryOf(m)
+	if err != nil {
+		return err
 	}
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
-}
-
-// selectAdapter is the subscriber's SchemaAdapter. The embedded interface is nil: a subscriber does not insert.
-type selectAdapter struct {
-	watermillsql.SchemaAdapter
-	follower *follower
-}
-
-// SubscribeIsolationLevel implements watermill-sql's SchemaAdapter. Each statement commits by itself; see autocommit.
-func (selectAdapter) SubscribeIsolationLevel() sql.IsolationLevel { return sql.LevelReadCommitted }
-
-// SelectQuery implements watermill-sql's SchemaAdapter: the next batch as one message.
-func (a selectAdapter) SelectQuery(string, string, watermillsql.OffsetsAdapter) watermillsql.Query {
-	f := a.follower
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.selected, f.current = false, nil
-	f.sought = f.appended.Load()
-	limit := maxEvents
-	if f.progress.at() < f.oneByOne {
-		limit = 1
-	}
-	return watermillsql.Query{Query: f.projection.selectBatch(), Args: []any{f.projection.name, limit}}
-}
-
-// UnmarshalMessage implements watermill-sql's SchemaAdapter. It reads all of the row, because the handler may use the connection.
-func (a selectAdapter) UnmarshalMessage(row watermillsql.Scanner) (watermillsql.Row, error) {
-	var (
-		from, generation int64
-		to               *int64
-		payload          []byte
-	)
-	if err := row.Scan(&from, &generation, &to, &payload); err != nil {
-		return watermillsql.Row{}, fmt.Errorf("read batch: %w", err)
-	}
-	f := a.follower
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.selected = true
-	f.progress.confirm(from)
-	if to == nil {
-		return watermillsql.Row{}, sql.ErrNoRows
-	}
-	f.current = &batch{from: from, to: *to, generation: generation}
-	return watermillsql.Row{Offset: *to, Msg: message.NewMessage(watermill.NewUUID(), payload)}, nil
-}
-
-// handle folds the batch. It never fails, and so is never nacked: a batch that can't be folded now is left, and selected again.
-func (f *follower) handle(msg *message.Message) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.next = nothing
 	defer func() {
 		if r := recover(); r != nil {
-			f.next = nothing
-			f.fault(fmt.Errorf("panic: %T at %s", r, debug.Stack()))
+			err = fmt.Errorf("panic: %T at %s", r, debug.Stack())
+		}
+		if err != nil {
+			f.last = nil
+			f.projection.forget()
+		}
+		if !errors.Is(err, errOvertaken) {
+			f.report(err)
 		}
 	}()
-	b, err := parseBatch(msg.Payload)
-	if err != nil {
-		f.fault(err)
+	return f.apply(m.Context(), d)
+}
+
+// apply writes a batch. One that the database refuses, or does not write in time, is halved: what is wrong with one event must not hold
+// up the others.
+func (f *follower) apply(ctx context.Context, d *events.Delivery) error {
+	err := f.write(ctx, d, "")
+	if err == nil {
 		return nil
 	}
-	b.from, b.to, b.generation = f.current.from, f.current.to, f.current.generation
-	f.current = b
-	folded, err := b.fold(msg.Context(), loadFrom(f.pool))
+	if held, ok := errors.AsType[*heldError](err); ok {
+		return f.applyBefore(ctx, d, held)
+	}
+	if !isRefusal(err) && !isTimeout(err) {
+		return err
+	}
+	f.projection.forget()
+	f.last = nil
+	if n := len(d.Events); n > 1 {
+		first, rest := split(d, n/2)
+		return firstError(f.apply(ctx, first), func() error { return f.apply(ctx, rest) })
+	}
+	if isTimeout(err) {
+		return err
+	}
+	return f.write(ctx, d, refusal(err))
+}
+
+// applyBefore applies the events before the one that holds up the projection.
+func (f *follower) applyBefore(ctx context.Context, d *events.Delivery, held *heldError) error {
+	f.projection.forget()
+	f.last = nil
+	if held.before > 0 {
+		first, _ := split(d, held.before)
+		if err := f.apply(ctx, first); err != nil {
+			return err
+		}
+	}
+	return held
+}
+
+func firstError(err error, next func() error) error {
 	if err != nil {
-		f.fault(err)
-		return nil
+		return err
 	}
-	if f.refusedAt == b.to && len(b.Events) == 1 {
-		folded.park(b, f.refused)
+	return next()
+}
+
+// split cuts a batch in two, of which the first has n events.
+func split(d *events.Delivery, n int) (first, rest *events.Delivery) {
+	cut := d.Events[n-1].Position
+	first = &events.Delivery{Batch: events.Batch{From: d.From, To: cut, Events: d.Events[:n]}, Generation: d.Generation}
+	rest = &events.Delivery{Batch: events.Batch{From: cut, To: d.To, Events: d.Events[n:]}, Generation: d.Generation}
+	return first, rest
+}
+
+// write writes what the batch makes of the tables and moves the checkpoint, in one statement.
+func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	made, err := f.projection.derive(ctx, f.db, d, refusal)
+	if err != nil {
+		return err
 	}
-	f.tellParked(b, folded)
-	f.next = watermillsql.Query{Query: f.projection.writeBatch(), Args: f.projection.writeArgs(b, folded)}
+	written := false
+	err = f.db.Query(ctx, f.statement, f.args(d, made), func(rows pgx.Rows) error {
+		written = rows.Next()
+		return rows.Err()
+	})
+	if err != nil {
+		return fmt.Errorf("write a batch: %w", err)
+	}
+	if !written {
+		return errOvertaken
+	}
+	for _, u := range made.parked {
+		f.metrics.parked.Inc()
+		f.log.Error("stream parked: the read model no longer follows this user",
+			"user_id", u.user, "seq", u.seq+1, "reason", *u.parked)
+	}
+	f.last = &d.Events[len(d.Events)-1]
+	f.metrics.applied.Add(float64(len(d.Events)))
+	f.progress.confirm(d.To)
+	f.shown(d)
 	return nil
 }
 
-// nothing is the statement of a batch that was not folded.
-var nothing = watermillsql.Query{Query: `SELECT 1 WHERE false`}
-
-// park stops the user of a batch's one event, because the database refused its rows.
-func (f *folded) park(b *batch, reason error) {
-	u := f.users[b.Events[0].UserID]
-	u.seq = b.Events[0].Seq - 1
-	u.park(reason.Error())
-	f.changes = nil
-}
-
-// tellParked logs each user whom this batch parks.
-func (f *follower) tellParked(b *batch, folded folded) {
-	before := map[string]bool{}
-	for _, row := range b.Users {
-		before[row.UserID] = row.Parked != nil
+func (f *follower) args(d *events.Delivery, made derived) []any {
+	last := &d.Events[len(d.Events)-1]
+	before := f.last
+	if before == nil {
+		before = last
 	}
-	for _, u := range folded.users {
-		if u.parked != nil && !before[u.user] {
-			f.metrics.parked(f.projection.name)
-			f.log.Error("stream parked: this read model no longer follows this user", "user_id", u.user, "seq", u.seq+1, "reason", *u.parked)
-		}
+	args := make([]any, 0, 64)
+	args = append(args, f.checkpoint, d.From, d.To, d.Generation,
+		last.UserID, last.Seq, [16]byte(last.EventID), before.UserID, before.Seq, [16]byte(before.EventID))
+	for _, rows := range made.rows {
+		args = append(args, rows...)
 	}
+	return args
 }
 
-// checkpointAdapter is the subscriber's OffsetsAdapter. The embedded interface is nil: the offset is selected with the batch.
-type checkpointAdapter struct {
-	watermillsql.OffsetsAdapter
-	follower *follower
-}
-
-// BeforeSubscribingQueries implements watermill-sql's OffsetsAdapter: the migrations made the row.
-func (checkpointAdapter) BeforeSubscribingQueries(string, string) []watermillsql.Query { return nil }
-
-// ConsumedMessageQuery implements watermill-sql's OffsetsAdapter.
-func (checkpointAdapter) ConsumedMessageQuery(string, watermillsql.Row, string, []byte) watermillsql.Query {
-	return watermillsql.Query{}
-}
-
-// AckMessageQuery implements watermill-sql's OffsetsAdapter: the one statement that writes the rows and moves the checkpoint.
-func (a checkpointAdapter) AckMessageQuery(string, watermillsql.Row, string) watermillsql.Query {
-	a.follower.mu.Lock()
-	defer a.follower.mu.Unlock()
-	return a.follower.next
-}
-
-// HandleError implements watermill-sql's BackoffManager. It is called after each turn of the subscriber, when nothing is open:
-// the place to take note of what was written, and to wait for more.
-func (f *follower) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) time.Duration {
-	if again, pause := f.conclude(noMsg, err); again {
-		return pause
-	}
-	f.await()
-	return 0
-}
-
-// conclude takes note of how a turn ended. It tells whether to try again, after a pause, without waiting for more.
-func (f *follower) conclude(noMsg bool, err error) (again bool, pause time.Duration) {
+// report logs the first of a row of faults, and the end of them.
+func (f *follower) report(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	var held *heldError
 	switch {
-	case err != nil && f.refusedByDatabase(err):
-		return true, 0
-	case err != nil:
-		if errors.Is(err, context.DeadlineExceeded) {
-			f.pool.Reset() // its other connections are as dead as this one
-		}
-		f.fault(err)
-		return true, pollInterval
-	case noMsg && !f.selected:
-		f.fault(errors.New("the select for the next batch broke off"))
-		return true, pollInterval
-	case !noMsg && f.next.Query == nothing.Query:
-		return true, pollInterval
-	}
-	f.recovered()
-	if !noMsg && f.commits.affected.Load() > 0 {
-		f.metrics.applied(f.projection.name, len(f.current.Events))
-		f.progress.confirm(f.current.to)
-	}
-	return f.more(noMsg), 0
-}
-
-// more tells whether the next select is likely to find something.
-func (f *follower) more(noMsg bool) bool {
-	if noMsg {
-		// Not "what is known to be appended is not there": after a restore, or when a stranger said so, it never comes.
-		return f.appended.Load() > f.sought
-	}
-	return len(f.current.Events) == maxEvents || f.progress.at() < max(f.oneByOne, f.appended.Load())
-}
-
-// await returns when the log has grown since the last select, after the poll interval, or at the end.
-func (f *follower) await() {
-	f.mu.Lock()
-	sought := f.sought
-	f.mu.Unlock()
-	timeout := time.NewTimer(pollInterval)
-	defer timeout.Stop()
-	for f.appended.Load() <= max(sought, f.progress.at()) {
-		select {
-		case <-f.wake:
-		case <-timeout.C:
-			return
-		case <-f.stopped:
-			return
-		}
-	}
-}
-
-// refusedByDatabase narrows down which event the database refuses the rows of: first event by event, then that event's user is
-// parked. It tells whether the error was such a refusal.
-func (f *follower) refusedByDatabase(err error) bool {
-	var pgErr *pgconn.PgError
-	if f.current == nil || !errors.As(err, &pgErr) || (pgErr.Code[:2] != "22" && pgErr.Code[:2] != "23") {
-		return false
-	}
-	if len(f.current.Events) > 1 {
-		f.oneByOne = f.current.to
-		return true
-	}
-	if f.refusedAt == f.current.to {
-		return false // parking it was refused as well
-	}
-	f.refusedAt = f.current.to
-	// Not the message: it may quote a title.
-	f.refused = fmt.Errorf("the read model refused it: SQLSTATE %s, constraint %q", pgErr.Code, pgErr.ConstraintName)
-	return true
-}
-
-// fault logs the first of a row of faults. At the end, what breaks off is none.
-func (f *follower) fault(err error) {
-	select {
-	case <-f.stopped:
-		return
-	default:
-	}
-	if f.failing {
-		return
-	}
-	f.failing = true
-	f.log.Warn("projection is held up and tries again", "err", safeError(err))
-}
-
-func (f *follower) recovered() {
-	if f.failing {
+	case errors.Is(err, context.Canceled): // the end
+	case err == nil && f.failing:
 		f.failing = false
 		f.log.Info("projection goes on")
+	case err == nil || f.failing:
+	case errors.As(err, &held):
+		f.failing = true
+		f.log.Error("projection stopped until a newer program goes on or takes over", "err", held)
+	default:
+		f.failing = true
+		f.log.Warn("projection is held up and tries again", "err", safeError(err))
 	}
+}
+
+// isRefusal tells that the database refuses rows for what they are.
+func isRefusal(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code[:2] == "22" || pgErr.Code[:2] == "23")
+}
+
+// isTimeout tells that the database had no time for a statement.
+func isTimeout(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "57014" || errors.Is(err, context.DeadlineExceeded)
+}
+
+// refusal is why the database refuses an event. Not its message: that may quote a title.
+func refusal(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return fmt.Sprintf("the read model refused it: SQLSTATE %s, constraint %q", pgErr.Code, pgErr.ConstraintName)
+	}
+	return "the read model refused it"
 }
 
 // safeError leaves out what PostgreSQL says of the data.
@@ -315,15 +217,4 @@ func safeError(err error) string {
 		return "SQLSTATE " + pgErr.Code
 	}
 	return err.Error()
-}
-
-func parsePosition(s string) (int64, error) {
-	return strconv.ParseInt(s, 10, 64)
-}
-
-// loadFrom loads streams of the log on a pool.
-func loadFrom(pool *pgxpool.Pool) loader {
-	return func(ctx context.Context, user string, after int64, visit func(events.Event) error) error {
-		return events.Load(ctx, pool, user, after, visit)
-	}
 }

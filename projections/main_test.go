@@ -2,13 +2,15 @@ package projections
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5"
 
 	"taskledger/events"
 	"taskledger/migrations/testdb"
@@ -19,84 +21,122 @@ func TestMain(m *testing.M) { testdb.Main(m) }
 // process is the writing and projecting part of one process.
 type process struct {
 	t      testing.TB
-	pool   *pgxpool.Pool
+	db     *events.DB
 	log    *events.Log
 	runner *Runner
-	seqs   map[string]int64
+	heads  map[string]events.Head // of what this process appended
+}
+
+func newDB(t testing.TB) *events.DB {
+	t.Helper()
+	return events.NewDB(testdb.New(t), testdb.Schema, "")
 }
 
 // writer is a process that appends and projects nothing.
-func writer(t testing.TB, pool *pgxpool.Pool) *process {
+func writer(t testing.TB, db *events.DB, more ...projection) *process {
 	t.Helper()
-	p := &process{t: t, pool: pool, runner: NewRunner(pool, slog.New(slog.DiscardHandler), nil), seqs: map[string]int64{}}
-	p.log = events.Open(pool, p.runner.Signal)
+	p := &process{t: t, db: db, log: events.Open(db), heads: map[string]events.Head{}}
+	p.runner = newRunner(p.log, slog.New(slog.DiscardHandler), nil, append([]projection{newReadModel()}, more...)...)
 	t.Cleanup(p.log.Close)
 	return p
 }
 
-// run starts the projections of a process until the end of the test.
-func (p *process) run() {
-	ctx, stop := context.WithCancel(context.Background())
+// run starts the projections of a process until the end of the test, or until stop is called.
+func (p *process) run() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- p.runner.Run(ctx) }()
-	p.t.Cleanup(func() {
-		stop()
+	stop = sync.OnceFunc(func() {
+		cancel()
 		if err := <-ended; err != nil {
 			p.t.Errorf("run: %v", err)
 		}
 	})
+	p.t.Cleanup(stop)
+	return stop
 }
 
 // append appends data of one task as one command, behind what this process appended for the user before.
 func (p *process) append(user string, task uuid.UUID, data ...events.Data) (position int64) {
 	p.t.Helper()
-	batch := make([]events.Event, len(data))
+	head := p.heads[user]
+	c := &events.Commit{After: head.EventID}
 	for i, d := range data {
-		batch[i] = events.Event{
-			UserID: user, Seq: p.seqs[user] + int64(i) + 1, TaskID: task, EventID: uuid.New(), CommandID: uuid.New(), Actor: user, RequestID: "r", Data: d,
-		}
+		c.Events = append(c.Events, events.Event{
+			UserID: user, Seq: head.Seq + int64(i) + 1, TaskID: task, EventID: uuid.New(), CommandID: uuid.New(), Actor: user,
+			RequestID: "r", Data: d,
+		})
 	}
-	if err := p.log.Append(p.t.Context(), batch); err != nil {
+	err := events.ErrConflict
+	for n := 0; errors.Is(err, events.ErrConflict) && n < 10; n++ { // a rebuild may be between
+		c.Generation = p.generation()
+		err = p.log.Append(p.t.Context(), c)
+	}
+	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.seqs[user] += int64(len(data))
-	return batch[len(batch)-1].Position
+	last := c.Events[len(c.Events)-1]
+	p.heads[user] = events.Head{Seq: last.Seq, Position: last.Position, EventID: last.EventID}
+	return last.Position
 }
 
-// visible waits until the projections of the process have reached position.
+func (p *process) generation() int64 {
+	p.t.Helper()
+	return value[int64](p, `SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks'`)
+}
+
+// visible waits until the read model of the process shows the position.
 func (p *process) visible(position int64) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
 	defer cancel()
-	p.runner.Visible(ctx, position)
-	if ctx.Err() != nil {
-		p.t.Fatalf("position %d is not visible", position)
+	if err := p.runner.Await(ctx, position, 0); err != nil {
+		p.t.Fatalf("position %d is not visible: %v", position, err)
 	}
 }
 
-// exec runs SQL by hand and returns how many rows it changed.
-func (p *process) exec(sql string, args ...any) int64 {
+// exec runs SQL by hand, one or more statements, and returns how many rows the last one changed.
+func (p *process) exec(text string, args ...any) int64 {
 	p.t.Helper()
-	tag, err := p.pool.Exec(p.t.Context(), sql, args...)
+	if len(args) == 0 {
+		args = []any{pgx.QueryExecModeSimpleProtocol}
+	}
+	tag, err := p.db.Pool().Exec(p.t.Context(), p.db.SQL(text), args...)
 	if err != nil {
-		p.t.Fatalf("%s: %v", sql, err)
+		p.t.Fatalf("%s: %v", text, err)
 	}
 	return tag.RowsAffected()
 }
 
-func value[T any](p *process, sql string, args ...any) T {
+func value[T any](p *process, text string, args ...any) T {
 	p.t.Helper()
 	var v T
-	if err := p.pool.QueryRow(p.t.Context(), sql, args...).Scan(&v); err != nil {
-		p.t.Fatalf("%s: %v", sql, err)
+	if _, err := events.One(p.t.Context(), p.db, text, args, &v); err != nil {
+		p.t.Fatalf("%s: %v", text, err)
 	}
 	return v
+}
+
+// eventually waits until a condition holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("not within 20 seconds: %s", what)
+		}
+	}
 }
 
 // differences are the lines of Verify.
 func (p *process) differences(user string) (lines []string, report VerifyReport) {
 	p.t.Helper()
-	report, err := Verify(p.t.Context(), p.pool, user, func(d Difference) { lines = append(lines, d.String()) })
+	report, err := Verify(p.t.Context(), p.db, user, func(d Difference) { lines = append(lines, d.String()) })
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -9,7 +9,13 @@ type Metrics struct {
 
 // NewMetrics registers the projections' metrics.
 func NewMetrics(registry prometheus.Registerer) *Metrics {
-	m := &Metrics{
+	m := newMetrics()
+	registry.MustRegister(m.events, m.parks)
+	return m
+}
+
+func newMetrics() *Metrics {
+	return &Metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "taskledger_projection_events_total",
 			Help: "Events applied to a read model by this process.",
@@ -19,18 +25,16 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 			Help: "Streams parked by this process because an event could not be applied.",
 		}, []string{"projection"}),
 	}
-	registry.MustRegister(m.events, m.parks)
-	return m
 }
 
-func (m *Metrics) applied(projection string, n int) {
-	if m != nil {
-		m.events.WithLabelValues(projection).Add(float64(n))
-	}
+// counters are those of one projection.
+type counters struct {
+	applied, parked prometheus.Counter
 }
 
-func (m *Metrics) parked(projection string) {
-	if m != nil {
-		m.parks.WithLabelValues(projection).Inc()
+func (m *Metrics) of(projection string) counters {
+	if m == nil {
+		m = newMetrics()
 	}
+	return counters{m.events.WithLabelValues(projection), m.parks.WithLabelValues(projection)}
 }

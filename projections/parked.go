@@ -7,80 +7,79 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/events"
 )
 
-// ErrNotParked: the user's stream is followed to its end by every read model.
-var ErrNotParked = errors.New("no read model has parked this user")
+// ErrNotParked: the user's stream is followed to its end.
+var ErrNotParked = errors.New("this user is not parked")
 
-// Parked is a user whom a read model no longer follows.
+// Parked is a user whom the read model no longer follows.
 type Parked struct {
-	Projection string
-	UserID     string
-	Seq        int64 // of the event that could not be applied
-	Reason     string
-	Since      time.Time
+	UserID string
+	Seq    int64 // of the event that could not be applied
+	Reason string
+	Since  time.Time
 }
 
 // ListParked lists who is parked; an empty user means all.
-func ListParked(ctx context.Context, pool *pgxpool.Pool, user string) ([]Parked, error) {
+func ListParked(ctx context.Context, db *events.DB, user string) ([]Parked, error) {
 	var out []Parked
-	for _, p := range all() {
-		rows, err := pool.Query(ctx, `
-			SELECT $1, user_id, seq + 1, parked_error, parked_at
-			FROM `+p.name+`_users
-			WHERE parked_error IS NOT NULL AND ($2 = '' OR user_id = $2)
-			ORDER BY user_id`, p.name, user)
-		if err != nil {
-			return nil, fmt.Errorf("list parked streams: %w", err)
-		}
-		parked, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Parked])
-		if err != nil {
-			return nil, fmt.Errorf("list parked streams: %w", err)
-		}
-		out = append(out, parked...)
+	err := db.Query(ctx, `
+		SELECT user_id, seq + 1, parked_error, parked_at
+		FROM {schema}.users
+		WHERE parked_error IS NOT NULL AND ($1 = '' OR user_id = $1)
+		ORDER BY user_id`, []any{user}, func(rows pgx.Rows) (err error) {
+		out, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Parked])
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list parked users: %w", err)
 	}
 	return out, nil
 }
 
-// RetryParked makes the read models of parked users anew from the log, and returns who is parked still. An empty user means all.
-func RetryParked(ctx context.Context, pool *pgxpool.Pool, user string) ([]Parked, error) {
-	parked, err := ListParked(ctx, pool, user)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range parked {
-		if _, err := RebuildUser(ctx, pool, p.Projection, p.UserID); err != nil {
-			return nil, err
+// RetryParked makes the rows of parked users anew from the log, and returns who is parked still. An empty user means all.
+func RetryParked(ctx context.Context, db *events.DB, user string) (still []Parked, err error) {
+	err = maintain(ctx, db, func() error {
+		parked, err := ListParked(ctx, db, user)
+		if err != nil {
+			return err
 		}
-	}
-	return ListParked(ctx, pool, user)
+		for _, p := range parked {
+			if _, err := rebuildUser(ctx, db, p.UserID); err != nil {
+				return err
+			}
+		}
+		still, err = ListParked(ctx, db, user)
+		return err
+	})
+	return still, err
 }
 
-// SkipParked tells everyone to pass over the event at which the user is parked, for good, and tries the rest again. It returns who
-// is parked still, or ErrNotParked.
-func SkipParked(ctx context.Context, pool *pgxpool.Pool, user string) ([]Parked, error) {
-	parked, err := ListParked(ctx, pool, user)
-	if err != nil {
-		return nil, err
-	}
-	if len(parked) == 0 {
-		return nil, ErrNotParked
-	}
-	for _, p := range parked {
-		_, err := pool.Exec(ctx, `INSERT INTO skipped_events (user_id, seq) VALUES ($1, $2) ON CONFLICT DO NOTHING`, p.UserID, p.Seq)
+// SkipParked has everyone pass over the event at which the user is parked, for good, and tries the rest again. It returns who is parked
+// still, or ErrNotParked.
+func SkipParked(ctx context.Context, db *events.DB, user string) (still []Parked, err error) {
+	err = maintain(ctx, db, func() error {
+		parked, err := ListParked(ctx, db, user)
 		if err != nil {
-			return nil, fmt.Errorf("skip an event: %w", err)
+			return err
 		}
-	}
-	if _, err := pool.Exec(ctx, `SELECT pg_notify($1, $2)`, events.Topic, skipPrefix+user); err != nil {
-		return nil, fmt.Errorf("tell of a skip: %w", err)
-	}
-	// Read models that had applied the event must forget it too.
-	if _, err := RebuildUser(ctx, pool, "", user); err != nil {
-		return nil, err
-	}
-	return ListParked(ctx, pool, user)
+		if len(parked) == 0 {
+			return ErrNotParked
+		}
+		_, err = db.Exec(ctx, `
+			INSERT INTO {schema}.skipped_events (user_id, seq)
+			VALUES ($1, $2)
+			ON CONFLICT DO NOTHING`, user, parked[0].Seq)
+		if err != nil {
+			return fmt.Errorf("skip an event: %w", err)
+		}
+		if _, err := rebuildUser(ctx, db, user); err != nil {
+			return err
+		}
+		still, err = ListParked(ctx, db, user)
+		return err
+	})
+	return still, err
 }

@@ -5,50 +5,24 @@ import (
 	"sync"
 )
 
-// broadcast wakes everyone who waits.
-type broadcast struct {
-	mu   sync.Mutex
-	next chan struct{}
-}
-
-// wait returns a channel that is closed at the next send.
-func (b *broadcast) wait() <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.next == nil {
-		b.next = make(chan struct{})
-	}
-	return b.next
-}
-
-func (b *broadcast) send() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.next != nil {
-		close(b.next)
-		b.next = nil
-	}
-}
-
-// progress is how far one projection is known to have come: only ever what the database confirmed.
+// progress is how far a projection is known to have come: what the database said last. After a failover that may be less than it said
+// before.
 type progress struct {
-	mu       sync.Mutex
+	mu        sync.Mutex
+	position  int64
+	confirmed uint64 // how often the database has said so
+	waiters   map[*waiter]bool
+}
+
+type waiter struct {
 	position int64
-	moved    *broadcast // of all projections of the process
+	shown    chan struct{} // closed when the position is shown
 }
 
-func (p *progress) confirm(position int64) {
-	if p.advance(position) {
-		p.moved.send()
-	}
-}
-
-func (p *progress) advance(position int64) bool {
+func (p *progress) mark() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	grown := position > p.position
-	p.position = max(p.position, position)
-	return grown
+	return p.confirmed
 }
 
 func (p *progress) at() int64 {
@@ -57,17 +31,49 @@ func (p *progress) at() int64 {
 	return p.position
 }
 
-// wait returns when the projection has confirmed position, or ctx ends.
-func (p *progress) wait(ctx context.Context, position int64) {
-	for {
-		moved := p.moved.wait() // before the look, or what happens in between is missed
-		if p.at() >= position {
-			return
+func (p *progress) confirm(position int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.position = position
+	p.confirmed++
+	for w := range p.waiters {
+		if w.position <= position {
+			close(w.shown)
+			delete(p.waiters, w)
 		}
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return
-		}
+	}
+}
+
+// wait returns when the projection has been confirmed to show the position after the mark; nil when it has been already.
+func (p *progress) wait(position int64, mark uint64) *waiter {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.confirmed > mark && p.position >= position {
+		return nil
+	}
+	w := &waiter{position: position, shown: make(chan struct{})}
+	p.waiters[w] = true
+	return w
+}
+
+func (p *progress) leave(w *waiter) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.waiters, w)
+}
+
+// await waits until the projection shows the position, and has hurry called first if it has to.
+func (p *progress) await(ctx context.Context, position int64, mark uint64, hurry func(int64)) error {
+	w := p.wait(position, mark)
+	if w == nil {
+		return nil
+	}
+	defer p.leave(w)
+	hurry(position)
+	select {
+	case <-w.shown:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }

@@ -1,182 +1,161 @@
-// Package projections derives the read models from the log. Each projection follows the log through a Watermill Router and
-// Subscriber of its own, batch by batch: the select brings the events and the rows they touch, the one fold of package events makes
-// the new rows, and one statement writes them and moves the checkpoint, or does neither.
+// Package projections derives the read models from the log. Each projection follows the log through a handler of a Watermill Router: a
+// message is the next batch behind its checkpoint, the one fold of package events makes the new rows, and one statement writes them
+// and moves the checkpoint, or does neither. Any number of processes may do so on one ledger, without a leader: the checkpoint decides
+// who applied a batch, and who was late has lost nothing.
 //
-// The same projections, fed from the whole log, are rebuild and verify.
+// The same fold, fed from the whole log, is rebuild and verify.
 package projections
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
 	"taskledger/events"
 )
 
-// change is one event and the task before and after it.
-type change struct {
-	event         events.Event
-	before, after events.Task
+// projection is one read model. Its name is that of its checkpoint.
+type projection interface {
+	name() string
+	// tables are those that write is about, always in this order.
+	tables() []table
+	// derive returns what the events of a batch make of each table. It may remember what it made of earlier batches, and asks from for
+	// what it does not. A refusal, if there is one, says why the database refused the rows of this one event: its user is to be followed
+	// no more. A *heldError tells how much of the batch can be applied.
+	derive(ctx context.Context, from events.Querier, d *events.Delivery, refusal string) (derived, error)
+	// forget drops what was remembered: it may not be what the tables hold.
+	forget()
 }
 
-// projection is one read model: a table, and how its rows come from changes. Beside it stands the table <name>_users, one row a
-// user with the seq that was reached.
-type projection struct {
-	name string
-	// key is the column that, with user_id, is the table's primary key.
-	key string
-	// columns of the table, user_id first.
-	columns []column
-	// state is a SELECT of the task b.task_id of the user b.user_id as this read model knows it, in the columns of taskState.
-	state string
-	// current says that only the last change of each task leaves a row, which takes the place of the one before; else each does.
-	current bool
+// derived is what a batch makes of a read model.
+type derived struct {
+	rows   []rows      // of each of its tables
+	parked []userState // the users who are followed no more from now on
 }
 
-// all are the projections this program runs.
-func all() []*projection {
-	return []*projection{tasks, taskHistory}
+// heldError says that an event was stored by a newer program, which this one can't fold. The events before it can be applied.
+type heldError struct {
+	before int
+	err    error
 }
 
-// Names lists the projections.
-func Names() []string {
-	names := []string{}
-	for _, p := range all() {
-		names = append(names, p.name)
-	}
-	return names
+func (e *heldError) Error() string {
+	return fmt.Sprintf("a newer program is needed to apply the log: %v", e.err)
 }
 
-// column is one column of a read model: its name, its PostgreSQL type and its value after a change.
-type column struct {
-	name, pgType string
+// table is a table of a read model: its key, and its columns with their types.
+type table struct {
+	name    string
+	key     []string
+	columns []columnType
+}
+
+type columnType struct{ name, pgType string }
+
+// rows are what a batch makes of one table: an array a column.
+type rows []any
+
+// column is a column of a table, and its value in the row that is made of a T.
+type column[T any] struct {
+	columnType
 	// array makes the values of many rows, for unnest.
-	array func([]change) any
+	array func([]T) any
 	// value makes the value of one row, for COPY.
-	value func(change) any
-	// scan gives a new place to scan the column to; read takes the value out again.
-	scan func() any
-	read func(any) any
+	value func(*T) any
+	// place gives a new place to scan the column to; taken takes the value out of it.
+	place func() any
+	taken func(any) any
 }
 
-func col[T any](name, pgType string, of func(change) T) column {
-	return column{
-		name:   name,
-		pgType: pgType,
-		array: func(changes []change) any {
-			values := make([]T, len(changes))
-			for i, c := range changes {
-				values[i] = of(c)
+func col[T, V any](name, pgType string, of func(*T) V) column[T] {
+	return column[T]{
+		columnType: columnType{name, pgType},
+		array: func(items []T) any {
+			values := make([]V, len(items))
+			for i := range items {
+				values[i] = of(&items[i])
 			}
 			return values
 		},
-		value: func(c change) any { return of(c) },
-		scan:  func() any { return new(T) },
-		read:  func(place any) any { return *place.(*T) },
+		value: func(item *T) any { return of(item) },
+		place: func() any { return new(V) },
+		taken: func(place any) any { return *place.(*V) },
 	}
 }
 
-func names(columns []column) []string {
-	out := make([]string, len(columns))
-	for i, c := range columns {
+// columns are those of a table whose rows are made of a T.
+type columns[T any] []column[T]
+
+func (cs columns[T]) table(name string, key ...string) table {
+	t := table{name: name, key: key}
+	for _, c := range cs {
+		t.columns = append(t.columns, c.columnType)
+	}
+	return t
+}
+
+func (cs columns[T]) rows(items []T) rows {
+	out := make(rows, len(cs))
+	for i, c := range cs {
+		out[i] = c.array(items)
+	}
+	return out
+}
+
+func (t table) names() []string {
+	out := make([]string, len(t.columns))
+	for i, c := range t.columns {
 		out[i] = c.name
 	}
 	return out
 }
 
-// selectBatch is the query for the next batch of at most $2 events. It always gives one row: the checkpoint, its generation, the
-// position of the batch's last event and the batch as JSON; the last two are NULL when there is nothing new. LATERAL with LIMIT
-// keeps each look-up an index scan, whatever the planner believes of the tables' sizes.
-func (p *projection) selectBatch() string {
-	return `
-	WITH checkpoint AS MATERIALIZED (
-		SELECT position, generation
-		FROM projection_checkpoints
-		WHERE projection = $1
-	), batch AS MATERIALIZED (
-		SELECT e.*
-		FROM checkpoint c
-		CROSS JOIN LATERAL (
-			SELECT position, user_id, seq, task_id, type, schema_version, data, actor, request_id, recorded_at,
-				EXISTS (SELECT FROM skipped_events s WHERE s.user_id = t.user_id AND s.seq = t.seq) AS skipped
-			FROM task_events t
-			WHERE position > c.position
-			ORDER BY position
-			LIMIT $2
-		) e
-	)
-	SELECT c.position, c.generation, (SELECT max(position) FROM batch), (
-		SELECT json_build_object(
-			'events', json_agg(b ORDER BY b.position),
-			'tasks', (
-				SELECT json_agg(s)
-				FROM (SELECT DISTINCT user_id, task_id FROM batch) b
-				CROSS JOIN LATERAL (` + p.state + `) s
-			),
-			'users', (
-				SELECT json_agg(u)
-				FROM (SELECT DISTINCT user_id FROM batch) b
-				CROSS JOIN LATERAL (
-					SELECT user_id, seq, parked_error
-					FROM ` + p.name + `_users
-					WHERE user_id = b.user_id
-					LIMIT 1
-				) u
-			)
-		)
-		FROM batch b
-		HAVING count(*) > 0
-	)
-	FROM checkpoint c`
-}
-
-// writeBatch is the one statement that moves the checkpoint from $2 to $3, if it is still at $2 in generation $4, and only then
-// writes the users ($5 to $7) and the rows. Its result has one row if it did, none if somebody else was first. The commit may be
+// writeBatch is the one statement that moves a checkpoint from $2 to $3, if it is still at $2 in generation $4, and only then writes
+// the rows. It gives one row if it did, none if not.
+//
+// The log must hold the last event of the batch ($5 to $7), and the last one that what is remembered rests on ($8 to $10): after a
+// failover to a standby that was behind it may not, although this process was told that they were stored. The commit may be
 // asynchronous: rows and checkpoint are lost together, and can be derived again.
-func (p *projection) writeBatch() string {
-	args := make([]string, len(p.columns))
-	sets := make([]string, 0, len(p.columns))
-	for i, c := range p.columns {
-		args[i] = fmt.Sprintf("$%d::%s[]", i+8, c.pgType)
-		if c.name != "user_id" && c.name != p.key {
-			sets = append(sets, c.name+" = excluded."+c.name)
-		}
-	}
-	list := strings.Join(names(p.columns), ", ")
-	return `
-	WITH moved AS (
-		UPDATE projection_checkpoints
+func writeBatch(tables []table) string {
+	statement := `
+	WITH moved AS MATERIALIZED (
+		UPDATE {schema}.checkpoints
 		SET position = $3
 		WHERE projection = $1 AND position = $2 AND generation = $4
+		AND EXISTS (SELECT FROM {schema}.task_events WHERE user_id = $5 AND seq = $6 AND event_id = $7)
+		AND EXISTS (SELECT FROM {schema}.task_events WHERE user_id = $8 AND seq = $9 AND event_id = $10)
 		RETURNING position, set_config('synchronous_commit', 'off', true)
-	), users AS (
-		INSERT INTO ` + p.name + `_users (user_id, seq, parked_error, parked_at)
-		SELECT u.user_id, u.seq, u.parked_error, CASE WHEN u.parked_error IS NOT NULL THEN clock_timestamp() END
-		FROM moved
-		CROSS JOIN unnest($5::text[], $6::bigint[], $7::text[]) AS u(user_id, seq, parked_error)
-		ON CONFLICT (user_id) DO UPDATE
-		SET seq = excluded.seq, parked_error = excluded.parked_error, parked_at = excluded.parked_at
-	), written AS (
-		INSERT INTO ` + p.name + ` (` + list + `)
+	)`
+	next := 11
+	for _, t := range tables {
+		statement += `, ` + t.name + `_written AS (` + t.upsert(`
 		SELECT r.*
 		FROM moved
-		CROSS JOIN unnest(` + strings.Join(args, ", ") + `) AS r(` + list + `)
-		ON CONFLICT (user_id, ` + p.key + `) DO UPDATE
-		SET ` + strings.Join(sets, ", ") + `
-	)
+		CROSS JOIN `+t.unnest(next)+` AS r`) + `
+	)`
+		next += len(t.columns)
+	}
+	return statement + `
 	SELECT position
 	FROM moved`
 }
 
-// writeArgs are the arguments of writeBatch.
-func (p *projection) writeArgs(b *batch, f folded) []any {
-	users, seqs, parked := f.userColumns()
-	args := []any{p.name, b.from, b.to, b.generation, users, seqs, parked}
-	rows := f.changes
-	if p.current {
-		rows = lastOfEachTask(rows)
+// unnest is the rows of the parameters from number first on, an array a column.
+func (t table) unnest(first int) string {
+	arrays := make([]string, len(t.columns))
+	for i, c := range t.columns {
+		arrays[i] = fmt.Sprintf("$%d::%s[]", first+i, c.pgType)
 	}
-	for _, c := range p.columns {
-		args = append(args, c.array(rows))
+	return `unnest(` + strings.Join(arrays, ", ") + `)`
+}
+
+func (t table) upsert(from string) string {
+	var sets []string
+	for _, name := range t.names() {
+		sets = append(sets, name+" = excluded."+name)
 	}
-	return args
+	return `
+		INSERT INTO {schema}.` + t.name + ` (` + strings.Join(t.names(), ", ") + `)` + from + `
+		ON CONFLICT (` + strings.Join(t.key, ", ") + `) DO UPDATE
+		SET ` + strings.Join(sets[len(t.key):], ", ")
 }

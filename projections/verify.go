@@ -2,6 +2,7 @@ package projections
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -10,155 +11,119 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/events"
 )
 
-// Difference is one place where a read model is not the fold of the log, or the log is not contiguous.
+// readOnlySnapshot is a transaction in which everything is of one moment.
+var readOnlySnapshot = pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+
+// comparedUserColumns are those of a user's row that follow from the log: not since when it is parked, and why.
+const comparedUserColumns = 4
+
+// Difference is one place where the read model is not the fold of the log, or the log is not contiguous.
 type Difference struct {
-	Projection string // or "task_events" for the log itself
-	UserID     string
-	Task       string // the task's id, or of a history row task and seq; empty when it is about the user
-	Member     string
-	Expected   string
-	Found      string
+	Table    string // or "task_events" for the log itself
+	UserID   string
+	Task     string // the task's id, or of a history row task and seq; empty when it is about the user
+	Member   string
+	Expected string
+	Found    string
 }
 
 // String is the line an operator reads.
 func (d Difference) String() string {
-	return fmt.Sprintf("%s: user=%q task=%s member=%s expected=%s found=%s", d.Projection, d.UserID, d.Task, d.Member, d.Expected, d.Found)
+	return fmt.Sprintf("%s: user=%q task=%s member=%s expected=%s found=%s", d.Table, d.UserID, d.Task, d.Member, d.Expected, d.Found)
 }
 
 // VerifyReport says how much was compared.
 type VerifyReport struct {
 	Users       int64 // of the log
 	Events      int64 // of the log
-	Rows        int64 // of all read models
-	Parked      int64 // users whom a read model does not follow; compared up to where it does
+	Rows        int64
+	Parked      int64 // users whom the read model does not follow; compared up to where it does
 	Differences int64
 }
 
-// Verify compares every row of every read model with the fold of the log up to that read model's checkpoint, in one snapshot each,
-// and each user's seq with 1, 2, 3, …. An empty user means all. It calls found for each difference. pool needs three connections.
-func Verify(ctx context.Context, pool *pgxpool.Pool, user string, found func(Difference)) (VerifyReport, error) {
-	var report VerifyReport
-	for _, p := range all() {
-		one := VerifyReport{}
-		if err := verifyProjection(ctx, pool, p, verifyOptions{user: user}, &one, found); err != nil {
-			return report, fmt.Errorf("verify %s: %w", p.name, err)
-		}
-		report.Users, report.Events = one.Users, one.Events
-		report.Rows += one.Rows
-		report.Parked += one.Parked
-		report.Differences += one.Differences
-	}
-	return report, nil
-}
-
-type verifyOptions struct {
-	user   string // empty = all
-	shadow bool   // look at the new read model of a rebuild
-}
-
-// verifyProjection reads log, rows and users side by side, on three connections that share one snapshot.
-func verifyProjection(ctx context.Context, pool *pgxpool.Pool, p *projection, o verifyOptions, report *VerifyReport, found func(Difference)) error {
-	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	return pgx.BeginTxFunc(ctx, pool, options, func(log pgx.Tx) error {
-		var snapshot string
-		if err := log.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&snapshot); err != nil {
-			return err
-		}
-		return pgx.BeginTxFunc(ctx, pool, options, func(rowsTx pgx.Tx) error {
-			return pgx.BeginTxFunc(ctx, pool, options, func(usersTx pgx.Tx) error {
-				for _, tx := range []pgx.Tx{rowsTx, usersTx} {
-					if err := joinSnapshot(ctx, tx, snapshot, o.shadow); err != nil {
-						return err
-					}
-				}
-				return compare(ctx, p, o.user, log, rowsTx, usersTx, report, found)
-			})
-		})
-	})
-}
-
-func joinSnapshot(ctx context.Context, tx pgx.Tx, snapshot string, shadowed bool) error {
-	// SET takes no parameters; the snapshot's name comes from PostgreSQL itself.
-	if _, err := tx.Exec(ctx, `SET TRANSACTION SNAPSHOT '`+strings.ReplaceAll(snapshot, `'`, ``)+`'`); err != nil {
-		return err
-	}
-	if shadowed {
-		return useShadow(ctx, tx)
-	}
-	return nil
-}
-
-func compare(ctx context.Context, p *projection, user string, log, rowsTx, usersTx pgx.Tx, report *VerifyReport, found func(Difference)) error {
-	v := &verifier{projection: p, report: report, found: found}
-	if err := usersTx.QueryRow(ctx, `SELECT position FROM projection_checkpoints WHERE projection = $1`, p.name).Scan(&v.position); err != nil {
-		return err
-	}
-	where, args := ``, []any{}
-	if user != "" {
-		where, args = ` WHERE user_id = $1`, []any{user}
-	}
-	rows, err := rowsTx.Query(ctx, `SELECT `+strings.Join(names(p.columns), ", ")+` FROM `+p.name+where+` ORDER BY user_id, `+p.key, args...)
+// Verify compares every row of the read model with the fold of the log up to its checkpoint, in one snapshot, and each user's seq with
+// 1, 2, 3, …. An empty user means all. It calls found for each difference.
+func Verify(ctx context.Context, db *events.DB, user string, found func(Difference)) (VerifyReport, error) {
+	v := &verifier{checkpoint: Name, user: user, found: found}
+	err := db.Begin(ctx, readOnlySnapshot, func(tx *events.Tx) error { return v.run(ctx, tx) })
 	if err != nil {
-		return err
+		return v.report, fmt.Errorf("verify: %w", err)
 	}
-	defer rows.Close()
-	users, err := usersTx.Query(ctx, `SELECT user_id, seq, parked_error IS NOT NULL FROM `+p.name+`_users`+where+` ORDER BY user_id`, args...)
-	if err != nil {
-		return err
-	}
-	defer users.Close()
-	v.rows, v.users = newRowReader(p, rows), &userReader{rows: users}
-	if err := v.start(); err != nil {
-		return err
-	}
-	if err := events.Scan(ctx, log, user, math.MaxInt64, v.event); err != nil {
-		return err
-	}
-	return v.end()
+	return v.report, nil
 }
 
-// verifier folds the log and walks through the rows and users of the read model beside it, all in order of user.
+// verifier folds the log and walks through the rows of the read model beside it, all in the order of users.
 type verifier struct {
-	projection *projection
-	position   int64 // the checkpoint of the read model
-	rows       *rowReader
-	users      *userReader
-	report     *VerifyReport
+	checkpoint string
+	user       string // empty = all
 	found      func(Difference)
 
-	user    *userFold
+	report   VerifyReport
+	position int64 // of the checkpoint
+	tasks    *reader[events.Task]
+	history  *reader[change]
+	users    *reader[userState]
+
+	fold    *userFold
 	head    int64 // the last seq seen of the user in the log
 	through int64 // fold no further than this seq: a parked user's read model stands there
 	changes []change
 }
 
+func (v *verifier) run(ctx context.Context, q events.Querier) error {
+	_, err := events.One(ctx, q, `SELECT position FROM {schema}.checkpoints WHERE projection = $1`, []any{v.checkpoint}, &v.position)
+	if err != nil {
+		return err
+	}
+	// Every row is read: no plan for the first few.
+	if _, err := q.Exec(ctx, `SELECT set_config('cursor_tuple_fraction', '1', true)`); err != nil {
+		return err
+	}
+	task := func(row []any) string { return show(row[1]) }
+	if v.tasks, err = openReader(ctx, q, v, readModelTables[0], taskColumns, 1, task); err != nil {
+		return err
+	}
+	event := func(row []any) string { return fmt.Sprintf("%s seq=%d", show(row[2]), row[1]) }
+	if v.history, err = openReader(ctx, q, v, readModelTables[1], historyColumns, 1, event); err != nil {
+		return err
+	}
+	user := func([]any) string { return "" }
+	if v.users, err = openReader(ctx, q, v, readModelTables[2], userColumns[:comparedUserColumns], 0, user); err != nil {
+		return err
+	}
+	log, err := openCursor(ctx, q, "log", `
+		SELECT `+events.Columns+`
+		FROM {schema}.task_events e
+		WHERE $1 = '' OR e.user_id = $1
+		ORDER BY e.user_id, e.seq`, v.user, func(rows pgx.Rows) (events.Event, error) { return events.ScanEvent(rows) })
+	if err != nil {
+		return err
+	}
+	for {
+		e, ok, err := log.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return v.end()
+		}
+		if err := v.event(&e); err != nil {
+			return err
+		}
+	}
+}
+
 func (v *verifier) differ(d Difference) {
-	d.Projection = cmpOr(d.Projection, v.projection.name)
 	v.report.Differences++
 	v.found(d)
 }
 
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
-}
-
-func (v *verifier) start() error {
-	if err := v.rows.next(); err != nil {
-		return err
-	}
-	return v.users.next()
-}
-
-func (v *verifier) event(e events.Event) error {
-	if v.user == nil || v.user.user != e.UserID {
+func (v *verifier) event(e *events.Event) (err error) {
+	if v.fold == nil || v.fold.user != e.UserID {
 		if err := v.endUser(); err != nil {
 			return err
 		}
@@ -169,215 +134,241 @@ func (v *verifier) event(e events.Event) error {
 	v.report.Events++
 	v.head++
 	if e.Seq != v.head {
-		v.differ(Difference{Projection: events.Topic, UserID: e.UserID, Member: "seq", Expected: fmt.Sprint(v.head), Found: fmt.Sprint(e.Seq)})
+		v.differ(Difference{
+			Table: events.Topic, UserID: e.UserID, Member: "seq", Expected: fmt.Sprint(v.head), Found: fmt.Sprint(e.Seq),
+		})
 		v.head = e.Seq
 	}
 	if e.Position > v.position || e.Seq > v.through {
 		return nil
 	}
-	v.changes = v.user.apply(v.changes[:0], e)
-	if v.projection.current {
-		return nil
-	}
-	for _, c := range v.changes {
-		if err := v.row(c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// beginUser steps over the rows of users who are not in the log.
-func (v *verifier) beginUser(user string) error {
-	if err := v.strayUsers(user); err != nil {
+	if v.changes, err = v.fold.apply(v.changes[:0], e); err != nil {
 		return err
 	}
+	for i := range v.changes {
+		if err := v.history.match(e.UserID, e.Seq, &v.changes[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// beginUser steps over the users who are not in the log.
+func (v *verifier) beginUser(user string) error {
 	v.report.Users++
-	v.user, v.head, v.through = newUserFold(user), 0, math.MaxInt64
-	if !v.users.done && v.users.user == user && v.users.parked {
+	v.fold, v.head, v.through = newUserFold(user), 0, math.MaxInt64
+	seq, parked, err := v.users.peek(user)
+	if parked {
 		v.report.Parked++
-		v.through = v.users.seq
+		v.through = seq
 	}
-	return nil
-}
-
-// strayUsers reports the users of the read model that come before user and have no events. An empty user means all that are left.
-func (v *verifier) strayUsers(user string) error {
-	for !v.users.done && (user == "" || v.users.user < user) {
-		v.differ(Difference{UserID: v.users.user, Member: "seq", Expected: "none", Found: fmt.Sprint(v.users.seq)})
-		if err := v.users.next(); err != nil {
-			return err
-		}
-	}
-	return v.strayRows(user, nil)
-}
-
-// strayRows reports the rows that come before the given place and should not be.
-func (v *verifier) strayRows(user string, place any) error {
-	for !v.rows.done && (user == "" || v.rows.before(user, place)) {
-		v.differ(Difference{UserID: v.rows.user(), Task: v.rows.task(), Member: "row", Expected: "none", Found: "a row"})
-		if err := v.rows.next(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return err
 }
 
 func (v *verifier) endUser() error {
-	if v.user == nil {
+	if v.fold == nil {
 		return nil
 	}
-	if v.projection.current {
-		for _, c := range v.user.current() {
-			if err := v.row(c); err != nil {
-				return err
-			}
+	user := v.fold.user
+	for _, t := range v.fold.current() {
+		if err := v.tasks.match(user, [16]byte(t.ID), &t); err != nil {
+			return err
 		}
 	}
-	if v.user.seq == 0 && (v.users.done || v.users.user != v.user.user) {
+	if v.fold.seq == 0 && v.fold.parked == nil {
 		return nil // not projected yet
 	}
-	if v.users.done || v.users.user != v.user.user {
-		v.differ(Difference{UserID: v.user.user, Member: "seq", Expected: fmt.Sprint(v.user.seq), Found: "none"})
-		return nil
-	}
-	if v.users.seq != v.user.seq {
-		v.differ(Difference{UserID: v.user.user, Member: "seq", Expected: fmt.Sprint(v.user.seq), Found: fmt.Sprint(v.users.seq)})
-	}
-	return v.users.next()
-}
-
-// row compares one expected row with the next found.
-func (v *verifier) row(c change) error {
-	user := c.after.UserID
-	place := v.projection.keyColumn().value(c)
-	if err := v.strayRows(user, place); err != nil {
-		return err
-	}
-	v.report.Rows++
-	if v.rows.done || v.rows.after(user, place) {
-		v.differ(Difference{UserID: user, Task: v.taskOf(c), Member: "row", Expected: "a row", Found: "none"})
-		return nil
-	}
-	for i, column := range v.projection.columns {
-		expected, found := column.value(c), v.rows.values[i]
-		if !sameValue(expected, found) {
-			v.differ(Difference{UserID: user, Task: v.taskOf(c), Member: column.name, Expected: show(expected), Found: show(found)})
-		}
-	}
-	return v.rows.next()
-}
-
-func (v *verifier) taskOf(c change) string {
-	if v.projection.current {
-		return c.after.ID.String()
-	}
-	return fmt.Sprintf("%s seq=%d", c.after.ID, c.event.Seq)
+	return v.users.match(user, nil, &v.fold.userState)
 }
 
 func (v *verifier) end() error {
 	if err := v.endUser(); err != nil {
 		return err
 	}
-	return v.strayUsers("")
-}
-
-func (p *projection) keyColumn() column {
-	return p.columns[p.index(p.key)]
-}
-
-func (p *projection) index(name string) int {
-	for i, c := range p.columns {
-		if c.name == name {
-			return i
+	for _, end := range []func() error{v.tasks.end, v.history.end, v.users.end} {
+		if err := end(); err != nil {
+			return err
 		}
-	}
-	return -1
-}
-
-// rowReader reads a read model's rows in order of user and key.
-type rowReader struct {
-	projection *projection
-	rows       pgx.Rows
-	key        int
-	taskColumn int
-	done       bool
-	values     []any
-}
-
-func newRowReader(p *projection, rows pgx.Rows) *rowReader {
-	r := &rowReader{projection: p, rows: rows, key: p.index(p.key), taskColumn: p.index("task_id")}
-	if r.taskColumn < 0 {
-		r.taskColumn = r.key
-	}
-	return r
-}
-
-func (r *rowReader) next() error {
-	if !r.rows.Next() {
-		r.done = true
-		return r.rows.Err()
-	}
-	places := make([]any, len(r.projection.columns))
-	for i, c := range r.projection.columns {
-		places[i] = c.scan()
-	}
-	if err := r.rows.Scan(places...); err != nil {
-		return err
-	}
-	r.values = make([]any, len(places))
-	for i, c := range r.projection.columns {
-		r.values[i] = c.read(places[i])
 	}
 	return nil
 }
 
-func (r *rowReader) user() string { return r.values[0].(string) }
-
-func (r *rowReader) task() string {
-	return uuid.UUID(r.values[r.taskColumn].([16]byte)).String()
+// reader walks through a table in the order of users and of its key, and compares its rows with those expected.
+type reader[T any] struct {
+	v       *verifier
+	name    string
+	columns columns[T]
+	key     int // the column that is the key within a user; 0 = there is one row a user
+	about   func(row []any) string
+	rows    *cursor[tableRow]
+	at      tableRow
+	done    bool
 }
 
-// before tells whether the row comes before a place; a nil place is before all rows of its user.
-func (r *rowReader) before(user string, place any) bool {
-	if r.user() != user {
-		return r.user() < user
+// tableRow is a row of the read model as it was found.
+type tableRow struct {
+	values []any
+	parked bool // of a user
+}
+
+// openReader stands on the first row.
+func openReader[T any](
+	ctx context.Context, q events.Querier, v *verifier, t table, columns columns[T], key int, about func(row []any) string,
+) (*reader[T], error) {
+	r := &reader[T]{v: v, name: t.name, columns: columns, key: key, about: about}
+	parked, order := `false`, `user_id`
+	if key == 0 {
+		parked = `parked_error IS NOT NULL`
+	} else {
+		order += `, ` + columns[key].name
 	}
-	return place != nil && compareKeys(r.values[r.key], place) < 0
-}
-
-func (r *rowReader) after(user string, place any) bool {
-	if r.user() != user {
-		return r.user() > user
+	query := `
+		SELECT ` + strings.Join(t.names()[:len(columns)], ", ") + `, ` + parked + `
+		FROM {schema}.` + t.name + `
+		WHERE $1 = '' OR user_id = $1
+		ORDER BY ` + order
+	var err error
+	if r.rows, err = openCursor(ctx, q, "rows_of_"+t.name, query, v.user, r.scan); err != nil {
+		return nil, err
 	}
-	return compareKeys(r.values[r.key], place) > 0
+	return r, r.next()
 }
 
-func compareKeys(a, b any) int {
-	switch a := a.(type) {
+func (r *reader[T]) scan(rows pgx.Rows) (row tableRow, err error) {
+	places := make([]any, len(r.columns)+1)
+	for i, c := range r.columns {
+		places[i] = c.place()
+	}
+	places[len(r.columns)] = &row.parked
+	if err := rows.Scan(places...); err != nil {
+		return row, err
+	}
+	row.values = places[:len(r.columns)]
+	for i, c := range r.columns {
+		row.values[i] = c.taken(places[i])
+	}
+	return row, nil
+}
+
+func (r *reader[T]) next() error {
+	row, ok, err := r.rows.next()
+	r.at, r.done = row, !ok
+	return err
+}
+
+func (r *reader[T]) user() string { return r.at.values[0].(string) }
+
+// compareTo compares the place of the row with another place.
+func (r *reader[T]) compareTo(user string, key any) int {
+	if order := cmp.Compare(r.user(), user); order != 0 || r.key == 0 {
+		return order
+	}
+	switch at := r.at.values[r.key].(type) {
 	case int64:
-		return int(a - b.(int64))
+		return cmp.Compare(at, key.(int64))
 	case [16]byte:
-		return compareIDs(a, b.([16]byte))
+		return compareIDs(at, key.([16]byte))
 	}
-	panic(fmt.Sprintf("a key of type %T has no order", a))
+	panic(fmt.Sprintf("a key of type %T has no order", r.at.values[r.key]))
 }
 
-// userReader reads the users of a read model in order.
-type userReader struct {
-	rows   pgx.Rows
-	done   bool
-	user   string
-	seq    int64
-	parked bool
+// strays reports the rows before a place: they should not be.
+func (r *reader[T]) strays(user string, key any) error {
+	for !r.done && r.compareTo(user, key) < 0 {
+		if err := r.stray(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (r *userReader) next() error {
-	if !r.rows.Next() {
-		r.done = true
-		return r.rows.Err()
+func (r *reader[T]) stray() error {
+	r.differ(r.user(), r.at.values, "row", "none", "a row")
+	return r.next()
+}
+
+func (r *reader[T]) differ(user string, row []any, member, expected, found string) {
+	r.v.differ(Difference{
+		Table: r.name, UserID: user, Task: r.about(row), Member: member, Expected: expected, Found: found,
+	})
+}
+
+func (r *reader[T]) end() error {
+	for !r.done {
+		if err := r.stray(); err != nil {
+			return err
+		}
 	}
-	return r.rows.Scan(&r.user, &r.seq, &r.parked)
+	return nil
+}
+
+// peek tells what the row of a user says, if there is one.
+func (r *reader[T]) peek(user string) (seq int64, parked bool, err error) {
+	if err := r.strays(user, nil); err != nil || r.done || r.user() != user {
+		return 0, false, err
+	}
+	return r.at.values[1].(int64), r.at.parked, nil
+}
+
+// match compares an expected row with the next one found.
+func (r *reader[T]) match(user string, key any, expected *T) error {
+	if err := r.strays(user, key); err != nil {
+		return err
+	}
+	r.v.report.Rows++
+	row := make([]any, len(r.columns))
+	for i, c := range r.columns {
+		row[i] = c.value(expected)
+	}
+	if r.done || r.compareTo(user, key) > 0 {
+		r.differ(user, row, "row", "a row", "none")
+		return nil
+	}
+	for i, c := range r.columns {
+		if found := r.at.values[i]; !sameValue(row[i], found) {
+			r.differ(user, row, c.name, show(row[i]), show(found))
+		}
+	}
+	return r.next()
+}
+
+// fetchSize is how many rows a cursor fetches at a time.
+const fetchSize = 2000
+
+// cursor reads the rows of a query chunk by chunk (DECLARE, FETCH), so that several can be read side by side in one transaction.
+type cursor[T any] struct {
+	ctx     context.Context
+	q       events.Querier
+	name    string
+	scan    func(pgx.Rows) (T, error)
+	fetched []T
+}
+
+// openCursor declares a cursor; the query may have one parameter.
+func openCursor[T any](
+	ctx context.Context, q events.Querier, name, query string, arg any, scan func(pgx.Rows) (T, error),
+) (*cursor[T], error) {
+	if _, err := q.Exec(ctx, `DECLARE `+name+` NO SCROLL CURSOR FOR `+query, arg); err != nil {
+		return nil, fmt.Errorf("open a cursor on %s: %w", name, err)
+	}
+	return &cursor[T]{ctx: ctx, q: q, name: name, scan: scan}, nil
+}
+
+func (c *cursor[T]) next() (item T, ok bool, err error) {
+	if len(c.fetched) == 0 {
+		err = c.q.Query(c.ctx, fmt.Sprintf(`FETCH %d FROM %s`, fetchSize, c.name), nil, func(rows pgx.Rows) (err error) {
+			c.fetched, err = pgx.CollectRows(rows, func(pgx.CollectableRow) (T, error) { return c.scan(rows) })
+			return err
+		})
+		if err != nil {
+			return item, false, fmt.Errorf("read %s: %w", c.name, err)
+		}
+		if len(c.fetched) == 0 {
+			return item, false, nil
+		}
+	}
+	item, c.fetched = c.fetched[0], c.fetched[1:]
+	return item, true, nil
 }
 
 func sameValue(a, b any) bool {

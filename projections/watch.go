@@ -7,28 +7,45 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
 )
 
-// maxNews is over how many positions the log is asked whom they concern; over more, at a start or after an outage, everyone looks.
-const maxNews = 10_000
+const (
+	// maxNews is over how many positions the log is asked whom they concern; over more, after an outage, everyone looks.
+	maxNews = 10_000
+	// newsRetry is when that is asked again after the database was away.
+	newsRetry = time.Second
+)
 
-// watchers are those who want to hear of a user's events.
-type watchers struct {
+// watch knows who wants to hear of a user's events, and how far they have been told.
+type watch struct {
 	mu    sync.Mutex // held while they are told, so that who has left is told no more
 	users map[string]map[*watcher]bool
+	told  int64 // the position through which the watchers were told
+	read  int64 // the position that the read model shows
+	news  chan struct{}
+	first chan struct{} // holds one value when somebody watches after nobody did
 }
 
 type watcher struct {
 	announce func(seq int64)
 }
 
-// Watch calls announce with the user's last seq, or 0 for one that is not known, each time every read model has come to show more of the user's events, whichever
-// process wrote and applied them, until leave is called. announce must not block, nor call leave.
+func newWatch() watch {
+	return watch{users: map[string]map[*watcher]bool{}, news: make(chan struct{}, 1), first: make(chan struct{}, 1)}
+}
+
+// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read model has come to show more of the
+// user's events, whichever process wrote and applied them, until leave is called. announce must not block, nor call leave.
 func (r *Runner) Watch(user string, announce func(seq int64)) (leave func()) {
 	w := &watcher{announce: announce}
-	ws := &r.watchers
+	ws := &r.watch
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
+	if len(ws.users) == 0 {
+		signal(ws.first)
+	}
 	if ws.users[user] == nil {
 		ws.users[user] = map[*watcher]bool{}
 	}
@@ -43,90 +60,117 @@ func (r *Runner) Watch(user string, announce func(seq int64)) (leave func()) {
 	}
 }
 
-func (ws *watchers) none() bool {
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (ws *watch) none() bool {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	return len(ws.users) == 0
 }
 
-func (ws *watchers) tell(user string, seq int64) {
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
+// tell tells those who watch the user. The caller holds mu.
+func (ws *watch) tell(user string, seq int64) {
 	for w := range ws.users[user] {
 		w.announce(seq)
 	}
 }
 
-// tellAll tells everyone that there may be something.
-func (ws *watchers) tellAll() {
+// applied tells of a batch that this process has applied. Where another one has applied what was before it, the log is asked.
+func (ws *watch) applied(d *events.Delivery) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	for _, user := range ws.users {
-		for w := range user {
-			w.announce(0)
+	ws.read = d.To
+	switch {
+	case len(ws.users) == 0:
+		ws.told = d.To
+	case ws.told == d.From:
+		for i := range d.Events {
+			ws.tell(d.Events[i].UserID, d.Events[i].Seq)
 		}
+		ws.told = d.To
+	default:
+		signal(ws.news)
 	}
 }
 
-// announce tells the watchers what is new, until ctx ends: one query for all of them, and none while there are none. Whoever comes
-// in between finds in the read models what was announced before.
-func (r *Runner) announce(ctx context.Context) {
-	var told int64
-	for ctx.Err() == nil {
-		moved := r.moved.wait() // before the look, or what happens in between is missed
-		shown := r.shown()
-		if r.watchers.none() {
-			told = shown
-		}
+// moved takes note of where the checkpoint was found.
+func (ws *watch) moved(position int64) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.read = position
+	if len(ws.users) == 0 || position < ws.told {
+		ws.told = position
+	}
+	if ws.told < position {
+		signal(ws.news)
+	}
+}
+
+// pending is the stretch of the log that the watchers have not been told of.
+func (ws *watch) pending() (after, through int64) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.told, ws.read
+}
+
+// tellWatchers tells the watchers of what other processes have applied, until ctx ends: one query for all of them. Whoever comes in
+// between finds in the read model what was told before.
+func (r *Runner) tellWatchers(ctx context.Context) {
+	for {
 		var retry <-chan time.Time
-		if told < shown {
-			if err := r.news(ctx, told, shown); err != nil {
+		if after, through := r.watch.pending(); after < through {
+			if err := r.tellNews(ctx, after, through); err != nil {
 				r.log.Debug("watchers could not be told", "err", safeError(err))
-				retry = time.After(pollInterval)
-			} else {
-				told = shown
+				retry = time.After(newsRetry)
 			}
 		}
 		select {
-		case <-moved:
+		case <-r.watch.news:
 		case <-retry:
 		case <-ctx.Done():
+			return
 		}
 	}
 }
 
-// news tells the watchers of the events behind position after, through position through.
-func (r *Runner) news(ctx context.Context, after, through int64) error {
-	if through-after > maxNews {
-		r.watchers.tellAll()
-		return nil
-	}
+// tellNews tells the watchers of the events behind position after, through position through.
+func (r *Runner) tellNews(ctx context.Context, after, through int64) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	rows, err := r.pool.Query(ctx, `
-		SELECT user_id, max(seq)
-		FROM task_events
-		WHERE position > $1 AND position <= $2
-		GROUP BY user_id`, after, through)
-	if err != nil {
-		return fmt.Errorf("read news: %w", err)
-	}
-	var (
-		user string
-		seq  int64
-	)
-	_, err = pgx.ForEachRow(rows, []any{&user, &seq}, func() error {
-		r.watchers.tell(user, seq)
+	ws := &r.watch
+	if through-after > maxNews {
+		ws.mu.Lock()
+		defer ws.mu.Unlock()
+		for user := range ws.users {
+			ws.tell(user, 0)
+		}
+		ws.told = max(ws.told, through)
 		return nil
-	})
-	return err
-}
-
-// shown is the position that every projection is known to have reached.
-func (r *Runner) shown() int64 {
-	shown := r.followers[0].progress.at()
-	for _, f := range r.followers[1:] {
-		shown = min(shown, f.progress.at())
 	}
-	return shown
+	heads := map[string]int64{}
+	err := r.db.Query(ctx, `
+		SELECT user_id, max(seq)
+		FROM {schema}.task_events
+		WHERE position > $1 AND position <= $2
+		GROUP BY user_id`, []any{after, through}, func(rows pgx.Rows) error {
+		var user string
+		var seq int64
+		_, err := pgx.ForEachRow(rows, []any{&user, &seq}, func() error { heads[user] = seq; return nil })
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read whom the log is about: %w", err)
+	}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for user, seq := range heads {
+		ws.tell(user, seq)
+	}
+	ws.told = max(ws.told, through)
+	return nil
 }

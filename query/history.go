@@ -2,7 +2,9 @@ package query
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -11,93 +13,31 @@ import (
 	"taskledger/events"
 )
 
-// HistoryEntry is one event as people read it. Changes is JSON: each changed member of the task with its value before and after.
-type HistoryEntry struct {
-	Seq        int64
-	Type       events.Type
-	TaskID     uuid.UUID
-	RecordedAt time.Time
-	Actor      string
-	RequestID  string
-	Changes    []byte
-}
-
 // Moment is a point in a user's stream: a seq, or a time when Time is not zero.
 type Moment struct {
 	Seq  int64
 	Time time.Time
 }
 
-// HistoryFilter says which of a user's events to list, and how.
+// HistoryFilter lists events, also those of deleted tasks.
 type HistoryFilter struct {
 	TaskID *uuid.UUID  // nil = of every task
 	Type   events.Type // empty = every type
 	Since  *Moment     // exclusive; nil = from the beginning
 	Until  *Moment     // inclusive; nil = to the end
 	Order  Order
-	Limit  int   // 0 = no limit
-	After  int64 // the seq of the last entry of the page before; 0 = none
 }
 
-// HistoryPage is an answer: the entries, whether there are more, and what it reflects.
-type HistoryPage struct {
-	Head
-	Entries []HistoryEntry
-	More    bool
-}
+func (f HistoryFilter) list() string { return "history" }
 
-// History lists the user's events, also those of deleted tasks.
-func (r *Reader) History(ctx context.Context, user string, f HistoryFilter) (HistoryPage, error) {
-	return r.history(ctx, user, f, func(*pgx.Batch) {})
-}
+const historyColumns = `h.seq, h.type, h.task_id, h.recorded_at, h.actor, h.request_id, h.changes, h.hash`
 
-// TaskHistory lists the events of one task of the user, deleted or not. It returns ErrNotFound, with the page's Head, for a task
-// that the user never had.
-func (r *Reader) TaskHistory(ctx context.Context, user string, id uuid.UUID, f HistoryFilter) (HistoryPage, error) {
-	f.TaskID = &id
-	known := false
-	page, err := r.history(ctx, user, f, func(b *pgx.Batch) {
-		b.Queue(`SELECT EXISTS (SELECT FROM task_history WHERE user_id = $1 AND task_id = $2)`, user, id).
-			QueryRow(func(row pgx.Row) error { return row.Scan(&known) })
-	})
-	if err == nil && !known {
-		return HistoryPage{Head: page.Head}, ErrNotFound
-	}
-	return page, err
-}
-
-func (r *Reader) history(ctx context.Context, user string, f HistoryFilter, first func(*pgx.Batch)) (HistoryPage, error) {
-	sql, args := f.sql(user)
-	page := HistoryPage{Entries: []HistoryEntry{}}
-	err := r.read(ctx, user, func(b *pgx.Batch) {
-		first(b)
-		queueHead(b, "task_history", user, &page.Head)
-		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
-			var e HistoryEntry
-			places := []any{&e.Seq, &e.Type, &e.TaskID, &e.RecordedAt, &e.Actor, &e.RequestID, &e.Changes}
-			_, err := pgx.ForEachRow(rows, places, func() error {
-				e.RecordedAt = e.RecordedAt.UTC()
-				page.Entries = append(page.Entries, e)
-				e = HistoryEntry{}
-				return nil
-			})
-			return err
-		})
-	})
-	if err != nil {
-		return HistoryPage{}, fmt.Errorf("list history: %w", err)
-	}
-	if f.Limit > 0 && len(page.Entries) > f.Limit {
-		page.Entries, page.More = page.Entries[:f.Limit], true
-	}
-	return page, nil
-}
-
-func (f HistoryFilter) sql(user string) (string, []any) {
-	q := newStatement(`
-		SELECT h.seq, h.type, h.task_id, h.recorded_at, h.actor, h.request_id, h.changes
-		FROM task_history h
-		WHERE h.user_id = $1`, user)
+func (f HistoryFilter) sql(page Page) (columns, from string, args []any) {
+	q := clauses{next: 2}
+	q.add(`
+			SELECT ` + historyColumns + `
+			FROM {schema}.task_history h
+			WHERE h.user_id = s.user_id`)
 	if f.TaskID != nil {
 		q.add(` AND h.task_id = $?`, *f.TaskID)
 	}
@@ -106,62 +46,140 @@ func (f HistoryFilter) sql(user string) (string, []any) {
 	}
 	q.moment(f.Since, ">")
 	q.moment(f.Until, "<=")
-	if f.After > 0 {
-		q.add(` AND h.seq `+f.Order.beyond()+` $?`, f.After)
+	if page.After != nil {
+		q.add(` AND h.seq `+f.Order.beyond()+` $?`, page.After.Seq)
 	}
 	q.add(` ORDER BY h.seq ` + f.Order.sql())
-	if f.Limit > 0 {
-		q.add(` LIMIT $?`, f.Limit+1)
-	}
-	return q.text, q.args
+	q.limit(page)
+	return `x.*`, q.lateral(), q.args
 }
 
-func (s *statement) moment(m *Moment, operator string) {
+func (c *clauses) moment(m *Moment, operator string) {
 	switch {
 	case m == nil:
 	case m.Time.IsZero():
-		s.add(` AND h.seq `+operator+` $?`, m.Seq)
+		c.add(` AND h.seq `+operator+` $?`, m.Seq)
 	default:
-		s.add(` AND h.recorded_at `+operator+` $?`, m.Time)
+		c.add(` AND h.recorded_at `+operator+` $?`, m.Time)
 	}
 }
 
-// Change is a history entry, and the task as it was after it.
-type Change struct {
-	HistoryEntry
-	Task events.Task
+func (f HistoryFilter) item(b []byte, rows pgx.Rows) ([]byte, error) {
+	var e entry
+	if err := rows.Scan(append(make([]any, headColumns), e.places()...)...); err != nil {
+		return nil, err
+	}
+	return append(e.append(b), '}'), nil
 }
 
-const changesAfter = `
-	SELECT h.seq, h.type, h.task_id, h.recorded_at, h.actor, h.request_id, h.changes,
-		h.title, h.description, h.is_completed, h.created_at, h.deleted_at
-	FROM task_history h
-	WHERE h.user_id = $1 AND h.seq > $2 AND h.seq <= (SELECT seq FROM tasks_users WHERE user_id = $1)
-	ORDER BY h.seq
-	LIMIT $3`
+func (f HistoryFilter) place(rows pgx.Rows) (p Place, err error) {
+	places := make([]any, headColumns+8)
+	places[headColumns] = &p.Seq
+	err = rows.Scan(places...)
+	return p, err
+}
 
-// Changes lists the user's events behind seq after, oldest first, at most limit of them: those that every read model shows.
+// entry is one event as people read it.
+type entry struct {
+	seq              int64
+	kind             events.Type
+	task             uuid.UUID
+	recorded         time.Time
+	actor, requestID string
+	changes, hash    []byte
+}
+
+func (e *entry) places() []any {
+	return []any{&e.seq, &e.kind, &e.task, &e.recorded, &e.actor, &e.requestID, &e.changes, &e.hash}
+}
+
+// append appends the entry as clients see it, but for the brace that closes it.
+func (e *entry) append(b []byte) []byte {
+	b = append(b, `{"seq":`...)
+	b = strconv.AppendInt(b, e.seq, 10)
+	b = append(b, `,"type":`...)
+	b = events.AppendText(b, string(e.kind))
+	b = append(b, `,"task_id":"`...)
+	b = append(b, e.task.String()...)
+	b = append(b, `","recorded_at":"`...)
+	b = e.recorded.UTC().AppendFormat(b, events.TimeLayout)
+	b = append(b, `","actor":`...)
+	b = events.AppendText(b, e.actor)
+	b = append(b, `,"request_id":`...)
+	b = events.AppendText(b, e.requestID)
+	b = append(b, `,"changes":`...)
+	b = append(b, e.changes...)
+	b = append(b, `,"hash":"`...)
+	b = hex.AppendEncode(b, e.hash)
+	return append(b, '"')
+}
+
+// TaskHistory is List for the history of the task that f names, deleted or not. A task that the user never had is ErrNotFound.
+func (r *Reader) TaskHistory(ctx context.Context, ask Ask, f HistoryFilter, page Page) (Answer, error) {
+	a, err := r.List(ctx, ask, f, page)
+	if err != nil || string(a.Body) != "[]" {
+		return a, err
+	}
+	known := false
+	text := statement(`x.known`, `
+	CROSS JOIN LATERAL (
+		SELECT EXISTS (SELECT FROM {schema}.task_history h WHERE h.user_id = s.user_id AND h.task_id = $2) AS known
+	) x`)
+	places := append(make([]any, headColumns), &known)
+	if _, err := events.One(ctx, r.db, text, []any{ask.UserID, *f.TaskID}, places...); err != nil {
+		return Answer{}, fmt.Errorf("read history: %w", err)
+	}
+	if !known {
+		return a, ErrNotFound
+	}
+	return a, nil
+}
+
+// Change is what a stream of live changes tells: the event's seq and type, and its entry with the task after it, in JSON.
+type Change struct {
+	Seq  int64
+	Type events.Type
+	JSON []byte
+}
+
+// changes are a statement of its own: what a stream shows is what the read model shows, whenever that is.
+const changes = `
+	WITH scope AS MATERIALIZED (
+		SELECT set_config('taskledger.user_id', $1, true) COLLATE "C" AS user_id
+	)
+	SELECT ` + historyColumns + `, ` + events.HistoryTaskColumns + `
+	FROM scope s
+	CROSS JOIN LATERAL (
+		SELECT *
+		FROM {schema}.task_history h
+		WHERE h.user_id = s.user_id AND h.seq > $2
+		ORDER BY h.seq
+		LIMIT $3
+	) h
+	ORDER BY h.seq`
+
+// Changes lists the user's events behind seq after that the read model shows, oldest first, at most limit of them.
 func (r *Reader) Changes(ctx context.Context, user string, after int64, limit int) ([]Change, error) {
-	var changes []Change
-	err := r.read(ctx, user, func(b *pgx.Batch) {
-		b.Queue(changesAfter, user, after, limit).Query(func(rows pgx.Rows) (err error) {
-			changes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Change, error) { return scanChange(row, user) })
-			return err
-		})
+	var found []Change
+	err := r.db.Query(ctx, changes, []any{user, after, limit}, func(rows pgx.Rows) error {
+		for rows.Next() {
+			var e entry
+			t, err := events.ScanHistoryTask(rows, user, e.places()...)
+			if err != nil {
+				return err
+			}
+			b := append(e.append(nil), `,"task":`...)
+			if t.Live() {
+				b = t.AppendJSON(b)
+			} else {
+				b = append(b, `null`...)
+			}
+			found = append(found, Change{Seq: e.seq, Type: e.kind, JSON: append(b, '}')})
+		}
+		return rows.Err()
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list changes: %w", err)
+		return nil, fmt.Errorf("read changes: %w", err)
 	}
-	return changes, nil
-}
-
-func scanChange(row pgx.CollectableRow, user string) (Change, error) {
-	c := Change{Task: events.Task{UserID: user}}
-	e, t := &c.HistoryEntry, &c.Task
-	err := row.Scan(&e.Seq, &e.Type, &e.TaskID, &e.RecordedAt, &e.Actor, &e.RequestID, &e.Changes,
-		&t.Title, &t.Description, &t.Completed, &t.CreatedAt, &t.DeletedAt)
-	e.RecordedAt = e.RecordedAt.UTC()
-	t.ID, t.Version, t.UpdatedAt = e.TaskID, e.Seq, e.RecordedAt
-	c.Task = utc(c.Task)
-	return c, err
+	return found, nil
 }

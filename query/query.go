@@ -1,233 +1,322 @@
-// Package query answers from the read models, and from nothing else. Every question is one round trip to PostgreSQL.
+// Package query answers from the read model, and from nothing else; of the log it only looks where a user's stream ends, to know that an
+// answer shows all of it. A question is one statement in one round trip. Answers are kept, and given again after a look at that end.
 package query
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/events"
 )
 
-// ErrNotFound: the user has no such task.
-var ErrNotFound = errors.New("task not found")
+var (
+	// ErrNotFound: the user has no such task.
+	ErrNotFound = errors.New("task not found")
+	// ErrNotYet: the read model does not show the version that was asked for.
+	ErrNotYet = errors.New("the read model does not show this version yet")
+)
+
+const (
+	// patience bounds how long a read waits for the read model.
+	patience = time.Second
+	// streamSize is how many bytes of a list without a limit are gathered before it is streamed.
+	streamSize = 256 << 10
+)
+
+// ReadModel is the read model, in the making.
+type ReadModel interface {
+	// Mark is taken before a look at the log and the read model.
+	Mark() uint64
+	// Shown is the position of the log that the read model was last known to show.
+	Shown() int64
+	// Await has the read model brought up to a position that was seen after the mark, and returns when it is, or with the error of ctx.
+	Await(ctx context.Context, position int64, mark uint64) error
+}
+
+// Config configures a Reader. All of it is needed.
+type Config struct {
+	// DB has connections that row level security binds.
+	DB *events.DB
+	// Log is asked where streams end.
+	Log *events.Log
+	// ReadModel is waited for when it is behind.
+	ReadModel ReadModel
+	// KeptBytes bounds the answers that are kept.
+	KeptBytes int
+}
 
 // Reader answers questions of one user at a time. Its methods may be called from many goroutines at once.
 type Reader struct {
-	pool *pgxpool.Pool
+	db    *events.DB
+	log   *events.Log
+	model ReadModel
+	kept  kept
 }
 
-// NewReader returns a Reader on pool; it does no I/O.
-func NewReader(pool *pgxpool.Pool) *Reader {
-	return &Reader{pool: pool}
+// NewReader returns a Reader; it does no I/O.
+func NewReader(cfg Config) *Reader {
+	return &Reader{db: cfg.DB, log: cfg.Log, model: cfg.ReadModel, kept: newKept(cfg.KeptBytes)}
 }
 
-// Status selects tasks by completion.
-type Status string
-
-// The statuses.
-const (
-	StatusAll       Status = "all"
-	StatusPending   Status = "pending"
-	StatusCompleted Status = "completed"
-)
-
-// Sort names what tasks are ordered by.
-type Sort string
-
-// The sort orders.
-const (
-	SortCreatedAt Sort = "created_at"
-	SortTitle     Sort = "title"
-	SortUpdatedAt Sort = "updated_at"
-)
-
-// Order is the direction of a list; ties follow it too.
-type Order string
-
-// The directions.
-const (
-	Ascending  Order = "asc"
-	Descending Order = "desc"
-)
-
-func (o Order) sql() string {
-	if o == Ascending {
-		return "ASC"
-	}
-	return "DESC"
-}
-
-func (o Order) beyond() string {
-	if o == Ascending {
-		return ">"
-	}
-	return "<"
-}
-
-// TaskFilter says which live tasks to list, and how.
-type TaskFilter struct {
-	Status Status
-	Sort   Sort
-	Order  Order
-	Search string      // found in title or description, literally, in any case; empty = all
-	Limit  int         // 0 = no limit
-	After  *TaskCursor // nil = from the beginning
-}
-
-// TaskCursor is the last task of a page: the value it was ordered by, of SortTitle or of a time, and its id.
-type TaskCursor struct {
-	Title []byte
-	Time  time.Time
-	ID    uuid.UUID
-}
-
-// Head is how far a read model has come for a user: the seq that an answer reflects, 0 without any event. A stale one goes no
-// further, because an event could not be applied.
+// Head is what an answer reflects.
 type Head struct {
-	Seq   int64
+	// Seq is the user's seq, 0 without any event.
+	Seq int64
+	// EventID and Generation are those of the end of the user's stream and of the read model, when the answer shows all of the stream:
+	// an answer with the same two is the same. Else they are zero.
+	EventID    uuid.UUID
+	Generation int64
+	// Stale: there are events that the answer should show and does not.
 	Stale bool
 }
 
-// TaskPage is an answer: the tasks, whether there are more, and what it reflects.
-type TaskPage struct {
+// Answer is an answer in JSON.
+type Answer struct {
 	Head
-	Tasks []events.Task
-	More  bool
+	// Unchanged: the caller has this answer; there is no Body.
+	Unchanged bool
+	// Streamed: the Body has been written to the caller's stream.
+	Streamed bool
+	Body     []byte
+	// Version is that of the task, if it is one.
+	Version int64
+	// Next is where the next page of a list begins; nil = there is none.
+	Next *Place
 }
 
-// Cursor is where the next page of f begins.
-func (f TaskFilter) Cursor(last events.Task) TaskCursor {
-	switch f.Sort {
-	case SortTitle:
-		return TaskCursor{Title: events.TitleKey(last.Title), ID: last.ID}
-	case SortUpdatedAt:
-		return TaskCursor{Time: last.UpdatedAt, ID: last.ID}
-	default:
-		return TaskCursor{Time: last.CreatedAt, ID: last.ID}
-	}
+// Ask says how a question is asked.
+type Ask struct {
+	UserID string
+	// MinVersion is a seq of the user that the answer must reflect; ErrNotYet if it does not within a second.
+	MinVersion int64
+	// Has tells whether the caller has the answer for this head already; nil = it has none.
+	Has func(Head) bool
+	// Stream begins to write an answer that is too large to be gathered, and has no Next; nil = everything is gathered.
+	Stream func(Head) io.Writer
 }
 
-const taskColumns = `t.user_id, t.id, t.version, t.title, t.description, t.is_completed, t.created_at, t.updated_at, t.deleted_at`
-
-// queueHead asks how far the read model has come.
-func queueHead(b *pgx.Batch, readModel, user string, head *Head) {
-	b.Queue(`
-		SELECT coalesce(max(seq), 0), coalesce(bool_or(parked_error IS NOT NULL), false)
-		FROM `+readModel+`_users
-		WHERE user_id = $1`, user).QueryRow(func(row pgx.Row) error { return row.Scan(&head.Seq, &head.Stale) })
+// question is one statement, and how to read its answer. Answers under the same key are the same as long as the head is.
+type question struct {
+	key  string
+	text string
+	args []any // behind the user
+	read func(rows pgx.Rows, a *Answer, w *writer) error
 }
 
-// Tasks lists the user's live tasks.
-func (r *Reader) Tasks(ctx context.Context, user string, f TaskFilter) (TaskPage, error) {
-	sql, args := f.sql(user)
-	page := TaskPage{Tasks: []events.Task{}}
-	err := r.read(ctx, user, func(b *pgx.Batch) {
-		queueHead(b, "tasks", user, &page.Head)
-		b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
-			var t events.Task
-			_, err := pgx.ForEachRow(rows, taskPlaces(&t), func() error {
-				page.Tasks = append(page.Tasks, utc(t))
-				t = events.Task{}
-				return nil
-			})
-			return err
-		})
-	})
-	if err != nil {
-		return TaskPage{}, fmt.Errorf("list tasks: %w", err)
-	}
-	if f.Limit > 0 && len(page.Tasks) > f.Limit {
-		page.Tasks, page.More = page.Tasks[:f.Limit], true
-	}
-	return page, nil
-}
-
-// sql is the list as one statement, which an index gives in its order.
-func (f TaskFilter) sql(user string) (string, []any) {
-	q := newStatement(`SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.deleted_at IS NULL`, user)
-	column := map[Sort]string{SortCreatedAt: "t.created_at", SortTitle: "t.title_key", SortUpdatedAt: "t.updated_at"}[f.Sort]
-	switch f.Status {
-	case StatusPending:
-		q.add(` AND NOT t.is_completed`)
-	case StatusCompleted:
-		q.add(` AND t.is_completed`)
-	}
-	if f.Search != "" {
-		q.add(` AND position($? IN t.search) > 0`, events.FoldCase(f.Search))
-	}
-	if f.After != nil {
-		var value any = f.After.Time
-		if f.Sort == SortTitle {
-			value = f.After.Title
-		}
-		q.add(` AND (`+column+`, t.id) `+f.Order.beyond()+` ($?, $?)`, value, f.After.ID)
-	}
-	q.add(` ORDER BY ` + column + ` ` + f.Order.sql() + `, t.id ` + f.Order.sql())
-	if f.Limit > 0 {
-		q.add(` LIMIT $?`, f.Limit+1)
-	}
-	return q.text, q.args
-}
-
-// Task finds one live task of the user, and what the answer reflects, which is known when ErrNotFound is too.
-func (r *Reader) Task(ctx context.Context, user string, id uuid.UUID) (events.Task, Head, error) {
-	var (
-		t    events.Task
-		head Head
+// statement is the beginning of every question: it names the user to row level security before anything else is read, and tells where
+// the stream ends, and what of it the read model shows. What follows is joined to s, of which there is one row.
+func statement(columns, from string) string {
+	return `
+	WITH scope AS MATERIALIZED (
+		SELECT set_config('taskledger.user_id', $1, true) COLLATE "C" AS user_id
 	)
-	err := r.read(ctx, user, func(b *pgx.Batch) {
-		queueHead(b, "tasks", user, &head)
-		b.Queue(`SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.id = $2 AND t.deleted_at IS NULL`, user, id).
-			QueryRow(func(row pgx.Row) error { return row.Scan(taskPlaces(&t)...) })
+	SELECT coalesce(h.seq, 0), coalesce(h.position, 0), h.event_id, coalesce(u.seq, 0), coalesce(u.parked, false), c.generation,
+		` + columns + `
+	FROM scope s
+	CROSS JOIN LATERAL (
+		SELECT c.generation FROM {schema}.checkpoints c WHERE c.projection = 'tasks' AND s.user_id IS NOT NULL
+	) c
+	LEFT JOIN LATERAL (
+		SELECT e.seq, e.position, e.event_id
+		FROM {schema}.task_events e
+		WHERE e.user_id = s.user_id
+		ORDER BY e.seq DESC
+		LIMIT 1
+	) h ON true
+	LEFT JOIN LATERAL (
+		SELECT u.seq, u.parked_error IS NOT NULL AS parked FROM {schema}.users u WHERE u.user_id = s.user_id LIMIT 1
+	) u ON true
+	` + from
+}
+
+// state is what a statement tells of the user.
+type state struct {
+	end        events.Head // of the stream
+	shown      int64       // seq that the read model shows
+	parked     bool
+	generation int64
+}
+
+// headColumns is how many columns a statement has before those of the question.
+const headColumns = 6
+
+func scanState(rows pgx.Rows, places ...any) (state, error) {
+	var (
+		st state
+		id *[16]byte
+	)
+	err := rows.Scan(append([]any{&st.end.Seq, &st.end.Position, &id, &st.shown, &st.parked, &st.generation}, places...)...)
+	if id != nil {
+		st.end.EventID = *id
+	}
+	return st, err
+}
+
+// head is that of an answer from the read model, which must show the user's seq if it can.
+func (st state) head(must int64) Head {
+	h := Head{Seq: st.shown, Stale: st.shown < must}
+	if st.shown == st.end.Seq {
+		h.EventID, h.Generation = st.end.EventID, st.generation
+	}
+	return h
+}
+
+// errBehind says that the read model does not show enough yet.
+var errBehind = errors.New("the read model is behind")
+
+// answer answers a question: from what is kept, if the stream still ends where it did, else from the read model, as soon as that shows
+// all that was in the log when the read began.
+func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error) {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := r.awaitVersion(waiting, ask); err != nil {
+		return Answer{}, err
+	}
+	kept, written := r.kept.get(ask.UserID, q.key)
+	if kept != nil || ask.Has != nil {
+		look, err := r.log.Head(ctx, ask.UserID)
+		if err != nil {
+			return Answer{}, err
+		}
+		head := Head{Seq: look.Seq, EventID: look.EventID, Generation: look.Generation}
+		switch {
+		case ask.Has != nil && ask.Has(head):
+			return Answer{Head: head, Unchanged: true}, nil
+		case kept != nil && kept.Head == head:
+			return *kept, nil
+		}
+	}
+	return r.ask(ctx, waiting, ask, q, written)
+}
+
+// ask asks the read model. What this process wrote for the user it waits for beforehand, which saves a statement.
+func (r *Reader) ask(ctx, waiting context.Context, ask Ask, q question, written int64) (Answer, error) {
+	mark := r.model.Mark()
+	if written > r.model.Shown() {
+		_ = r.model.Await(waiting, written, mark) // the statement tells whether it is shown
+	}
+	must := int64(-1)
+	for {
+		mark = r.model.Mark()
+		a, st, err := r.askOnce(ctx, ask, q, must, waiting.Err() != nil)
+		if must < 0 {
+			must = st.end.Seq
+		}
+		if !errors.Is(err, errBehind) {
+			if err == nil && a.Seq < ask.MinVersion {
+				return Answer{Head: a.Head}, ErrNotYet
+			}
+			return a, err
+		}
+		_ = r.model.Await(waiting, st.end.Position, mark) // when the time is up, the answer is what there is
+	}
+}
+
+// askOnce runs the statement. Unless it is the last try, an answer that does not show the user's seq must is errBehind.
+func (r *Reader) askOnce(ctx context.Context, ask Ask, q question, must int64, last bool) (a Answer, st state, err error) {
+	w := &writer{}
+	args := append([]any{ask.UserID}, q.args...)
+	err = r.db.Query(ctx, q.text, args, func(rows pgx.Rows) error {
+		if !rows.Next() {
+			return errors.Join(rows.Err(), errNoCheckpoint)
+		}
+		places := make([]any, len(rows.RawValues())-headColumns)
+		if st, err = scanState(rows, places...); err != nil {
+			return err
+		}
+		if must < 0 {
+			must = st.end.Seq
+		}
+		if st.shown < must && !st.parked && !last {
+			return errBehind
+		}
+		a.Head = st.head(must)
+		if ask.Stream != nil {
+			w.stream = func() io.Writer { return ask.Stream(a.Head) }
+		}
+		return q.read(rows, &a, w)
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return events.Task{}, head, ErrNotFound
+	if errors.Is(err, errBehind) || errors.Is(err, ErrNotFound) {
+		return a, st, err
 	}
 	if err != nil {
-		return events.Task{}, Head{}, fmt.Errorf("read task: %w", err)
+		return Answer{}, st, fmt.Errorf("read: %w", err)
 	}
-	return utc(t), head, nil
+	a.Body, a.Streamed = w.body, w.out != nil
+	if a.EventID == st.end.EventID && !a.Streamed {
+		r.kept.put(ask.UserID, q.key, a)
+	}
+	return a, st, nil
 }
 
-// Shown is what every read model shows of the user: the seq that all have reached, stale if one is.
-func (r *Reader) Shown(ctx context.Context, user string) (Head, error) {
-	var tasks, history Head
-	err := r.read(ctx, user, func(b *pgx.Batch) {
-		queueHead(b, "tasks", user, &tasks)
-		queueHead(b, "task_history", user, &history)
+var errNoCheckpoint = errors.New("the read model has no checkpoint")
+
+// writer gathers an answer, or streams it when it is large.
+type writer struct {
+	stream func() io.Writer // nil = gather all
+	out    io.Writer
+	body   []byte
+}
+
+// sent is called between two items.
+func (w *writer) flush() error {
+	if w.out == nil && (w.stream == nil || len(w.body) < streamSize) {
+		return nil
+	}
+	if w.out == nil {
+		w.out = w.stream()
+	}
+	_, err := w.out.Write(w.body)
+	w.body = w.body[:0]
+	return err
+}
+
+// end is called behind the last item.
+func (w *writer) end() error {
+	if w.out == nil {
+		return nil
+	}
+	_, err := w.out.Write(w.body)
+	w.body = nil
+	return err
+}
+
+// End is the seq at which the user's stream ends, 0 without any event.
+func (r *Reader) End(ctx context.Context, user string) (int64, error) {
+	look, err := r.log.Head(ctx, user)
+	return look.Seq, err
+}
+
+const oneTask = `t.body, t.version`
+
+// Task finds one live task of the user. The answer's Head is known when ErrNotFound is returned too.
+func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID) (Answer, error) {
+	return r.answer(ctx, ask, question{
+		key: "task " + string(id[:]),
+		text: statement(oneTask, `
+			LEFT JOIN LATERAL (
+				SELECT t.body, t.version
+				FROM {schema}.tasks t
+				WHERE t.user_id = s.user_id AND t.id = $2 AND t.deleted_at IS NULL
+				LIMIT 1
+			) t ON true`),
+		args: []any{[16]byte(id)},
+		read: func(rows pgx.Rows, a *Answer, w *writer) error {
+			var version *int64
+			if err := rows.Scan(nil, nil, nil, nil, nil, nil, &w.body, &version); err != nil {
+				return err
+			}
+			if version == nil {
+				return ErrNotFound
+			}
+			a.Version = *version
+			return nil
+		},
 	})
-	if err != nil {
-		return Head{}, fmt.Errorf("read seqs: %w", err)
-	}
-	return Head{Seq: min(tasks.Seq, history.Seq), Stale: tasks.Stale || history.Stale}, nil
-}
-
-// read sends what queue adds as one pipeline: one round trip, one transaction, in which everything is of one moment. For its length
-// the role is one that row level security binds, to the rows of this user: a query that forgot its WHERE would still see nobody else's.
-func (r *Reader) read(ctx context.Context, user string, queue func(*pgx.Batch)) error {
-	batch := &pgx.Batch{}
-	batch.Queue(`BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY`)
-	batch.Queue(`SELECT set_config('app.user_id', $1, true), set_config('role', 'taskledger_reader', true)`, user)
-	queue(batch)
-	batch.Queue(`COMMIT`)
-	return r.pool.SendBatch(ctx, batch).Close()
-}
-
-func taskPlaces(t *events.Task) []any {
-	return []any{&t.UserID, &t.ID, &t.Version, &t.Title, &t.Description, &t.Completed, &t.CreatedAt, &t.UpdatedAt, &t.DeletedAt}
-}
-
-func utc(t events.Task) events.Task {
-	t.CreatedAt, t.UpdatedAt = t.CreatedAt.UTC(), t.UpdatedAt.UTC()
-	if t.DeletedAt != nil {
-		at := t.DeletedAt.UTC()
-		t.DeletedAt = &at
-	}
-	return t
 }

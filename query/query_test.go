@@ -1,15 +1,20 @@
 package query
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/events"
 	"taskledger/migrations/testdb"
@@ -17,240 +22,484 @@ import (
 
 func TestMain(m *testing.M) { testdb.Main(m) }
 
-// fill puts n tasks and as many history entries of each of two users into the read models, as the projections would.
-func fill(t testing.TB, pool *pgxpool.Pool, n int) {
+// still is a read model that nobody brings further. It counts who waits for it.
+type still struct{ waits atomic.Int64 }
+
+func (s *still) Mark() uint64 { return 0 }
+func (s *still) Shown() int64 { return 0 }
+func (s *still) Await(ctx context.Context, _ int64, _ uint64) error {
+	s.waits.Add(1)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// fixture is a reader on a database whose read model is written by hand.
+type fixture struct {
+	*Reader
+	t     testing.TB
+	db    *events.DB
+	model *still
+}
+
+// readAs is the role that row level security binds, for whom all tables are readable.
+const readAs = `SELECT set_config('role', 'pg_read_all_data', true)`
+
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
+	pool := testdb.New(t)
+	db := events.NewDB(pool, testdb.Schema, "")
+	log := events.Open(db)
+	t.Cleanup(log.Close)
+	f := &fixture{t: t, db: db, model: &still{}}
+	f.Reader = NewReader(Config{DB: events.NewDB(pool, testdb.Schema, readAs), Log: log, ReadModel: f.model, KeptBytes: 1 << 20})
+	return f
+}
+
+func (f *fixture) exec(text string, args ...any) {
+	f.t.Helper()
+	if _, err := f.db.Exec(f.t.Context(), text, args...); err != nil {
+		f.t.Fatalf("%s: %v", text, err)
+	}
+}
+
+// fill puts n tasks and as many history entries of each of two users into the read model, as the projection would, and the last event
+// of each into the log.
+func (f *fixture) fill(n int) {
+	f.t.Helper()
 	const at = `'2026-11-22 12:00Z'::timestamptz`
 	keys := make([][]byte, n)
 	for i := range keys {
 		keys[i] = events.TitleKey(fmt.Sprintf("task %d", i+1))
 	}
-	for _, sql := range []string{
-		`INSERT INTO tasks
-		SELECT u, gen_random_uuid(), n, 'task ' || n, NULL, n % 3 = 0, ` + at + ` + n * interval '1 second', ` + at + ` + (n * 7919 % 10007) * interval '1 second',
-			CASE WHEN n % 10 = 9 THEN ` + at + ` END, ($2::bytea[])[n], 'task ' || n
-		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1) n`,
-		`INSERT INTO task_history
-		SELECT u, n, ('00000000-0000-7000-8000-' || lpad((n % 100)::text, 12, '0'))::uuid, 'TaskCreated', u, 'r', ` + at + ` + n * interval '1 second', '{}',
-			'task', NULL, false, ` + at + `, NULL
-		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1) n
-		WHERE $2::bytea[] IS NOT NULL`,
-		`INSERT INTO tasks_users SELECT u, $1 FROM unnest('{u,v}'::text[]) u WHERE $2::bytea[] IS NOT NULL`,
-		`INSERT INTO task_history_users SELECT u, $1 FROM unnest('{u,v}'::text[]) u WHERE $2::bytea[] IS NOT NULL`,
-	} {
-		if _, err := pool.Exec(t.Context(), sql, pgx.QueryExecModeExec, n, keys); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := pool.Exec(t.Context(), `ANALYZE`); err != nil {
-		t.Fatal(err)
-	}
+	f.exec(`
+		INSERT INTO {schema}.tasks
+			(user_id, id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body)
+		SELECT u, id, n, n % 3 = 0, `+at+` + n * interval '1 second', `+at+` + (n * 7919 % 10007) * interval '1 second',
+			CASE WHEN n % 10 = 9 THEN `+at+` END, ($2::bytea[])[n], 'task ' || n,
+			'{"id":"' || id || '","user_id":"' || u || '","version":' || n || '}'
+		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1::int) n, LATERAL (SELECT gen_random_uuid() AS id WHERE n > 0) i`, n, keys)
+	f.exec(`
+		INSERT INTO {schema}.task_history
+			(user_id, seq, task_id, type, skipped, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)
+		SELECT u, n, ('00000000-0000-7000-8000-' || lpad((n % 100)::text, 12, '0'))::uuid, 'TaskCreated', false,
+			`+at+` + n * interval '1 second', u, 'r', '{}', '\x00', 'task', false, `+at+`
+		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1::int) n`, n)
+	f.exec(`INSERT INTO {schema}.users (user_id, seq, live, hash) SELECT u, $1, 1, '' FROM unnest('{u,v}'::text[]) u`, n)
+	f.head("u", n)
+	f.head("v", n)
+	f.exec(`ANALYZE`)
+}
+
+// head gives the user's stream its event n, and takes it the one before.
+func (f *fixture) head(user string, n int) {
+	f.t.Helper()
+	f.exec(`
+		INSERT INTO {schema}.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		VALUES ($1, $2, gen_random_uuid(), 'TaskCreated', 1, '{}', gen_random_uuid(), gen_random_uuid(), $1, 'r', clock_timestamp())`,
+		user, n)
 }
 
 // plan is the plan of a statement as the reader runs it for the user u.
-func plan(t *testing.T, pool *pgxpool.Pool, sql string, args []any) string {
-	t.Helper()
+func (f *fixture) plan(text string, args []any) string {
+	f.t.Helper()
 	var lines []string
-	err := NewReader(pool).read(t.Context(), "u", func(b *pgx.Batch) {
-		b.Queue(`EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) `+sql, args...).Query(func(rows pgx.Rows) (err error) {
+	err := f.Reader.db.Query(f.t.Context(), `EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) `+text, append([]any{"u"}, args...),
+		func(rows pgx.Rows) (err error) {
 			lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
 			return err
 		})
-	})
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	return strings.Join(lines, "\n")
 }
 
-// Every list with a limit comes out of an index in its order: nothing is sorted, no table is scanned.
+func (f *fixture) inOrderOf(name, index, plan string) {
+	f.t.Helper()
+	if !strings.Contains(plan, index) || strings.Contains(plan, "Sort") || strings.Contains(plan, "Seq Scan on task") {
+		f.t.Errorf("%s is not in the order of %s:\n%s", name, index, plan)
+	}
+}
+
+// The lists that frontends show come out of an index in its order: nothing is sorted, no table is scanned. Other orders are sorted from
+// the user's tasks.
 func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	fill(t, pool, 20_000)
-	last := events.Task{ID: uuid.New(), Title: "task 5", CreatedAt: time.Date(2026, 11, 22, 14, 0, 0, 0, time.UTC), UpdatedAt: time.Date(2026, 11, 22, 14, 0, 0, 0, time.UTC)}
-	for _, sort := range []Sort{SortCreatedAt, SortTitle, SortUpdatedAt} {
-		index := map[Sort]string{SortCreatedAt: "tasks_by_created_at", SortTitle: "tasks_by_title", SortUpdatedAt: "tasks_by_updated_at"}[sort]
-		for _, order := range []Order{Ascending, Descending} {
-			for _, status := range []Status{StatusAll, StatusPending, StatusCompleted} {
-				for _, search := range []string{"", "TASK 1"} {
-					for _, next := range []bool{false, true} {
-						f := TaskFilter{Status: status, Sort: sort, Order: order, Search: search, Limit: 20}
-						if next {
-							after := f.Cursor(last)
-							f.After = &after
-						}
-						sql, args := f.sql("u")
-						name := fmt.Sprintf("%s %s %s %q next=%t", status, sort, order, search, next)
-						inOrderOf(t, name, index, plan(t, pool, sql, args))
-					}
+	f := newFixture(t)
+	f.fill(20_000)
+	after := &Place{ID: uuid.New(), Time: time.Date(2026, 11, 22, 14, 0, 0, 0, time.UTC)}
+	for _, order := range []Order{Ascending, Descending} {
+		for _, status := range []Status{StatusAll, StatusPending, StatusCompleted} {
+			for _, search := range []string{"", "TASK 1"} {
+				for _, next := range []*Place{nil, after} {
+					filter := TaskFilter{Status: status, Sort: SortCreatedAt, Order: order, Search: search}
+					columns, from, args := filter.sql(Page{Limit: 20, After: next})
+					name := fmt.Sprintf("%+v next=%t", filter, next != nil)
+					f.inOrderOf(name, "tasks_by_created_at", f.plan(statement(columns, from), args))
 				}
 			}
 		}
 	}
-}
-
-func TestHistoryIsInTheOrderOfAnIndex(t *testing.T) {
-	t.Parallel()
-	pool := testdb.New(t)
-	fill(t, pool, 20_000)
+	for _, sort := range []Sort{SortTitle, SortUpdatedAt} {
+		columns, from, args := TaskFilter{Sort: sort, Order: Descending}.sql(Page{Limit: 20})
+		if plan := f.plan(statement(columns, from), args); strings.Contains(plan, "Seq Scan on task") {
+			t.Errorf("%s:\n%s", sort, plan)
+		}
+	}
 	id := uuid.MustParse("00000000-0000-7000-8000-000000000007")
 	for _, order := range []Order{Ascending, Descending} {
-		f := HistoryFilter{Order: order, Limit: 20, After: 500, Since: &Moment{Seq: 100}, Until: &Moment{Time: time.Now()}}
-		sql, args := f.sql("u")
-		inOrderOf(t, "history "+string(order), "task_history_pkey", plan(t, pool, sql, args))
-		f.TaskID = &id
-		sql, args = f.sql("u")
-		inOrderOf(t, "history of a task "+string(order), "task_history_by_task", plan(t, pool, sql, args))
+		filter := HistoryFilter{Order: order, Since: &Moment{Seq: 100}, Until: &Moment{Time: time.Now()}}
+		columns, from, args := filter.sql(Page{Limit: 20, After: &Place{Seq: 500}})
+		f.inOrderOf("history "+string(order), "task_history_pkey", f.plan(statement(columns, from), args))
+		filter.TaskID = &id
+		columns, from, args = filter.sql(Page{Limit: 20, After: &Place{Seq: 500}})
+		f.inOrderOf("history of a task "+string(order), "task_history_by_task", f.plan(statement(columns, from), args))
+	}
+	if plan := f.plan(changes, []any{500, 100}); !strings.Contains(plan, "task_history_pkey") || strings.Contains(plan, "Seq Scan on task") {
+		t.Errorf("changes:\n%s", plan)
 	}
 }
 
-func TestChangesAreInTheOrderOfAnIndex(t *testing.T) {
-	t.Parallel()
-	pool := testdb.New(t)
-	fill(t, pool, 20_000)
-	inOrderOf(t, "changes", "task_history_pkey", plan(t, pool, changesAfter, []any{"u", 500, 100}))
-}
-
-// Changes never tell what only one of the read models shows.
-func TestChangesAreShownByEveryReadModel(t *testing.T) {
-	t.Parallel()
-	pool := testdb.New(t)
-	fill(t, pool, 50)
-	for shown, want := range map[int]int{50: 40, 30: 20, 10: 0, 0: 0} {
-		if _, err := pool.Exec(t.Context(), `UPDATE tasks_users SET seq = $1 WHERE user_id = 'u'`, shown); err != nil {
-			t.Fatal(err)
-		}
-		changes, err := NewReader(pool).Changes(t.Context(), "u", 10, 100)
-		if err != nil || len(changes) != want {
-			t.Errorf("with tasks at %d: %d changes after 10, %v; want %d", shown, len(changes), err, want)
-		}
+func (f *fixture) list(filter Filter, page Page) Answer {
+	f.t.Helper()
+	a, err := f.List(f.t.Context(), Ask{UserID: "u"}, filter, page)
+	if err != nil {
+		f.t.Fatalf("%+v: %v", filter, err)
 	}
+	return a
 }
 
-func inOrderOf(t *testing.T, name, index, plan string) {
+func ids(t testing.TB, a Answer) []string {
 	t.Helper()
-	if !strings.Contains(plan, index) || strings.Contains(plan, "Sort") || strings.Contains(plan, "Seq Scan on tasks ") || strings.Contains(plan, "Seq Scan on task_history ") {
-		t.Errorf("%s is not in the order of %s:\n%s", name, index, plan)
+	var items []struct {
+		ID  string
+		Seq int64
 	}
+	if err := json.Unmarshal(a.Body, &items); err != nil {
+		t.Fatalf("%s: %v", a.Body, err)
+	}
+	out := []string{}
+	for _, item := range items {
+		out = append(out, fmt.Sprint(item.ID, item.Seq))
+	}
+	return out
 }
 
 // A list is the same whatever the page, and its seq is the read model's.
 func TestPages(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	fill(t, pool, 100)
-	r := NewReader(pool)
-	for _, f := range []TaskFilter{
-		{Status: StatusAll, Sort: SortCreatedAt, Order: Descending},
-		{Status: StatusCompleted, Sort: SortUpdatedAt, Order: Ascending},
-		{Status: StatusPending, Sort: SortTitle, Order: Ascending, Search: "ASK"},
+	f := newFixture(t)
+	f.fill(100)
+	moment := &Moment{Seq: 50}
+	for _, filter := range []Filter{
+		TaskFilter{Status: StatusAll, Sort: SortCreatedAt, Order: Descending},
+		TaskFilter{Status: StatusCompleted, Sort: SortUpdatedAt, Order: Ascending},
+		TaskFilter{Status: StatusPending, Sort: SortTitle, Order: Ascending, Search: "ASK"},
+		HistoryFilter{Order: Descending},
+		HistoryFilter{Order: Ascending, Since: moment},
 	} {
-		whole, err := r.Tasks(t.Context(), "u", f)
-		if err != nil || whole.More || whole.Seq != 100 || len(whole.Tasks) == 0 {
-			t.Fatalf("%+v: %d tasks, more %t, seq %d, %v", f, len(whole.Tasks), whole.More, whole.Seq, err)
+		whole := f.list(filter, Page{})
+		want := ids(t, whole)
+		if whole.Next != nil || whole.Seq != 100 || whole.EventID == uuid.Nil || len(want) == 0 {
+			t.Fatalf("%+v: %d items, %+v", filter, len(want), whole.Head)
 		}
-		var paged []uuid.UUID
-		f.Limit = 7
-		for more := true; more; {
-			page, err := r.Tasks(t.Context(), "u", f)
-			if err != nil {
-				t.Fatal(err)
+		for _, limit := range []int{1, 7, len(want) - 1, len(want), len(want) + 1} {
+			var paged []string
+			page := Page{Limit: limit}
+			for more := true; more; {
+				a := f.list(filter, page)
+				paged = append(paged, ids(t, a)...)
+				page.After, more = a.Next, a.Next != nil
 			}
-			for _, task := range page.Tasks {
-				paged = append(paged, task.ID)
+			if !slices.Equal(paged, want) {
+				t.Errorf("%+v: pages of %d give %d items, the whole %d", filter, limit, len(paged), len(want))
 			}
-			after := f.Cursor(page.Tasks[len(page.Tasks)-1])
-			f.After, more = &after, page.More
-		}
-		var want []uuid.UUID
-		for _, task := range whole.Tasks {
-			want = append(want, task.ID)
-		}
-		if !slices.Equal(paged, want) {
-			t.Errorf("%+v: pages give %d tasks, the whole %d", f, len(paged), len(want))
 		}
 	}
 }
 
 func TestNobodysListIsEmptyAtZero(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	fill(t, pool, 10)
-	r := NewReader(pool)
-	page, err := r.Tasks(t.Context(), "nobody", TaskFilter{Sort: SortCreatedAt})
-	if err != nil || page.Tasks == nil || len(page.Tasks) != 0 || page.Seq != 0 {
-		t.Errorf("%+v, %v", page, err)
+	f := newFixture(t)
+	f.fill(10)
+	a, err := f.List(t.Context(), Ask{UserID: "nobody"}, TaskFilter{Sort: SortCreatedAt}, Page{})
+	if err != nil || string(a.Body) != "[]" || a.Seq != 0 || a.Stale {
+		t.Errorf("%s, %+v, %v", a.Body, a.Head, err)
 	}
-	empty, err := r.Tasks(t.Context(), "u", TaskFilter{Sort: SortCreatedAt, Search: "nothing like it"})
-	if err != nil || len(empty.Tasks) != 0 || empty.Seq != 10 {
-		t.Errorf("an empty list of a user at 10: %+v, %v", empty, err)
+	if a := f.list(TaskFilter{Sort: SortCreatedAt, Search: "nothing like it"}, Page{}); string(a.Body) != "[]" || a.Seq != 10 {
+		t.Errorf("an empty list of a user at 10: %s, %+v", a.Body, a.Head)
+	}
+	never := uuid.New()
+	if a, err := f.TaskHistory(t.Context(), Ask{UserID: "u"}, HistoryFilter{TaskID: &never, Order: Ascending}, Page{}); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
+		t.Errorf("the history of a task that never was: %+v, %v", a, err)
+	}
+	if a, err := f.Task(t.Context(), Ask{UserID: "u"}, uuid.New()); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
+		t.Errorf("a task that never was: %+v, %v", a, err)
 	}
 }
 
-// Row level security is a second lock: a query that forgot its user sees that user's rows and no others, and where nobody is named
-// none at all. It holds for every read model, also after a rebuild (projections, TestARebuiltTableIsTheSameTable).
+// A list without a limit is streamed when it is large, and is the same.
+func TestLargeListsAreStreamed(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(9000)
+	want := f.list(TaskFilter{Sort: SortCreatedAt, Order: Descending}, Page{})
+	if len(want.Body) < 2*streamSize || want.Streamed {
+		t.Fatalf("%d bytes, streamed %t", len(want.Body), want.Streamed)
+	}
+	var body strings.Builder
+	writes := 0
+	ask := Ask{UserID: "u", Stream: func(h Head) io.Writer {
+		if h != want.Head {
+			t.Errorf("streamed of %+v, want %+v", h, want.Head)
+		}
+		return writerFunc(func(p []byte) (int, error) {
+			if writes++; len(p) > streamSize+1024 {
+				t.Errorf("%d bytes at once", len(p))
+			}
+			return body.Write(p)
+		})
+	}}
+	a, err := f.List(t.Context(), ask, TaskFilter{Sort: SortCreatedAt, Order: Descending}, Page{})
+	if err != nil || !a.Streamed || writes < 2 || body.String() != string(want.Body) {
+		t.Errorf("%d writes, %d bytes of %d, %v", writes, body.Len(), len(want.Body), err)
+	}
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (w writerFunc) Write(p []byte) (int, error) { return w(p) }
+
+// A kept answer is given again as long as the stream ends where it did and nobody has made the read model anew.
+func TestAnswersAreKept(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(10)
+	filter := TaskFilter{Sort: SortCreatedAt, Order: Descending}
+	first := f.list(filter, Page{Limit: 3})
+	secretly := func() { f.exec(`UPDATE {schema}.tasks SET body = body || ' '`) } // which no projection would
+	kept := func(want bool, why string) {
+		t.Helper()
+		secretly()
+		a := f.list(filter, Page{Limit: 3})
+		if (string(a.Body) == string(first.Body)) != want {
+			t.Errorf("%s: kept %t", why, !want)
+		}
+		first = a
+	}
+	kept(true, "nothing has happened")
+	if a := f.list(filter, Page{Limit: 4}); len(ids(t, a)) != 4 {
+		t.Error("another page is given for this one")
+	}
+	if a, err := f.List(t.Context(), Ask{UserID: "v"}, filter, Page{Limit: 3}); err != nil || string(a.Body) == string(first.Body) {
+		t.Errorf("another user's: %s, %v", a.Body, err)
+	}
+	f.exec(`UPDATE {schema}.checkpoints SET generation = generation + 1`)
+	kept(false, "the read model was made anew")
+	kept(true, "nothing has happened since")
+	f.Wrote("u", 0)
+	kept(false, "this process has written")
+	f.exec(`ALTER TABLE {schema}.task_events DISABLE TRIGGER USER`)
+	f.exec(`UPDATE {schema}.task_events SET event_id = gen_random_uuid() WHERE user_id = 'u'`)
+	kept(false, "the event of that seq is another one, after a failover")
+	f.exec(`UPDATE {schema}.users SET seq = 11 WHERE user_id = 'u'`)
+	f.head("u", 11)
+	kept(false, "another process has written")
+	if waits := f.model.waits.Load(); waits > 0 {
+		t.Errorf("waited %d times", waits)
+	}
+}
+
+// Who has the answer gets none: a look at the end of the stream tells.
+func TestWhoHasTheAnswerGetsNone(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(10)
+	filter := TaskFilter{Sort: SortCreatedAt, Order: Descending}
+	first := f.list(filter, Page{})
+	ask := Ask{UserID: "u", Has: func(h Head) bool { return h == first.Head }}
+	if a, err := f.List(t.Context(), ask, filter, Page{}); err != nil || !a.Unchanged || a.Seq != 10 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	f.exec(`UPDATE {schema}.users SET seq = 11 WHERE user_id = 'u'`)
+	f.head("u", 11)
+	if a, err := f.List(t.Context(), ask, filter, Page{}); err != nil || a.Unchanged || a.Seq != 11 {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// A read waits for the read model, a second at most, and says so when it is behind nevertheless; of a parked user at once.
+func TestAReadThatIsBehindSaysSo(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(10)
+	f.head("u", 11)
+	begin := time.Now()
+	a := f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2})
+	if took := time.Since(begin); !a.Stale || a.Seq != 10 || a.EventID != uuid.Nil || took < patience || took > 4*patience {
+		t.Errorf("%+v after %v", a.Head, took)
+	}
+	f.exec(`UPDATE {schema}.users SET parked_error = 'x', parked_at = now() WHERE user_id = 'u'`)
+	begin = time.Now()
+	a = f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2})
+	if took := time.Since(begin); !a.Stale || a.Seq != 10 || took > patience/2 {
+		t.Errorf("parked: %+v after %v", a.Head, took)
+	}
+	if _, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 11}, TaskFilter{Sort: SortCreatedAt}, Page{}); !errors.Is(err, ErrNotYet) {
+		t.Errorf("min_version of a parked user: %v", err)
+	}
+}
+
+// moving is a read model that is brought further when somebody waits for it.
+type moving struct {
+	still
+	move func()
+}
+
+func (m *moving) Await(context.Context, int64, uint64) error {
+	m.waits.Add(1)
+	m.move()
+	return nil
+}
+
+// A read shows what was in the log when it began, and does not run after what is written meanwhile.
+func TestAReadShowsWhatWasThereBefore(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(10)
+	f.head("u", 11)
+	next := 12
+	m := &moving{move: func() { // shows one more event, and by then another one has been written
+		f.head("u", next)
+		next++
+		f.exec(`UPDATE {schema}.users SET seq = seq + 1 WHERE user_id = 'u'`)
+	}}
+	f.Reader.model = m
+	a := f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2})
+	if a.Stale || a.Seq != 11 || m.waits.Load() != 1 {
+		t.Errorf("%+v after %d waits", a.Head, m.waits.Load())
+	}
+	f.Wrote("u", 1<<40)
+	if a := f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2}); a.Stale || a.Seq < 12 || m.waits.Load() != 3 {
+		t.Errorf("a read of this process's own write: %+v after %d waits", a.Head, m.waits.Load())
+	}
+}
+
+// min_version waits on its user: for what this process writes at once, for what another one writes by looks that all waiters share.
+func TestAReadWaitsForItsVersion(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(10)
+	f.exec(`UPDATE {schema}.users SET seq = 11`)
+	var work sync.WaitGroup
+	for range 20 {
+		work.Go(func() {
+			a, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 11}, TaskFilter{Sort: SortCreatedAt}, Page{Limit: 1})
+			if err != nil || a.Seq < 11 {
+				t.Errorf("%+v, %v", a.Head, err)
+			}
+		})
+	}
+	f.head("u", 11)
+	f.Wrote("u", 0)
+	work.Wait()
+	begin := time.Now()
+	if _, err := f.Task(t.Context(), Ask{UserID: "u", MinVersion: 99}, uuid.New()); !errors.Is(err, ErrNotYet) || time.Since(begin) < patience {
+		t.Errorf("a version that never comes: %v after %v", err, time.Since(begin))
+	}
+	if len(f.kept.waits) > 0 {
+		t.Errorf("%d waits are left", len(f.kept.waits))
+	}
+}
+
+// Row level security is a second lock: a query that forgot its user sees that user's rows and no others, and where nobody is named none
+// at all. It holds for every table, also after a rebuild (projections, TestARebuiltTableIsTheSameTable).
 func TestAQueryThatForgetsItsUserSeesNobodyElse(t *testing.T) {
 	t.Parallel()
-	pool := testdb.New(t)
-	fill(t, pool, 10)
-	r := NewReader(pool)
-	for _, table := range []string{"tasks", "tasks_users", "task_history", "task_history_users"} {
+	f := newFixture(t)
+	f.fill(10)
+	seen := func(user, table string) (names string) {
+		t.Helper()
+		text := `
+			WITH scope AS MATERIALIZED (SELECT set_config('taskledger.user_id', $1, true) AS user_id)
+			SELECT coalesce(string_agg(DISTINCT x.user_id, ' '), '')
+			FROM scope s
+			CROSS JOIN LATERAL (SELECT user_id FROM {schema}.` + table + ` WHERE s.user_id IS NOT NULL) x`
+		if _, err := events.One(t.Context(), f.Reader.db, text, []any{user}, &names); err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	for _, table := range []string{"tasks", "task_history", "users", "task_events"} {
 		for user, want := range map[string]string{"u": "u", "v": "v", "nobody": "", "": ""} {
-			var seen string
-			err := r.read(t.Context(), user, func(b *pgx.Batch) {
-				b.Queue(`SELECT coalesce(string_agg(DISTINCT user_id, ' '), '') FROM ` + table).QueryRow(func(row pgx.Row) error { return row.Scan(&seen) })
-			})
-			if err != nil || seen != want {
-				t.Errorf("%s for %q: sees %q, %v; want %q", table, user, seen, err, want)
+			if names := seen(user, table); names != want {
+				t.Errorf("%s for %q: sees %q, want %q", table, user, names, want)
 			}
 		}
-		if _, err := pool.Exec(t.Context(), `BEGIN; SET LOCAL ROLE taskledger_reader; SELECT FROM `+table+`; COMMIT`); err != nil {
-			t.Errorf("%s: %v", table, err)
+		var n int
+		if _, err := events.One(t.Context(), f.Reader.db, `SELECT count(*) FROM {schema}.`+table, nil, &n); err != nil || n > 0 {
+			t.Errorf("%s, nobody is named: %d rows, %v", table, n, err)
 		}
 	}
-	for _, forbidden := range []string{`SELECT FROM task_events`, `SELECT FROM projection_checkpoints`, `DELETE FROM tasks`, `UPDATE tasks SET title = 'x'`} {
-		if _, err := pool.Exec(t.Context(), `BEGIN; SET LOCAL ROLE taskledger_reader; `+forbidden+`; COMMIT`); err == nil || !strings.Contains(err.Error(), "permission denied") {
+	for _, forbidden := range []string{
+		`DELETE FROM {schema}.tasks`, `UPDATE {schema}.tasks SET body = 'x'`, `UPDATE {schema}.checkpoints SET position = 0`,
+	} {
+		if _, err := f.Reader.db.Exec(t.Context(), forbidden); err == nil || !strings.Contains(err.Error(), "permission denied") {
 			t.Errorf("%s: %v", forbidden, err)
 		}
 	}
-	// The role and the name last no longer than the question.
-	var role, name string
-	if err := pool.QueryRow(t.Context(), `SELECT current_user, coalesce(current_setting('app.user_id', true), '')`).Scan(&role, &name); err != nil || role == "taskledger_reader" || name != "" {
-		t.Errorf("after it: %q, %q, %v", role, name, err)
-	}
 }
 
-// What row level security costs: the same questions as the reader asks them, and as the owner of the tables would.
-func BenchmarkRowLevelSecurity(b *testing.B) {
-	pool := testdb.New(b)
-	fill(b, pool, 1000)
-	r := NewReader(pool)
-	list, listArgs := TaskFilter{Status: StatusAll, Sort: SortCreatedAt, Order: Descending, Limit: 20}.sql("u")
-	one, oneArgs := `SELECT `+taskColumns+` FROM tasks t WHERE t.user_id = $1 AND t.id = (SELECT id FROM tasks WHERE user_id = $1 LIMIT 1)`, []any{"u"}
-	for name, ask := range map[string]func(batch *pgx.Batch){
-		"get":  func(batch *pgx.Batch) { batch.Queue(one, oneArgs...) },
-		"list": func(batch *pgx.Batch) { batch.Queue(list, listArgs...) },
+// What a question costs with the user's name and the head in its statement, and what the bare select would.
+func BenchmarkQuestion(b *testing.B) {
+	f := newFixture(b)
+	f.fill(1000)
+	f.Reader.db = events.NewDB(f.db.Pool(), testdb.Schema, "")
+	id := uuid.UUID{}
+	if _, err := events.One(b.Context(), f.db, `SELECT id FROM {schema}.tasks WHERE user_id = 'u' AND deleted_at IS NULL LIMIT 1`, nil, &id); err != nil {
+		b.Fatal(err)
+	}
+	filter := TaskFilter{Status: StatusAll, Sort: SortCreatedAt, Order: Descending}
+	for name, ask := range map[string]func() error{
+		"list": func() error {
+			_, err := f.List(b.Context(), Ask{UserID: "u"}, filter, Page{Limit: 20})
+			return err
+		},
+		"get": func() error {
+			_, err := f.Task(b.Context(), Ask{UserID: "u"}, id)
+			return err
+		},
 	} {
-		queue := func(batch *pgx.Batch) {
-			queueHead(batch, "tasks", "u", &Head{})
-			ask(batch)
-		}
-		b.Run(name+"/with", func(b *testing.B) {
+		b.Run(name+"/asked", func(b *testing.B) {
 			for b.Loop() {
-				if err := r.read(b.Context(), "u", queue); err != nil {
+				f.Wrote("u", 0)
+				if err := ask(); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
-		b.Run(name+"/without", func(b *testing.B) {
+		b.Run(name+"/kept", func(b *testing.B) {
 			for b.Loop() {
-				batch := &pgx.Batch{}
-				queue(batch)
-				if err := pool.SendBatch(b.Context(), batch).Close(); err != nil {
+				if err := ask(); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
 	}
+	const bare = `
+		SELECT t.id, t.version, t.body FROM {schema}.tasks t
+		WHERE t.user_id = $1 AND t.deleted_at IS NULL ORDER BY t.created_at DESC, t.id DESC LIMIT 20`
+	b.Run("list/bare", func(b *testing.B) {
+		for b.Loop() {
+			err := f.db.Query(b.Context(), bare, []any{"u"}, func(rows pgx.Rows) error {
+				for rows.Next() {
+				}
+				return rows.Err()
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

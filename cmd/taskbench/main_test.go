@@ -23,17 +23,29 @@ const testSecret = "0123456789abcdef0123456789abcdef"
 
 // fakeAPI keeps versions of tasks and knows just enough of the contract; get replaces its answer to a read.
 type fakeAPI struct {
-	get http.HandlerFunc
+	get           http.HandlerFunc
+	streamLate    time.Duration // how long after a write its event is on the stream
+	streamForgets bool          // streams have no event
+	noStreams     bool
 
 	mu          sync.Mutex
 	versions    map[string]int64
 	users       map[string]bool
+	seqs        map[string]int64
+	streams     map[string]chan written // of users who listen
 	connections atomic.Int64
+}
+
+// written is an event that is to be on a stream.
+type written struct {
+	seq int64
+	at  time.Time
 }
 
 func (f *fakeAPI) start(t *testing.T) string {
 	t.Helper()
 	f.versions, f.users = map[string]int64{}, map[string]bool{}
+	f.seqs, f.streams = map[string]int64{}, map[string]chan written{}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /api/tasks", f.create)
 	mux.HandleFunc("PATCH /api/tasks/{id}/complete", f.toggle)
@@ -42,6 +54,9 @@ func (f *fakeAPI) start(t *testing.T) string {
 		f.get = f.read
 	}
 	mux.HandleFunc("GET /api/tasks/{id}", f.get)
+	if !f.noStreams {
+		mux.HandleFunc("GET /api/events", f.stream)
+	}
 	server := httptest.NewUnstartedServer(f.authenticated(mux))
 	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
@@ -66,25 +81,56 @@ func (f *fakeAPI) authenticated(next http.Handler) http.Handler {
 		f.mu.Lock()
 		f.users[subject] = true
 		f.mu.Unlock()
+		r.Header.Set("Test-User", subject)
 		next.ServeHTTP(w, r)
 	})
 }
 
-func (f *fakeAPI) create(w http.ResponseWriter, _ *http.Request) {
+func (f *fakeAPI) create(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id := fmt.Sprintf("task-%d", len(f.versions)+1)
-	f.versions[id] = 1
+	f.append(r, id)
 	w.WriteHeader(http.StatusCreated)
-	writeTask(w, id, 1)
+	writeTask(w, id, f.versions[id])
 }
 
 func (f *fakeAPI) toggle(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id := r.PathValue("id")
-	f.versions[id]++
+	f.append(r, id)
 	writeTask(w, id, f.versions[id])
+}
+
+// append gives the task its next version, the next seq of its user.
+func (f *fakeAPI) append(r *http.Request, id string) {
+	user := r.Header.Get("Test-User")
+	f.seqs[user]++
+	f.versions[id] = f.seqs[user]
+	if stream := f.streams[user]; stream != nil {
+		stream <- written{f.seqs[user], time.Now()}
+	}
+}
+
+func (f *fakeAPI) stream(w http.ResponseWriter, r *http.Request) {
+	events := make(chan written, 10_000)
+	f.mu.Lock()
+	f.streams[r.Header.Get("Test-User")] = events
+	f.mu.Unlock()
+	fmt.Fprint(w, "retry: 3000\n\n")
+	for {
+		w.(http.Flusher).Flush()
+		select {
+		case <-r.Context().Done():
+			return
+		case event := <-events:
+			<-time.After(time.Until(event.at.Add(f.streamLate)))
+			if !f.streamForgets {
+				fmt.Fprintf(w, "id: %d\nevent: task.created\ndata: {\"seq\":%[1]d}\n\n", event.seq)
+			}
+		}
+	}
 }
 
 func (f *fakeAPI) read(w http.ResponseWriter, r *http.Request) {
@@ -122,7 +168,7 @@ func bench(t *testing.T, args ...string) outcome {
 
 // quick are arguments for a load as short as a test needs it.
 func quick(url string, more ...string) []string {
-	return append([]string{"--url", url, "--users", "3", "--tasks", "2", "--connections", "1,4", "--warmup", "10ms", "--duration", "50ms"}, more...)
+	return append([]string{"--url", url, "--users", "3", "--tasks", "2", "--connections", "1,4", "--warmup", "10ms", "--duration", "100ms"}, more...)
 }
 
 func TestLoadReportsEveryOperationAtEveryNumberOfConnections(t *testing.T) {
@@ -240,7 +286,7 @@ func TestPairsDetectMisses(t *testing.T) {
 		miss string
 	}{
 		{"task not there yet", missing, "| 1 | 4 | 4 | 0 |", "version 1 written, version 0 read"},
-		{"older version", stale, "| 1 | 4 | 2 | 0 |", "version 2 written, version 1 read"},
+		{"older version", stale, "| 1 | 4 | 3 | 0 |", "version 2 written, version 1 read"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -278,7 +324,7 @@ func TestPairsCountErrorsApartFromMisses(t *testing.T) {
 func TestDeadlineEndsARunThatHangs(t *testing.T) {
 	t.Parallel()
 	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-	for _, more := range [][]string{{"--pairs", "4"}, {"--ops", "get", "--connections", "1"}} {
+	for _, more := range [][]string{{"--pairs", "4"}, {"--ops", "get", "--connections", "1", "--duration", "50ms"}} {
 		url := (&fakeAPI{get: hang}).start(t)
 		got := bench(t, quick(url, append(more, "--deadline", "300ms")...)...)
 		if got.code != 1 || !strings.Contains(got.stderr, "deadline of 300ms reached") {
@@ -316,6 +362,18 @@ func TestArgumentsThatCannotBeUsed(t *testing.T) {
 		{[]string{"--request-timeout", "2m"}, "--request-timeout"},
 		{[]string{"--deadline", "10s"}, "--deadline"},
 		{[]string{"--ops", "create,erase"}, "--ops"},
+		{[]string{"--rate", "-1"}, "--rate"},
+		{[]string{"--rate", "1", "--pairs", "1"}, "--pairs"},
+		{[]string{"--rate", "1", "--rival"}, "--rival"},
+		{[]string{"--freshness"}, "--rate"},
+		{[]string{"--freshness", "--rate", "1", "--ops", "create,get"}, "--ops"},
+		{[]string{"--rival", "--pairs", "1"}, "--pairs"},
+		{[]string{"--rival", "--token", "x"}, "--token"},
+		{[]string{"--rival", "--tasks", "251"}, "--tasks"},
+		{[]string{"--rival", "--rounds", "0"}, "--rounds"},
+		{[]string{"--rival", "--workloads", "list,sleep"}, "--workloads"},
+		{[]string{"--rival", "--deadline", "1m"}, "--deadline"},
+		{[]string{"--profile", "x"}, "--rival"},
 	}
 	for _, tt := range tests {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {

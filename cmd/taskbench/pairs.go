@@ -117,8 +117,12 @@ func (w *pairWorker) pair(ctx context.Context) error {
 		return err
 	}
 	read, err := sendForTask(ctx, w.read, w.user, operations["get"], written.ID)
-	var bad *badAnswer
-	if errors.As(err, &bad) && bad.status == http.StatusNotFound {
+	return missed(written, read, err)
+}
+
+// missed is a *miss when a read, which may have failed, did not see what was written before.
+func missed(written, read task, err error) error {
+	if bad, ok := errors.AsType[*badAnswer](err); ok && bad.status == http.StatusNotFound {
 		return &miss{id: written.ID, written: written.Version}
 	}
 	if err != nil {

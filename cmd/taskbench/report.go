@@ -27,19 +27,15 @@ type loadResult struct {
 	Errors      map[string]int64 `json:"errors"`
 }
 
-func newLoadResult(op string, connections int, total *tally, took time.Duration) loadResult {
-	quantile := func(q float64) float64 { return float64(total.latency.ValueAtQuantile(q)) / 1000 }
-	r := loadResult{
+func newLoadResult(op string, connections int, total *tally, from time.Time) loadResult {
+	return loadResult{
 		Op: op, Connections: connections,
 		Requests: total.latency.TotalCount(),
-		P50:      quantile(50), P95: quantile(95), P99: quantile(99),
-		Max:    float64(total.latency.Max()) / 1000,
+		Rate:     total.rate(from),
+		P50:      total.quantile(50), P95: total.quantile(95), P99: total.quantile(99),
+		Max:    total.quantile(100),
 		Errors: total.errors,
 	}
-	if r.Requests > 0 {
-		r.Rate = float64(r.Requests) / took.Seconds()
-	}
-	return r
 }
 
 type pairsResult struct {

@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"sync"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
@@ -48,7 +48,7 @@ func (o *options) sign(subject string) (string, error) {
 }
 
 // seed creates --tasks tasks for each user. The first answer that is not 201 ends it.
-func (o *options) seed(parent context.Context, users []*user) error {
+func (o *options) seed(parent context.Context, url string, users []*user) error {
 	group, ctx := errgroup.WithContext(parent)
 	jobs := make(chan *user)
 	group.Go(func() error {
@@ -57,7 +57,7 @@ func (o *options) seed(parent context.Context, users []*user) error {
 	})
 	var mu sync.Mutex
 	for range seedConnections {
-		group.Go(func() error { return o.seedWorker(ctx, jobs, &mu) })
+		group.Go(func() error { return o.seedWorker(ctx, url, jobs, &mu) })
 	}
 	err := group.Wait()
 	if parent.Err() != nil {
@@ -79,8 +79,8 @@ func (o *options) sendSeedJobs(ctx context.Context, users []*user, jobs chan<- *
 	return nil
 }
 
-func (o *options) seedWorker(ctx context.Context, jobs <-chan *user, mu *sync.Mutex) error {
-	c := newConn(o.URL, o.RequestTimeout)
+func (o *options) seedWorker(ctx context.Context, url string, jobs <-chan *user, mu *sync.Mutex) error {
+	c := newConn(url, o.RequestTimeout)
 	defer c.close()
 	for u := range jobs {
 		got, err := createTask(ctx, c, u)
@@ -97,6 +97,7 @@ func (o *options) seedWorker(ctx context.Context, jobs <-chan *user, mu *sync.Mu
 // task is what this program looks at of a task.
 type task struct {
 	ID      string `json:"id"`
+	Title   string `json:"title"`
 	Version int64  `json:"version"`
 }
 

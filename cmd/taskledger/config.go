@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,15 +21,16 @@ import (
 // settings are what the environment says. An empty text is the same as none, but for the secret.
 type settings struct {
 	Port        int      `env:"PORT" default:"8000" group:"HTTP" help:"Port of the API; 0 takes a free one."`
-	CORSOrigins []string `env:"CORS_ORIGINS" default:"http://localhost:3000" group:"HTTP" help:"Origins of the web pages that may call the API from a browser, separated by commas."`
+	CORSOrigins []string `env:"CORS_ORIGINS" default:"http://localhost:3000" group:"HTTP" help:"Origins of the web pages that may call the API from a browser and write by cookie, separated by commas; that of BETTER_AUTH_URL always may."`
 	AdminAddr   string   `env:"ADMIN_ADDR" default:"127.0.0.1:9090" group:"HTTP" help:"Where metrics and profiles are served, for operators only; empty serves them nowhere."`
 
-	DatabaseURL string `env:"DATABASE_URL" placeholder:"URL" group:"Database" help:"The PostgreSQL to use, 14 or newer, pooled or not. Without it taskledger runs one of its own in DATA_DIR."`
-	DataDir     string `env:"DATA_DIR" placeholder:"DIR" group:"Database" help:"Where the PostgreSQL of our own and the development secret are kept; by default the user's data directory."`
+	DatabaseURL    string `env:"DATABASE_URL" placeholder:"URL" group:"Database" help:"The PostgreSQL to use, 14 or newer, pooled or not. Without it taskledger runs one of its own in DATA_DIR."`
+	DatabaseSchema string `env:"DATABASE_SCHEMA" default:"taskledger" group:"Database" help:"The schema that everything of ours is in: a ledger of its own."`
+	DataDir        string `env:"DATA_DIR" placeholder:"DIR" group:"Database" help:"Where the PostgreSQL of our own and the development secret are kept; by default the user's data directory."`
 
 	BetterAuthSecret      *string `env:"BETTER_AUTH_SECRET" placeholder:"SECRET" group:"Who is calling" help:"The secret that Better Auth has too, of 32 bytes or more. Without it, and without DATABASE_URL, one for development is made and kept in DATA_DIR."`
-	BetterAuthURL         string  `env:"BETTER_AUTH_URL" placeholder:"URL" group:"Who is calling" help:"Where Better Auth runs; its keys are read from /api/auth/jwks there."`
-	BetterAuthDatabaseURL string  `env:"BETTER_AUTH_DATABASE_URL" placeholder:"URL" group:"Who is calling" help:"The database with Better Auth's session and user tables, if it is not DATABASE_URL."`
+	BetterAuthURL         string  `env:"BETTER_AUTH_URL" placeholder:"URL" group:"Who is calling" help:"Where Better Auth runs, with its base path if that is not at the root; its keys are read from /api/auth/jwks there."`
+	BetterAuthDatabaseURL string  `env:"BETTER_AUTH_DATABASE_URL" placeholder:"URL" group:"Who is calling" help:"The database with Better Auth's session and user tables, if it is not DATABASE_URL; they are looked up in the schema or search_path that its URL names, else in public."`
 	JWKSURL               string  `name:"jwks-url" env:"JWKS_URL" placeholder:"URL" group:"Who is calling" help:"A JSON Web Key Set to verify tokens by, if it is not Better Auth's."`
 	JWTIssuer             string  `name:"jwt-issuer" env:"JWT_ISSUER" placeholder:"ISS" group:"Who is calling" help:"The issuer that a token must name."`
 	JWTAudience           string  `name:"jwt-audience" env:"JWT_AUDIENCE" placeholder:"AUD" group:"Who is calling" help:"The audience that a token must name."`
@@ -108,7 +110,13 @@ func (s *settings) checkLimits() error {
 	return nil
 }
 
+// schemaNames are those that need no quotes, and leave room for what is put behind them.
+var schemaNames = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,39}$`)
+
 func (s *settings) checkDatabases() error {
+	if !schemaNames.MatchString(s.DatabaseSchema) || strings.HasPrefix(s.DatabaseSchema, "pg_") || s.DatabaseSchema == "public" {
+		return fmt.Errorf("DATABASE_SCHEMA must be a name of a schema of its own, in a-z, 0-9 and _, not %q", s.DatabaseSchema)
+	}
 	for name, value := range map[string]string{"DATABASE_URL": s.DatabaseURL, "BETTER_AUTH_DATABASE_URL": s.BetterAuthDatabaseURL} {
 		if value == "" {
 			continue

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-	"github.com/jackc/pgx/v5"
 )
 
 // patience is how long a test waits for what must happen.
@@ -66,9 +65,13 @@ func TestGoodSettings(t *testing.T) {
 		"pooled":       func(s *settings) { s.DatabaseURL = "postgres://u:p@h/d?default_query_exec_mode=exec&sslmode=require" },
 		"keys":         func(s *settings) { s.JWKSURL, s.BetterAuthURL = "https://a.example/keys", "http://localhost:3000" },
 		"other admin":  func(s *settings) { s.AdminAddr = ":9091" },
+		"other schema": func(s *settings) { s.DatabaseSchema = "ledger_2" },
 		"other format": func(s *settings) { s.LogFormat, s.LogLevel = "json", "debug" },
 	} {
-		s := settings{Port: 8000, AdminAddr: "127.0.0.1:9090", RateLimitRPS: 50, RateLimitBurst: 100, MaxTasksPerUser: 1, LogLevel: "info", LogFormat: "text"}
+		s := settings{
+			Port: 8000, AdminAddr: "127.0.0.1:9090", DatabaseSchema: "taskledger", RateLimitRPS: 50, RateLimitBurst: 100, MaxTasksPerUser: 1,
+			LogLevel: "info", LogFormat: "text",
+		}
 		change(&s)
 		if err := s.check(); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -156,16 +159,19 @@ func TestTokenCommandRefuses(t *testing.T) {
 	}
 }
 
-func TestPoolModeIsThatOfTheURL(t *testing.T) {
+// What a URL says of schemas and of pgx's modes does not change how our statements are run.
+func TestPoolConfig(t *testing.T) {
 	t.Parallel()
-	for url, want := range map[string]pgx.QueryExecMode{
-		"postgres://h/d": pgx.QueryExecModeCacheDescribe,
-		"postgres://h/d?default_query_exec_mode=simple_protocol": pgx.QueryExecModeSimpleProtocol,
-		"host=h default_query_exec_mode=cache_statement":         pgx.QueryExecModeCacheStatement,
+	for _, url := range []string{
+		"postgres://h/d?search_path=x&schema=y&default_query_exec_mode=simple_protocol", "host=h search_path=x schema=y",
 	} {
-		config, err := poolConfig(url, pgx.QueryExecModeCacheDescribe)
-		if err != nil || config.ConnConfig.DefaultQueryExecMode != want {
-			t.Errorf("%s: %v (%v), want %v", url, config.ConnConfig.DefaultQueryExecMode, err, want)
+		config, err := poolConfig(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		params := config.ConnConfig.RuntimeParams
+		if params["search_path"] != "" || params["schema"] != "" || params["client_encoding"] != "UTF8" {
+			t.Errorf("%s: %v", url, params)
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,16 +15,33 @@ import (
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"taskledger/events"
 	"taskledger/migrations"
 	"taskledger/migrations/postgres"
 )
 
-// database is the pool of a process and, when this process runs the PostgreSQL behind it, that too.
+// database is a ledger in a PostgreSQL and, when this process runs that, the PostgreSQL too.
 type database struct {
-	pool   *pgxpool.Pool
 	url    string
+	schema string
+	config *pgxpool.Config // of any of our pools
+	traits traits
+	ledger *events.DB
 	server *postgres.Server // nil when somebody else runs it
 }
+
+// traits are what the connections that a URL gives are like.
+type traits struct {
+	// pooled: behind a transaction pooler, where a connection keeps neither settings nor prepared statements.
+	pooled bool
+	// bypasses: row level security does not bind this role: a superuser, or one with BYPASSRLS.
+	bypasses bool
+	// switches: this role may act as readingRole, which it does bind.
+	switches bool
+}
+
+// readingRole is a role of every PostgreSQL, which may read every table and which row level security binds.
+const readingRole = "pg_read_all_data"
 
 // openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an error.
 func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
@@ -33,7 +52,7 @@ func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, e
 	if err != nil {
 		return nil, err
 	}
-	return startOwn(ctx, dir, log)
+	return startOwn(ctx, dir, cfg.DatabaseSchema, log)
 }
 
 // openShared opens the database for a command next to a server: the embedded PostgreSQL is the one that runs, and only when there is
@@ -46,20 +65,20 @@ func openShared(ctx context.Context, cfg *settings, log *slog.Logger) (*database
 	if err != nil {
 		return nil, err
 	}
-	db, err := attach(ctx, dir)
+	db, err := attach(ctx, dir, cfg.DatabaseSchema)
 	if !errors.Is(err, postgres.ErrNotRunning) {
 		return db, err
 	}
-	db, err = startOwn(ctx, dir, log)
+	db, err = startOwn(ctx, dir, cfg.DatabaseSchema, log)
 	if _, held := errors.AsType[*postgres.HeldError](err); held {
 		// Somebody started it in between.
-		return attach(ctx, dir)
+		return attach(ctx, dir, cfg.DatabaseSchema)
 	}
 	return db, err
 }
 
 func connectNamed(ctx context.Context, cfg *settings) (*database, error) {
-	db, err := connect(ctx, cfg.DatabaseURL, pgx.QueryExecModeCacheDescribe)
+	db, err := connect(ctx, cfg.DatabaseURL, cfg.DatabaseSchema)
 	if err != nil {
 		return nil, fmt.Errorf("DATABASE_URL: %w", err)
 	}
@@ -72,26 +91,26 @@ func openMigrated(ctx context.Context, cfg *settings, log *slog.Logger) (*databa
 	if err != nil {
 		return nil, err
 	}
-	if err := migrations.Check(ctx, db.pool); err != nil {
+	if err := migrations.Check(ctx, db.ledger.Pool(), db.schema); err != nil {
 		return nil, errors.Join(err, db.close())
 	}
 	return db, nil
 }
 
-func attach(ctx context.Context, dir string) (*database, error) {
+func attach(ctx context.Context, dir, schema string) (*database, error) {
 	url, err := postgres.Attach(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
-	return connect(ctx, url, pgx.QueryExecModeCacheStatement)
+	return connect(ctx, url, schema)
 }
 
-func startOwn(ctx context.Context, dir string, log *slog.Logger) (*database, error) {
+func startOwn(ctx context.Context, dir, schema string, log *slog.Logger) (*database, error) {
 	server, err := postgres.Start(ctx, postgres.Options{Dir: dir, Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("DATA_DIR: %w", err)
 	}
-	db, err := connect(ctx, server.URL(), pgx.QueryExecModeCacheStatement)
+	db, err := connect(ctx, server.URL(), schema)
 	if err != nil {
 		return nil, errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
 	}
@@ -99,20 +118,87 @@ func startOwn(ctx context.Context, dir string, log *slog.Logger) (*database, err
 	return db, nil
 }
 
-func connect(ctx context.Context, url string, mode pgx.QueryExecMode) (*database, error) {
-	config, err := poolConfig(url, mode)
+func connect(ctx context.Context, url, schema string) (*database, error) {
+	config, err := poolConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("database URL: %w", err)
+	}
+	db := &database{url: url, schema: schema, config: config}
+	if db.traits, err = inspect(ctx, config); err != nil {
+		return nil, fmt.Errorf("open the database: %w", err)
+	}
+	if db.ledger, err = db.openLedger(ctx, config.MaxConns, nil); err != nil {
+		return nil, err
+	}
+	return db, nil
+}
+
+// inspect finds out what the connections are like. A pooler does not know the process that answers: it has told another one's id.
+func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) {
+	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
+	if err != nil {
+		return t, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var (
+		pid      uint32
+		encoding string
+	)
+	err = conn.QueryRow(ctx, `
+		SELECT pg_backend_pid(), getdatabaseencoding(), r.rolsuper OR r.rolbypassrls,
+			r.rolsuper OR pg_has_role(r.oid, $1, CASE
+				WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER'
+				ELSE 'SET'
+			END)
+		FROM pg_roles r
+		WHERE r.rolname = current_user`, pgx.QueryExecModeExec, readingRole).Scan(&pid, &encoding, &t.bypasses, &t.switches)
+	if err != nil {
+		return t, err
+	}
+	if encoding != "UTF8" {
+		return t, fmt.Errorf("the database has the encoding %s, it must be UTF8", encoding)
+	}
+	t.pooled = pid != conn.PgConn().PID() || config.ConnConfig.DefaultQueryExecMode != pgx.QueryExecModeCacheStatement
+	return t, nil
+}
+
+// openLedger opens connections that may do everything with the ledger. Settings are those of each of them, beside those that all of
+// ours have; a pooler's have none.
+func (d *database) openLedger(ctx context.Context, n int32, settings map[string]string) (*events.DB, error) {
+	return d.open(ctx, n, map[string]string{"taskledger.ledger": "on"}, settings)
+}
+
+// openReader opens connections that row level security binds, where that can be had.
+func (d *database) openReader(ctx context.Context, n int32, settings map[string]string) (*events.DB, error) {
+	who := map[string]string{"taskledger.ledger": "off"}
+	if d.traits.bypasses && d.traits.switches {
+		who["role"] = readingRole
+	}
+	return d.open(ctx, n, who, settings)
+}
+
+// open opens a pool whose connections act as who says: by settings of their own or, behind a pooler, of each transaction.
+func (d *database) open(ctx context.Context, n int32, who, settings map[string]string) (*events.DB, error) {
+	config := d.config.Copy()
+	config.MaxConns = n
+	prelude := ""
+	if d.traits.pooled {
+		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+		var set []string
+		for _, name := range slices.Sorted(maps.Keys(who)) {
+			set = append(set, fmt.Sprintf("set_config('%s', '%s', true)", name, who[name]))
+		}
+		prelude = "SELECT " + strings.Join(set, ", ")
+	} else {
+		config.ConnConfig.RuntimeParams["search_path"] = "pg_catalog"
+		maps.Copy(config.ConnConfig.RuntimeParams, who)
+		maps.Copy(config.ConnConfig.RuntimeParams, settings)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
-	if err := pool.Ping(ctx); err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("open the database: %w", err)
-	}
-	return &database{pool: pool, url: url}, nil
+	return events.NewDB(pool, d.schema, prelude), nil
 }
 
 // Connections of a process: for requests, which wait for one when all are busy, and for the log and the projections. A pool_max_conns
@@ -120,8 +206,10 @@ func connect(ctx context.Context, url string, mode pgx.QueryExecMode) (*database
 const (
 	requestConnections = 16
 	ledgerConnections  = 10
-	// leastConnections is what rebuild and verify take to get anywhere.
-	leastConnections = 4
+	// sessionConnections look up the sessions of Better Auth, each of which is then believed for some seconds.
+	sessionConnections = 4
+	// leastConnections is what a rebuild takes to get anywhere.
+	leastConnections = 6
 )
 
 // lastWords is how long a statement whose context has ended may take to come to its own end. By default none: each client that went
@@ -131,22 +219,17 @@ const lastWords = 250 * time.Millisecond
 // pingTimeout bounds the look whether a connection that was idle is still there.
 const pingTimeout = 500 * time.Millisecond
 
-// sized is a pool of at most n connections.
-func sized(config *pgxpool.Config, n int32) *pgxpool.Config {
-	config.MaxConns = n
-	return config
-}
-
-// poolConfig uses mode unless the URL itself names one. QueryExecModeCacheDescribe leaves nothing behind on a connection and so
-// survives PgBouncer in transaction mode; QueryExecModeCacheStatement is faster where connections are ours.
-func poolConfig(url string, mode pgx.QueryExecMode) (*pgxpool.Config, error) {
+// poolConfig reads a URL. What it says of schemas is about other tables than ours. A mode in it other than the one that prepares
+// statements says that connections lose them.
+func poolConfig(url string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, err
 	}
-	if !strings.Contains(url, "default_query_exec_mode=") {
-		config.ConnConfig.DefaultQueryExecMode = mode
-	}
+	params := config.ConnConfig.RuntimeParams
+	delete(params, "search_path")
+	delete(params, "schema") // a word of other clients; PostgreSQL knows none
+	params["client_encoding"] = "UTF8"
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
 	}
@@ -160,7 +243,7 @@ func poolConfig(url string, mode pgx.QueryExecMode) (*pgxpool.Config, error) {
 
 // close returns when connections are closed and the PostgreSQL of this process has stopped.
 func (d *database) close() error {
-	d.pool.Close()
+	d.ledger.Pool().Close()
 	if d.server == nil {
 		return nil
 	}

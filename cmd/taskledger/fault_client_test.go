@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"taskledger/httpapi"
+	"taskledger/httpapi/auth"
 )
 
 // account is a user as its clients know it.
@@ -31,7 +31,7 @@ type account struct {
 
 func openAccount(t *testing.T, user string) *account {
 	t.Helper()
-	token, err := httpapi.SignToken([]byte(serveSecret), user, "", "", time.Now(), 24*time.Hour)
+	token, err := auth.SignToken([]byte(serveSecret), user, "", "", time.Now(), 24*time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,10 +40,10 @@ const fullDisk = `
 	DECLARE
 		name text;
 	BEGIN
-		FOREACH name IN ARRAY ARRAY['task_events', 'tasks', 'task_history'] LOOP
-			EXECUTE format('CREATE TRIGGER fault_statement BEFORE INSERT ON %I
+		FOREACH name IN ARRAY ARRAY['task_events', 'tasks', 'task_history', 'users'] LOOP
+			EXECUTE format('CREATE TRIGGER fault_statement BEFORE INSERT ON taskledger.%I
 				FOR EACH STATEMENT EXECUTE FUNCTION fault.extend(''statement'')', name);
-			EXECUTE format('CREATE CONSTRAINT TRIGGER fault_commit AFTER INSERT ON %I
+			EXECUTE format('CREATE CONSTRAINT TRIGGER fault_commit AFTER INSERT ON taskledger.%I
 				DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fault.extend(''commit'')', name);
 		END LOOP;
 	END

@@ -270,10 +270,10 @@ func (s *stage) terminateConnections(ctx context.Context, _ *rand.Rand) error {
 // holdProjector takes a lock that a projector's write needs, and ends the sessions that wait for it.
 func (s *stage) holdProjector(ctx context.Context, random *rand.Rand) error {
 	locks := []string{
-		`SELECT FROM projection_checkpoints WHERE projection = 'tasks' FOR UPDATE`,
-		`SELECT FROM projection_checkpoints WHERE projection = 'task_history' FOR UPDATE`,
-		`LOCK TABLE tasks IN SHARE MODE`,
-		`LOCK TABLE task_history_users IN SHARE MODE`,
+		`SELECT FROM taskledger.checkpoints WHERE projection = 'tasks' FOR UPDATE`,
+		`LOCK TABLE taskledger.tasks IN SHARE MODE`,
+		`LOCK TABLE taskledger.task_history IN SHARE MODE`,
+		`LOCK TABLE taskledger.users IN SHARE MODE`,
 	}
 	return s.session(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {

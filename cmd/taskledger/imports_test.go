@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -20,20 +21,23 @@ import (
 
 const houseModule = "taskledger"
 
-// houseLayers names every top-level folder, and the other folders that its non-test files may import.
+// houseLayers names every top-level folder, and those inside one that have rules of their own, with the other folders
+// that its non-test files may import.
 var houseLayers = map[string][]string{
-	"cmd":         {"httpapi", "command", "projections", "query", "events", "migrations"},
-	"httpapi":     {"command", "query", "events"},
-	"command":     {"events"},
-	"projections": {"events"},
-	"query":       {"events"},
-	"events":      nil,
-	"migrations":  nil,
+	"cmd":           {"httpapi", "httpapi/auth", "command", "projections", "query", "events", "migrations"},
+	"cmd/taskbench": {"migrations"},
+	"httpapi":       {"httpapi/auth", "command", "query", "events"},
+	"httpapi/auth":  nil,
+	"command":       {"events"},
+	"projections":   {"events"},
+	"query":         {"events"},
+	"events":        nil,
+	"migrations":    nil,
 }
 
-// keptTo names the only folders that may import what begins with the key.
+// keptTo names the only folders that may import what begins with the key. The rival of taskbench is built with Echo too.
 var keptTo = map[string][]string{
-	"github.com/labstack/echo":           {"httpapi"},
+	"github.com/labstack/echo":           {"httpapi", "cmd/taskbench"},
 	"github.com/ThreeDotsLabs/watermill": {"events", "projections"},
 	"github.com/caarlos0/env":            {"cmd"},
 	"github.com/joho/godotenv":           {"cmd"},
@@ -76,10 +80,19 @@ func TestBrokenRulesAreReported(t *testing.T) {
 		{"httpapi imports a test database", importing("httpapi", "taskledger/migrations/testdb"), nil, "taskledger/httpapi imports taskledger/migrations/testdb"},
 		{"command imports httpapi", importing("command", "taskledger/httpapi"), nil, "taskledger/command imports taskledger/httpapi"},
 		{"httpapi imports cmd", importing("httpapi", "taskledger/cmd/taskledger"), nil, "taskledger/httpapi imports taskledger/cmd/taskledger"},
+		{"taskbench imports events", importing("cmd/taskbench", "taskledger/events"), nil, "taskledger/cmd/taskbench imports taskledger/events"},
 		{"events imports command", importing("events", "taskledger/command"), nil, "taskledger/events imports taskledger/command"},
 		{"migrations imports events", importing("migrations/testdb", "taskledger/events"), nil, "taskledger/migrations/testdb imports taskledger/events"},
 		{"echo in command", importing("command", echo), nil, "taskledger/command imports " + echo},
 		{"echo in cmd", importing("cmd/taskledger", echo), nil, "taskledger/cmd/taskledger imports " + echo},
+		{"auth imports httpapi", importing("httpapi/auth", "taskledger/httpapi"), nil,
+			"taskledger/httpapi/auth imports taskledger/httpapi"},
+		{"auth imports events", importing("httpapi/auth", "taskledger/events"), nil,
+			"taskledger/httpapi/auth imports taskledger/events"},
+		{"echo in auth", importing("httpapi/auth", echo), nil, "taskledger/httpapi/auth imports " + echo},
+		{"echo below auth", importing("httpapi/auth/x", echo), nil, "taskledger/httpapi/auth/x imports " + echo},
+		{"command imports auth", importing("command", "taskledger/httpapi/auth"), nil,
+			"taskledger/command imports taskledger/httpapi/auth"},
 		{"watermill in command", importing("command", watermill), nil, "taskledger/command imports " + watermill},
 		{"watermill-sql in cmd", importing("cmd/taskledger", "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"), nil, "taskledger/cmd/taskledger imports github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"},
 		{"godotenv in httpapi", importing("httpapi", "github.com/joho/godotenv"), nil, "taskledger/httpapi imports github.com/joho/godotenv"},
@@ -102,10 +115,13 @@ func TestBrokenRulesAreReported(t *testing.T) {
 func TestRulesAllowTheHouse(t *testing.T) {
 	t.Parallel()
 	packages := []sourcePackage{
-		importing("cmd/taskledger", "taskledger/httpapi", "taskledger/command", "taskledger/projections", "taskledger/query",
-			"taskledger/events", "taskledger/migrations", "github.com/joho/godotenv", "os"),
+		importing("cmd/taskledger", "taskledger/httpapi", "taskledger/httpapi/auth", "taskledger/command",
+			"taskledger/projections", "taskledger/query", "taskledger/events", "taskledger/migrations",
+			"github.com/joho/godotenv", "os"),
 		{path: "taskledger/cmd/taskbench", environmentUses: []string{"os.Getenv"}},
-		importing("httpapi", "taskledger/command", "taskledger/query", "taskledger/events", "github.com/labstack/echo/v4/middleware"),
+		importing("httpapi", "taskledger/httpapi/auth", "taskledger/command", "taskledger/query", "taskledger/events",
+			"github.com/labstack/echo/v4/middleware"),
+		importing("httpapi/auth", "github.com/jackc/pgx/v5/pgxpool", "net/http"),
 		importing("command", "taskledger/events"),
 		importing("projections", "taskledger/events", "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"),
 		importing("query", "taskledger/events", "github.com/jackc/pgx/v5"),
@@ -176,7 +192,7 @@ func brokenBy(pkg sourcePackage) []string {
 			broken = append(broken, pkg.path+" imports "+imported)
 		}
 	}
-	if layer == "cmd" {
+	if layer == "cmd" || strings.HasPrefix(layer, "cmd/") {
 		return broken
 	}
 	for _, use := range pkg.environmentUses {
@@ -198,10 +214,17 @@ func mayImport(layer, imported string) bool {
 	return true
 }
 
-// layerOf is the top-level folder of a package of ours, and empty for the module's root.
-func layerOf(path string) string {
-	folder, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(path, houseModule), "/"), "/")
-	return folder
+// layerOf is the innermost folder with rules that a package of ours is in, else its top-level folder; empty for the
+// module's root.
+func layerOf(pkg string) string {
+	folder := strings.TrimPrefix(strings.TrimPrefix(pkg, houseModule), "/")
+	for inner := folder; inner != "."; inner = path.Dir(inner) {
+		if _, ruled := houseLayers[inner]; ruled {
+			return inner
+		}
+	}
+	top, _, _ := strings.Cut(folder, "/")
+	return top
 }
 
 func environmentUses(file *ast.File) []string {

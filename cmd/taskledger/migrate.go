@@ -18,7 +18,7 @@ func (migrateCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdo
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
-	if err := migrations.Up(ctx, db.pool); err != nil {
+	if err := migrations.Up(ctx, db.ledger.Pool(), db.schema); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(stdout, "the database has the schema of this program")

@@ -8,13 +8,12 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
+	"taskledger/events"
 	"taskledger/projections"
 )
 
 type parkedCmd struct {
-	List  parkedListCmd  `cmd:"" default:"withargs" help:"List the users whom a read model no longer follows, and why (the default)."`
+	List  parkedListCmd  `cmd:"" default:"withargs" help:"List the users whom the read model no longer follows, and why (the default)."`
 	Retry parkedRetryCmd `cmd:"" help:"Apply their events again, after the reason is gone."`
 	Skip  parkedSkipCmd  `cmd:"" help:"Pass over the event that a user is parked at, for good, and apply the rest."`
 }
@@ -51,19 +50,19 @@ func (c *parkedSkipCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger
 // onParked does something about parked users and prints who is parked after it, a line each; that is an error.
 func onParked(
 	ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer, user string,
-	do func(context.Context, *pgxpool.Pool, string) ([]projections.Parked, error),
+	do func(context.Context, *events.DB, string) ([]projections.Parked, error),
 ) (err error) {
 	db, err := openMigrated(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
-	parked, err := do(ctx, db.pool, user)
+	parked, err := do(ctx, db.ledger, user)
 	if err != nil {
 		return err
 	}
 	for _, p := range parked {
-		line := fmt.Sprintf("%s: user=%q event=%d since=%s reason=%q", p.Projection, p.UserID, p.Seq, p.Since.UTC().Format(time.RFC3339), p.Reason)
+		line := fmt.Sprintf("user=%q event=%d since=%s reason=%q", p.UserID, p.Seq, p.Since.UTC().Format(time.RFC3339), p.Reason)
 		if _, err := fmt.Fprintln(stdout, line); err != nil {
 			return err
 		}

@@ -16,11 +16,11 @@ import (
 )
 
 type rebuildCmd struct {
-	Projection string `placeholder:"NAME" help:"Only this read model: tasks or task_history."`
+	Projection string `placeholder:"NAME" help:"Only this read model; there is one, tasks."`
 	User       string `placeholder:"ID" help:"Only this user's rows, at once."`
 }
 
-// Run exits with 0 when the new read models serve.
+// Run exits with 0 when the new read model serves.
 func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) (err error) {
 	db, err := openMigrated(ctx, cfg, log)
 	if err != nil {
@@ -32,7 +32,7 @@ func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, s
 		report, err = c.rebuildUser(ctx, db)
 	} else {
 		progress, finish := showProgress(os.Stderr)
-		report, err = projections.Rebuild(ctx, db.pool, c.Projection, progress)
+		report, err = projections.Rebuild(ctx, db.ledger, c.Projection, progress)
 		finish()
 	}
 	if err != nil {
@@ -44,11 +44,11 @@ func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, s
 }
 
 func (c *rebuildCmd) rebuildUser(ctx context.Context, db *database) (projections.RebuildReport, error) {
-	report, err := projections.RebuildUser(ctx, db.pool, c.Projection, c.User)
+	report, err := projections.RebuildUser(ctx, db.ledger, c.User)
 	if err != nil {
 		return report, err
 	}
-	checked, err := projections.Verify(ctx, db.pool, c.User, func(projections.Difference) {})
+	checked, err := projections.Verify(ctx, db.ledger, c.User, func(projections.Difference) {})
 	if err == nil && checked.Differences > 0 {
 		err = fmt.Errorf("%d differences are left: taskledger verify --user shows them", checked.Differences)
 	}

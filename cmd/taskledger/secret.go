@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"taskledger/httpapi"
+	"taskledger/httpapi/auth"
 )
 
 const minSecret = 32
@@ -77,5 +77,5 @@ func keepSecret(dir, path string) error {
 
 // mintToken signs a token that this server takes for a login of user.
 func (s *settings) mintToken(secret []byte, user string, ttl time.Duration, now time.Time) (string, error) {
-	return httpapi.SignToken(secret, user, s.JWTIssuer, s.JWTAudience, now, ttl)
+	return auth.SignToken(secret, user, s.JWTIssuer, s.JWTAudience, now, ttl)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,11 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -20,6 +22,7 @@ import (
 	"taskledger/command"
 	"taskledger/events"
 	"taskledger/httpapi"
+	"taskledger/httpapi/auth"
 	"taskledger/migrations"
 	"taskledger/projections"
 	"taskledger/query"
@@ -28,9 +31,11 @@ import (
 const (
 	// developer is the user whose token is printed at start.
 	developer = "developer"
-	// streamCache bounds the streams that decisions keep in memory, in bytes.
-	streamCache = 32 << 20
-	// maxLag is how old an event may be that a read model does not show, before the service is not ready.
+	// streamCache bounds what decisions keep of streams in memory, in bytes.
+	streamCache = 16 << 20
+	// keptBytes bounds the answers that are kept.
+	keptBytes = 24 << 20
+	// maxLag is how old an event may be that the read model does not show, before the service is not ready.
 	maxLag = 10 * time.Second
 )
 
@@ -62,7 +67,10 @@ func serve(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Write
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
-	if err := migrations.Up(ctx, db.pool); err != nil {
+	if err := migrations.Up(ctx, db.ledger.Pool(), db.schema); err != nil {
+		return err
+	}
+	if err := tellEarlier(ctx, db, log); err != nil {
 		return err
 	}
 	secret, err := cfg.secret()
@@ -95,67 +103,89 @@ func listenAdmin(cfg *settings) (net.Listener, error) {
 // closeQuietly closes a listener that a server may have closed before.
 func closeQuietly(l net.Listener) { _ = l.Close() }
 
-// app is the running service: every part of it, wired.
-type app struct {
-	log      *slog.Logger
-	ledger   *pgxpool.Pool // for the log and the projections, so that reads never starve them
-	sessions *pgxpool.Pool // of Better Auth, if it has a database of its own
-	runner   *projections.Runner
-	events   *events.Log
-	auth     *httpapi.Authenticator
-	server   *httpapi.Server
-	admin    *http.Server
+// tellEarlier says in one line what a database of an earlier build is not good for.
+func tellEarlier(ctx context.Context, db *database, log *slog.Logger) error {
+	found, err := migrations.FindEarlier(ctx, db.ledger.Pool())
+	if found {
+		log.Warn("the schema public holds a ledger of a build before version 1: it is not carried over, and left as it is",
+			"schema", db.schema)
+	}
+	return err
 }
 
-func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log *slog.Logger) (*app, error) {
-	a := &app{log: log}
+// app is the running service: every part of it, wired.
+type app struct {
+	log    *slog.Logger
+	pools  []*pgxpool.Pool
+	ledger *events.DB // for the log and the projections, so that reads never starve them
+	runner *projections.Runner
+	events *events.Log
+	auth   *auth.Authenticator
+	server *httpapi.Server
+	admin  *http.Server
+}
+
+func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log *slog.Logger) (a *app, err error) {
+	a = &app{log: log}
+	defer func() {
+		if err != nil {
+			a.closePools()
+		}
+	}()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	var err error
-	if a.ledger, err = pgxpool.NewWithConfig(ctx, sized(db.pool.Config(), ledgerConnections)); err != nil {
-		return nil, fmt.Errorf("open the database: %w", err)
+	if a.ledger, err = db.openLedger(ctx, ledgerConnections, events.Settings); err != nil {
+		return nil, err
 	}
-	sessions := db.pool
-	if cfg.BetterAuthDatabaseURL != "" {
-		if a.sessions, err = openSessions(ctx, cfg.BetterAuthDatabaseURL); err != nil {
-			a.ledger.Close()
-			return nil, fmt.Errorf("open BETTER_AUTH_DATABASE_URL: %w", err)
-		}
-		sessions = a.sessions
+	a.pools = append(a.pools, a.ledger.Pool())
+	reader, err := db.openReader(ctx, db.config.MaxConns, events.Settings)
+	if err != nil {
+		return nil, err
 	}
-	a.auth, err = httpapi.NewAuthenticator(ctx, httpapi.AuthConfig{
+	a.pools = append(a.pools, reader.Pool())
+	if db.traits.bypasses && !db.traits.switches {
+		log.Warn("row level security does not bind this database role: a second lock between users is not there",
+			"mend", "GRANT "+readingRole+" TO the role, or use one without BYPASSRLS")
+	}
+	sessionURL := cmp.Or(cfg.BetterAuthDatabaseURL, db.url)
+	sessions, err := openSessions(ctx, sessionURL)
+	if err != nil {
+		return nil, fmt.Errorf("open BETTER_AUTH_DATABASE_URL: %w", err)
+	}
+	a.pools = append(a.pools, sessions)
+	a.auth, err = auth.New(ctx, auth.Config{
 		Secret:         secret,
 		Issuer:         cfg.JWTIssuer,
 		Audience:       cfg.JWTAudience,
 		JWKSURL:        cfg.jwksURL(),
 		Sessions:       sessions,
-		AllowedOrigins: cfg.CORSOrigins,
+		SessionSchema:  sessionSchema(sessionURL),
+		AllowedOrigins: cfg.origins(),
 		Logger:         log,
+		Metrics:        registry,
 	})
 	if err != nil {
-		a.closePools()
 		return nil, err
 	}
-	a.runner = projections.NewRunner(a.ledger, log, projections.NewMetrics(registry))
-	a.events = events.Open(a.ledger, a.runner.Signal)
+	a.events = events.Open(a.ledger)
+	a.runner = projections.NewRunner(a.events, log, projections.NewMetrics(registry))
+	queries := query.NewReader(query.Config{DB: reader, Log: a.events, ReadModel: a.runner, KeptBytes: keptBytes})
 	commands := command.NewHandler(command.Config{
 		Log:        a.events,
-		Visible:    a.runner.Visible,
+		Stored:     queries.Wrote,
 		Quota:      cfg.MaxTasksPerUser,
 		CacheBytes: streamCache,
 	})
-	a.runner.OnSkip(commands.Forget)
 	a.server = httpapi.New(httpapi.Config{
 		Commands:  commands,
-		Queries:   query.NewReader(db.pool),
+		Queries:   queries,
 		Auth:      a.auth,
 		Log:       log,
 		Metrics:   registry,
-		Ready:     func(ctx context.Context) error { return a.ready(ctx, db.pool) },
-		Moved:     a.runner.Moved,
+		Ready:     a.ready,
 		Watch:     a.runner.Watch,
 		Version:   version(),
-		Origins:   cfg.CORSOrigins,
+		Origins:   cfg.origins(),
 		RateRPS:   cfg.RateLimitRPS,
 		RateBurst: cfg.RateLimitBurst,
 	})
@@ -163,34 +193,56 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 	return a, nil
 }
 
-// openSessions does not connect yet: Better Auth's database may be away while all else works.
-func openSessions(ctx context.Context, url string) (*pgxpool.Pool, error) {
-	config, err := poolConfig(url, pgx.QueryExecModeCacheDescribe)
-	if err != nil {
-		return nil, err
-	}
-	return pgxpool.NewWithConfig(ctx, config)
-}
-
-// jwksURL is where the public keys are: named, or Better Auth's.
+// jwksURL is where the public keys are: named, or Better Auth's, whose URL may have its base path.
 func (s *settings) jwksURL() string {
-	if s.JWKSURL == "" && s.BetterAuthURL != "" {
-		return strings.TrimSuffix(s.BetterAuthURL, "/") + "/api/auth/jwks"
+	if s.JWKSURL != "" || s.BetterAuthURL == "" {
+		return s.JWKSURL
 	}
-	return s.JWKSURL
+	base := strings.TrimRight(s.BetterAuthURL, "/")
+	if !strings.HasSuffix(base, "/api/auth") {
+		base += "/api/auth"
+	}
+	return base + "/jwks"
 }
 
-// ready looks at everything the service needs.
-func (a *app) ready(ctx context.Context, pool *pgxpool.Pool) error {
-	if err := migrations.Check(ctx, pool); err != nil {
+// origins may call from a browser and write by cookie: those that are listed, and that of Better Auth.
+func (s *settings) origins() []string {
+	better, err := url.Parse(s.BetterAuthURL)
+	if err != nil || better.Host == "" {
+		return s.CORSOrigins
+	}
+	// As browsers write it: in lower case, without the port that goes without saying.
+	port := map[string]string{"http": ":80", "https": ":443"}[better.Scheme]
+	origin := better.Scheme + "://" + strings.TrimSuffix(strings.ToLower(better.Host), port)
+	if slices.Contains(s.CORSOrigins, origin) {
+		return s.CORSOrigins
+	}
+	return append(slices.Clone(s.CORSOrigins), origin)
+}
+
+// ready looks at everything the service needs: a database that takes writes, a schema that this program can work on, a read model that
+// follows the log.
+func (a *app) ready(ctx context.Context) error {
+	var readOnly bool
+	_, err := events.One(ctx, a.ledger, `SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`, nil, &readOnly)
+	if err != nil {
+		return fmt.Errorf("ask whether the database takes writes: %w", err)
+	}
+	if readOnly {
+		return errors.New("the database takes no writes")
+	}
+	if err := migrations.Check(ctx, a.ledger.Pool(), a.ledger.Schema()); err != nil {
 		return err
 	}
-	lag, err := projections.Lag(ctx, pool)
+	lag, err := projections.Lag(ctx, a.ledger)
 	if err != nil {
 		return err
+	}
+	if lag > 0 {
+		a.runner.Look() // nobody else may do so before the service is ready
 	}
 	if lag > maxLag {
-		return fmt.Errorf("the read models are %s behind", lag.Round(time.Second))
+		return fmt.Errorf("the read model is %s behind", lag.Round(time.Second))
 	}
 	return a.auth.JWKSReady()
 }
@@ -237,9 +289,8 @@ func (a *app) close() {
 }
 
 func (a *app) closePools() {
-	a.ledger.Close()
-	if a.sessions != nil {
-		a.sessions.Close()
+	for _, pool := range a.pools {
+		pool.Close()
 	}
 }
 

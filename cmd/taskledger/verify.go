@@ -25,7 +25,7 @@ func (c *verifyCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
 	printed := 0
-	report, err := projections.Verify(ctx, db.pool, c.User, func(d projections.Difference) {
+	report, err := projections.Verify(ctx, db.ledger, c.User, func(d projections.Difference) {
 		if printed++; printed <= maxDifferences {
 			_, _ = fmt.Fprintln(stdout, d) // a reader that has gone has seen enough
 		}
@@ -38,7 +38,7 @@ func (c *verifyCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 	}
 	_, err = fmt.Fprintf(stdout, "compared %d users, %d events, %d rows; %d parked\n", report.Users, report.Events, report.Rows, report.Parked)
 	if err == nil && report.Differences > 0 {
-		err = fmt.Errorf("%d differences between the read models and the log", report.Differences)
+		err = fmt.Errorf("%d differences between the read model and the log", report.Differences)
 	}
 	return err
 }

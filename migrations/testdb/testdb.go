@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -25,11 +26,20 @@ import (
 	"taskledger/migrations/postgres"
 )
 
+// Schema is the schema that the ledger of a test database is in.
+const Schema = "taskledger"
+
 const (
 	prefix   = "taskledger-testdb-"
 	template = "template_migrated"
 	patience = 30 * time.Second
 )
+
+// settings are those that the program gives its connections (events.Settings, which this package must not import).
+var settings = map[string]string{
+	"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
+	"plan_cache_mode": "force_generic_plan",
+}
 
 var shared cluster
 
@@ -148,7 +158,7 @@ func makeTemplate(ctx context.Context, server *postgres.Server) error {
 		return err
 	}
 	defer pool.Close()
-	return migrations.Up(ctx, pool)
+	return migrations.Up(ctx, pool, Schema)
 }
 
 // stop leaves nothing behind, on disk or running.
@@ -200,6 +210,7 @@ func open(ctx context.Context, url string) (*pgxpool.Pool, error) {
 		return nil, err
 	}
 	config.MaxConns = 10
+	maps.Copy(config.ConnConfig.RuntimeParams, settings)
 	return pgxpool.NewWithConfig(ctx, config)
 }
 

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { testdb.Main(m) }
 func TestNewIsMigratedAndItsOwn(t *testing.T) {
 	t.Parallel()
 	first, second := testdb.New(t), testdb.New(t)
-	if err := migrations.Check(t.Context(), first); err != nil {
+	if err := migrations.Check(t.Context(), first, testdb.Schema); err != nil {
 		t.Error(err)
 	}
 	if _, err := first.Exec(t.Context(), `CREATE TABLE mine ()`); err != nil {

@@ -1,0 +1,176 @@
+package events
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Settings are those that a connection of a server should have, where connections keep settings. A statement that was planned while its
+// table was empty would scan it for as long as it is prepared, and join it by hashing all of it: here every statement is about few
+// rows, which an index finds. So it is planned once, whatever its parameters are.
+var Settings = map[string]string{
+	"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
+	"plan_cache_mode": "force_generic_plan",
+}
+
+// DB is the database of one ledger: a pool of connections, and the schema that everything of the ledger is in. In the SQL given to
+// its methods {schema} stands for that schema.
+type DB struct {
+	pool    *pgxpool.Pool
+	schema  string
+	quoted  string
+	prelude string
+	texts   sync.Map // SQL as it is written, to SQL with the schema in it
+}
+
+// NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT that is run before each statement, in its
+// transaction: behind a transaction pooler a connection keeps no settings of its own. The caller closes the pool.
+func NewDB(pool *pgxpool.Pool, schema, prelude string) *DB {
+	return &DB{pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude}
+}
+
+// Pool is the pool of connections.
+func (db *DB) Pool() *pgxpool.Pool { return db.pool }
+
+// Schema is the name of the ledger's schema.
+func (db *DB) Schema() string { return db.schema }
+
+// Pooled tells whether connections keep no settings of their own.
+func (db *DB) Pooled() bool { return db.prelude != "" }
+
+// SQL writes the schema into a statement. The statements of a program are few: each is written once.
+func (db *DB) SQL(text string) string {
+	if written, ok := db.texts.Load(text); ok {
+		return written.(string)
+	}
+	written := strings.ReplaceAll(text, "{schema}", db.quoted)
+	db.texts.Store(text, written)
+	return written
+}
+
+// LockKey is the key of the ledger's advisory lock for a purpose: those of another ledger in the same database are others.
+func (db *DB) LockKey(purpose string) int64 {
+	h := fnv.New64a()
+	_, _ = fmt.Fprintf(h, "taskledger %s %s", purpose, db.schema)
+	return int64(h.Sum64())
+}
+
+// Querier is a DB or a transaction on it.
+type Querier interface {
+	// Query runs one statement and has read read its rows. It returns read's error, or the statement's.
+	Query(ctx context.Context, text string, args []any, read func(pgx.Rows) error) error
+	// Exec runs one statement and returns how many rows it changed.
+	Exec(ctx context.Context, text string, args ...any) (int64, error)
+}
+
+// Query implements Querier, in one round trip.
+func (db *DB) Query(ctx context.Context, text string, args []any, read func(pgx.Rows) error) error {
+	if db.prelude != "" {
+		return db.pipeline(ctx, db.prelude, nil, text, args, read)
+	}
+	rows, err := db.pool.Query(ctx, db.SQL(text), args...)
+	if err != nil {
+		return err
+	}
+	return readAll(rows, read)
+}
+
+// Exec implements Querier.
+func (db *DB) Exec(ctx context.Context, text string, args ...any) (changed int64, err error) {
+	err = db.Query(ctx, text, args, func(rows pgx.Rows) error {
+		rows.Close()
+		changed = rows.CommandTag().RowsAffected()
+		return nil
+	})
+	return changed, err
+}
+
+// Begin runs work in a transaction, and commits it unless work returns an error.
+func (db *DB) Begin(ctx context.Context, options pgx.TxOptions, work func(*Tx) error) error {
+	return pgx.BeginTxFunc(ctx, db.pool, options, func(tx pgx.Tx) error {
+		if db.prelude != "" {
+			if _, err := tx.Exec(ctx, db.prelude); err != nil {
+				return err
+			}
+		}
+		return work(&Tx{Tx: tx, db: db})
+	})
+}
+
+// pipeline runs two statements in one round trip and one implicit transaction, and reads the rows of the second.
+func (db *DB) pipeline(
+	ctx context.Context, first string, firstArgs []any, second string, args []any, read func(pgx.Rows) error,
+) error {
+	return pipeline(ctx, db.pool, first, firstArgs, db.SQL(second), args, read)
+}
+
+// sender is a pool or a transaction.
+type sender interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+func pipeline(
+	ctx context.Context, to sender, first string, firstArgs []any, second string, args []any, read func(pgx.Rows) error,
+) error {
+	batch := &pgx.Batch{}
+	batch.Queue(first, firstArgs...)
+	batch.Queue(second, args...)
+	results := to.SendBatch(ctx, batch)
+	_, err := results.Exec()
+	if err == nil {
+		rows, _ := results.Query() // its error is that of the rows
+		err = readAll(rows, read)
+	}
+	// An implicit transaction commits at the end of the pipeline: only a clean Close says that it did.
+	if closeErr := results.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+func readAll(rows pgx.Rows, read func(pgx.Rows) error) error {
+	defer rows.Close()
+	if err := read(rows); err != nil {
+		return err
+	}
+	rows.Close()
+	return rows.Err()
+}
+
+// Tx is a transaction on a DB.
+type Tx struct {
+	pgx.Tx
+	db *DB
+}
+
+// Query implements Querier.
+func (tx *Tx) Query(ctx context.Context, text string, args []any, read func(pgx.Rows) error) error {
+	rows, err := tx.Tx.Query(ctx, tx.db.SQL(text), args...)
+	if err != nil {
+		return err
+	}
+	return readAll(rows, read)
+}
+
+// Exec implements Querier.
+func (tx *Tx) Exec(ctx context.Context, text string, args ...any) (int64, error) {
+	tag, err := tx.Tx.Exec(ctx, tx.db.SQL(text), args...)
+	return tag.RowsAffected(), err
+}
+
+// One reads the columns of the only row that a statement gives; found is false when it gives none.
+func One(ctx context.Context, from Querier, text string, args []any, places ...any) (found bool, err error) {
+	err = from.Query(ctx, text, args, func(rows pgx.Rows) error {
+		if found = rows.Next(); !found {
+			return rows.Err()
+		}
+		return rows.Scan(places...)
+	})
+	return found, err
+}

@@ -1,0 +1,104 @@
+package events
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Batch is a stretch of the log: the events behind position From, through position To.
+type Batch struct {
+	From, To int64
+	Events   []Event
+}
+
+func (b *Batch) len() int { return len(b.Events) }
+
+// Columns are those of an event in the log e that ScanEvent reads.
+const Columns = `e.position, e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id, e.actor,
+	e.request_id, e.recorded_at, (e.user_id, e.seq) IN (SELECT s.user_id, s.seq FROM {schema}.skipped_events s)`
+
+// Read reads the log behind position after, in the order of commits, at most limit events. No reader ever skips one: commit order is
+// position order.
+func Read(ctx context.Context, from Querier, after int64, limit int) (Batch, error) {
+	b := Batch{From: after, To: after}
+	err := from.Query(ctx, `
+		SELECT `+Columns+`
+		FROM {schema}.task_events e
+		WHERE e.position > $1
+		ORDER BY e.position
+		LIMIT $2`, []any{after, limit}, func(rows pgx.Rows) error {
+		return visitEvents(rows, func(e Event) error {
+			b.Events, b.To = append(b.Events, e), e.Position
+			return nil
+		})
+	})
+	if err != nil {
+		return Batch{}, fmt.Errorf("read log: %w", err)
+	}
+	return b, nil
+}
+
+// ReadStream calls visit with the user's events behind seq after, oldest first, and stops at visit's first error.
+func ReadStream(ctx context.Context, from Querier, user string, after int64, visit func(Event) error) error {
+	err := from.Query(ctx, `
+		SELECT `+Columns+`
+		FROM {schema}.task_events e
+		WHERE e.user_id = $1 AND e.seq > $2
+		ORDER BY e.seq`, []any{user, after}, func(rows pgx.Rows) error { return visitEvents(rows, visit) })
+	if err != nil {
+		return fmt.Errorf("read stream: %w", err)
+	}
+	return nil
+}
+
+// ReadStreams calls visit with every event up to position through, user by user and each user's in order, and stops at visit's first
+// error. An empty user means all users.
+func ReadStreams(ctx context.Context, from Querier, user string, through int64, visit func(Event) error) error {
+	where, args := `e.position <= $1`, []any{through}
+	if user != "" {
+		where, args = `e.position <= $1 AND e.user_id = $2`, []any{through, user}
+	}
+	err := from.Query(ctx, `SELECT `+Columns+` FROM {schema}.task_events e WHERE `+where+` ORDER BY e.user_id, e.seq`, args,
+		func(rows pgx.Rows) error { return visitEvents(rows, visit) })
+	if err != nil {
+		return fmt.Errorf("read streams: %w", err)
+	}
+	return nil
+}
+
+func visitEvents(rows pgx.Rows, visit func(Event) error) error {
+	for rows.Next() {
+		e, err := ScanEvent(rows)
+		if err != nil {
+			return err
+		}
+		if err := visit(e); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// ScanEvent reads an event from the columns of this package, and then more columns into places.
+func ScanEvent(rows pgx.Rows, places ...any) (Event, error) {
+	var (
+		e       Event
+		typ     Type
+		version int
+		data    []byte
+		at      time.Time
+		skipped bool
+	)
+	err := rows.Scan(append([]any{
+		&e.Position, &e.UserID, &e.Seq, &e.TaskID, &typ, &version, &data, &e.EventID, &e.CommandID, &e.Actor,
+		&e.RequestID, &at, &skipped,
+	}, places...)...)
+	if err != nil {
+		return Event{}, err
+	}
+	e.RecordedAt = at.UTC()
+	return e, e.read(typ, version, data, skipped)
+}

@@ -1,0 +1,112 @@
+package events
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+)
+
+// TimeLayout is RFC 3339 in UTC with microseconds, which is what PostgreSQL keeps.
+const TimeLayout = "2006-01-02T15:04:05.000000Z"
+
+// AppendRecord appends an event as it is stored, in JSON: the payload of a Watermill message, a line of an export, and what the hash
+// chain is over. Its form is canonical (RFC 8785): members in order, no white space. An event that is not stored yet has no
+// recorded_at. Data that was not read from a record or the log must have been encoded before.
+func (e *Event) AppendRecord(b []byte) []byte {
+	b = append(b, `{"actor":`...)
+	b = AppendText(b, e.Actor)
+	b = append(b, `,"command_id":"`...)
+	b = appendID(b, e.CommandID)
+	b = append(b, `","data":`...)
+	b = append(b, e.stored...)
+	b = append(b, `,"event_id":"`...)
+	b = appendID(b, e.EventID)
+	if !e.RecordedAt.IsZero() {
+		b = append(b, `","recorded_at":"`...)
+		b = e.RecordedAt.AppendFormat(b, TimeLayout)
+	}
+	b = append(b, `","request_id":`...)
+	b = AppendText(b, e.RequestID)
+	b = append(b, `,"schema_version":`...)
+	b = strconv.AppendInt(b, int64(e.version), 10)
+	b = append(b, `,"seq":`...)
+	b = strconv.AppendInt(b, e.Seq, 10)
+	b = append(b, `,"task_id":"`...)
+	b = appendID(b, e.TaskID)
+	b = append(b, `","type":`...)
+	b = AppendText(b, string(e.Data.Type()))
+	b = append(b, `,"user_id":`...)
+	b = AppendText(b, e.UserID)
+	return append(b, '}')
+}
+
+// record is an event as stored, for reading.
+type record struct {
+	Actor         string         `json:"actor"`
+	CommandID     uuid.UUID      `json:"command_id"`
+	Data          jsontext.Value `json:"data"`
+	EventID       uuid.UUID      `json:"event_id"`
+	RecordedAt    time.Time      `json:"recorded_at"`
+	RequestID     string         `json:"request_id"`
+	SchemaVersion int            `json:"schema_version"`
+	Seq           int64          `json:"seq"`
+	TaskID        uuid.UUID      `json:"task_id"`
+	Type          Type           `json:"type"`
+	UserID        string         `json:"user_id"`
+}
+
+// ParseRecord reads what AppendRecord wrote. Data that this program cannot read comes as Unreadable.
+func ParseRecord(text []byte) (Event, error) {
+	var r record
+	if err := json.Unmarshal(text, &r, json.RejectUnknownMembers(true)); err != nil {
+		return Event{}, fmt.Errorf("read a record: %w", err)
+	}
+	e := Event{
+		UserID: r.UserID, Seq: r.Seq, TaskID: r.TaskID, EventID: r.EventID, CommandID: r.CommandID, Actor: r.Actor,
+		RequestID: r.RequestID, RecordedAt: r.RecordedAt.UTC(),
+	}
+	return e, e.read(r.Type, r.SchemaVersion, r.Data, false)
+}
+
+// Hash is a link of a user's chain: the SHA-256 of the link before, 32 zero bytes before the first, and the record.
+type Hash [sha256.Size]byte
+
+// Next is the link of the record that follows.
+func (h Hash) Next(record []byte) Hash {
+	sum := sha256.New()
+	sum.Write(h[:])
+	sum.Write(record)
+	var next Hash
+	sum.Sum(next[:0])
+	return next
+}
+
+// AppendText appends a JSON string in its shortest form (RFC 8785, section 3.2.2.2). The text is valid UTF-8: no other gets in.
+func AppendText(b []byte, s string) []byte {
+	quoted, err := jsontext.AppendQuote(b, s)
+	if err != nil {
+		panic(err) // only of text that is not UTF-8, which neither a request nor PostgreSQL lets through
+	}
+	return quoted
+}
+
+// appendID appends the 36 characters of a UUID.
+func appendID(b []byte, id uuid.UUID) []byte {
+	var text [36]byte
+	const digits = "0123456789abcdef"
+	at := 0
+	for i, octet := range id {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			text[at] = '-'
+			at++
+		}
+		text[at], text[at+1] = digits[octet>>4], digits[octet&15]
+		at += 2
+	}
+	return append(b, text[:]...)
+}

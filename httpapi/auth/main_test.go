@@ -1,0 +1,9 @@
+package auth
+
+import (
+	"testing"
+
+	"taskledger/migrations/testdb"
+)
+
+func TestMain(m *testing.M) { testdb.Main(m) }

@@ -1,0 +1,36 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
+)
+
+// ErrMaintenance: another rebuild, or another of the operator's commands that must not undo each other's work, has not ended.
+var ErrMaintenance = errors.New("another rebuild, or a command that changes parked users, is running on this ledger")
+
+// maintain runs work while no other process does so on this ledger. The lock is held in a transaction, which works behind a transaction
+// pooler too, and which has no snapshot, so it holds up no vacuum.
+func maintain(ctx context.Context, db *events.DB, work func() error) error {
+	var workErr error
+	err := db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) error {
+		var locked bool
+		_, err := events.One(ctx, tx, `SELECT pg_try_advisory_xact_lock($1)`, []any{db.LockKey("maintenance")}, &locked)
+		if err != nil {
+			return fmt.Errorf("lock the ledger for maintenance: %w", err)
+		}
+		if !locked {
+			return ErrMaintenance
+		}
+		workErr = work()
+		return nil
+	})
+	if workErr != nil {
+		return workErr
+	}
+	return err
+}

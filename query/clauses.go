@@ -1,0 +1,37 @@
+package query
+
+import (
+	"strconv"
+	"strings"
+)
+
+// clauses is SQL that grows, with its arguments.
+type clauses struct {
+	text string
+	next int // the number of the next parameter
+	args []any
+}
+
+// add appends a clause; each $? in it takes the next of args.
+func (c *clauses) add(clause string, args ...any) {
+	for _, arg := range args {
+		clause = strings.Replace(clause, "$?", "$"+strconv.Itoa(c.next), 1)
+		c.args = append(c.args, arg)
+		c.next++
+	}
+	c.text += clause
+}
+
+// limit asks for one item more than the page has, which tells whether there is a next one.
+func (c *clauses) limit(page Page) {
+	if page.Limit > 0 {
+		c.add(` LIMIT $?`, page.Limit+1)
+	}
+}
+
+// lateral joins the clauses to a statement.
+func (c *clauses) lateral() string {
+	return `
+	LEFT JOIN LATERAL (` + c.text + `
+	) x ON true`
+}
