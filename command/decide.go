@@ -6,56 +6,22 @@ import (
 	"taskledger/events"
 )
 
-// stream is what decisions know of one user's stream, as of its head.
-type stream struct {
-	head       events.Head
-	generation int64 // of the read model that this began with
-	live       int   // tasks that are not deleted
-	quota      int
-	tasks      map[uuid.UUID]events.Task // those that were asked for, and those changed since; zero = there is none
-}
-
 // decision is what a command comes to: nothing, or events of one task.
 type decision struct {
 	task   uuid.UUID
 	events []events.Data
 }
 
-// apply folds the next event of the stream in. A task that nobody has asked for stays unknown.
-func (s *stream) apply(e events.Event) error {
-	before, known := s.tasks[e.TaskID]
-	_, unreadable := e.Data.(events.Unreadable)
-	if known || unreadable || e.Data.Type() == events.TypeTaskCreated {
-		after, err := events.Fold(before, e)
-		if err != nil {
-			return err
-		}
-		s.tasks[e.TaskID] = after
-	}
-	s.head = events.Head{Seq: e.Seq, Position: e.Position, EventID: e.EventID}
-	s.live += events.LiveChange(e.Data)
-	return nil
-}
-
-// bytes is about the memory it takes.
-func (s *stream) bytes() int {
-	n := 256
-	for _, t := range s.tasks {
-		n += t.Bytes()
-	}
-	return n
-}
-
 // task finds the live task a command is about, at a version the command accepts.
 func (s *stream) task(id uuid.UUID, match Match) (events.Task, error) {
 	t := s.tasks[id]
-	if !t.Live() {
-		return t, ErrNotFound
+	if t == nil || !t.Live() {
+		return events.Task{}, ErrNotFound
 	}
 	if !match.allows(t.Version) {
-		return t, &PreconditionError{Current: t.Version}
+		return events.Task{}, &PreconditionError{Current: t.Version}
 	}
-	return t, nil
+	return *t, nil
 }
 
 func (c CreateTask) decide(s *stream, _ Match) (decision, error) {

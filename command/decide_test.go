@@ -30,10 +30,10 @@ func b(data events.Data) fact { return fact{idB, data} }
 // given folds facts into the stream of a user who may have quota tasks.
 func given(t *testing.T, quota int, facts ...fact) *stream {
 	t.Helper()
-	s := &stream{quota: quota, tasks: map[uuid.UUID]events.Task{}}
+	s := newStream(quota)
 	for i, f := range facts {
 		e := events.Event{UserID: "u", Seq: int64(i + 1), TaskID: f.task, RecordedAt: time.Unix(int64(i), 0), Data: f.data}
-		if err := s.apply(e); err != nil {
+		if err := s.apply(&e); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -148,7 +148,7 @@ func TestStreamCountsItsLiveTasks(t *testing.T) {
 	if s.live != 1 || s.head.Seq != 6 {
 		t.Fatalf("live %d, head %d; want 1, 6", s.live, s.head.Seq)
 	}
-	if err := s.apply(events.Event{Seq: 7, TaskID: idB, Data: events.TaskCompleted{}}); !errors.As(err, new(*events.FoldError)) {
+	if err := s.apply(&events.Event{Seq: 7, TaskID: idB, Data: events.TaskCompleted{}}); !errors.As(err, new(*events.FoldError)) {
 		t.Fatalf("folded what cannot be: %v", err)
 	}
 }

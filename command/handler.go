@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -68,7 +69,7 @@ type Result struct {
 // ErrNotFound, *PreconditionError, *QuotaError, ErrKeyReused, ErrContended, events.ErrClosed, *events.FoldError for a stream that this
 // program can't read; after any other error the outcome is unknown.
 func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, error) {
-	a := &attempt{Handler: h, req: req, cmd: cmd, from: h.cfg.Log.DB(), append: h.cfg.Log.Append}
+	a := &attempt{Handler: h, req: req, cmd: cmd, from: h.cfg.Log.DB(), submit: h.cfg.Log.Submit}
 	if req.Key != "" {
 		var err error
 		if a.print, err = fingerprint(cmd, req.Match); err != nil {
@@ -79,16 +80,9 @@ func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, err
 			return answer(before, err)
 		}
 	}
-	release, waited, err := h.lanes.take(ctx, req.UserID)
-	if err != nil {
-		return Result{}, err
-	}
-	defer release()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
-	defer cancel()
-	result, err := a.optimistic(ctx, waited)
+	result, err := a.optimistic(ctx)
 	if errors.Is(err, events.ErrConflict) {
-		result, err = a.alone(ctx)
+		result, err = a.alone(context.WithoutCancel(ctx))
 	}
 	if err == nil && a.stored > 0 {
 		h.cfg.Stored(req.UserID, a.stored)
@@ -103,27 +97,21 @@ func answer(result *Result, err error) (Result, error) {
 	return *result, nil
 }
 
-// attempt is one command on its way, in its user's lane.
+// attempt is one command on its way.
 type attempt struct {
 	*Handler
 	req    Request
 	cmd    Command
 	print  []byte
 	from   events.Querier
-	append func(context.Context, *events.Commit) error
+	submit func(context.Context, *events.Commit, func(error)) error
 	stored int64 // position of the last event that was appended
 }
 
 // optimistic decides on what is known, and again on what is there as long as others were first. ErrConflict: they always were.
-func (a *attempt) optimistic(ctx context.Context, waited bool) (result Result, err error) {
+func (a *attempt) optimistic(ctx context.Context) (result Result, err error) {
 	for n := range optimisticAttempts {
-		if waited || n > 0 {
-			// Who was in the lane, or first, may have carried out the same request.
-			if before, err := replay(ctx, a.from, a.req, a.print); err != nil || before != nil {
-				return answer(before, err)
-			}
-		}
-		if result, err = a.once(ctx); !errors.Is(err, events.ErrConflict) {
+		if result, err = a.inLane(ctx, n > 0); !errors.Is(err, events.ErrConflict) {
 			return result, err
 		}
 		if err := backOff(ctx, n); err != nil {
@@ -133,14 +121,57 @@ func (a *attempt) optimistic(ctx context.Context, waited bool) (result Result, e
 	return Result{}, err
 }
 
+// inLane decides in the user's lane, and leaves it to wait for what was decided: the next one is decided meanwhile.
+func (a *attempt) inLane(ctx context.Context, again bool) (Result, error) {
+	release, waited, err := a.lanes.take(ctx, a.req.UserID)
+	if err != nil {
+		return Result{}, err
+	}
+	release = sync.OnceFunc(release)
+	defer release()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
+	if a.req.Key != "" {
+		// Who was here before, or is still on the way, may have carried out the same request.
+		if before, err := a.replayBehind(ctx, waited || again); err != nil || before != nil {
+			return answer(before, err)
+		}
+	}
+	if again {
+		return a.once(ctx, func() {}) // others write the stream too: what is decided behind this one would have to be decided again
+	}
+	return a.once(ctx, release)
+}
+
+// replayBehind looks for the same request when there was somebody it could be behind.
+func (a *attempt) replayBehind(ctx context.Context, somebody bool) (*Result, error) {
+	if s, ok := a.streams.Get(a.req.UserID); ok && s.onTheWay() {
+		somebody = true
+		if err := s.await(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if !somebody {
+		return nil, nil
+	}
+	return replay(ctx, a.from, a.req, a.print)
+}
+
 // alone decides and appends while nobody else can append.
 func (a *attempt) alone(ctx context.Context) (result Result, err error) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	release, _, err := a.lanes.take(ctx, a.req.UserID)
+	if err != nil {
+		return Result{}, err
+	}
+	defer release()
 	err = a.cfg.Log.Exclusively(ctx, func(log *events.Exclusive) error {
-		a.from, a.append = log, log.Append
+		a.from, a.submit = log, log.Submit
 		a.streams.Drop(a.req.UserID)
 		before, err := replay(ctx, log, a.req, a.print)
 		if err == nil && before == nil {
-			result, err = a.once(ctx)
+			result, err = a.once(ctx, func() {})
 			return err
 		}
 		result, err = answer(before, err)
@@ -158,13 +189,13 @@ func (a *attempt) alone(ctx context.Context) (result Result, err error) {
 
 // once decides once and appends what comes of it. Neither a no nor a "nothing to do" is said without a look at the log: what is
 // remembered may be old, and then no conflict would tell.
-func (a *attempt) once(ctx context.Context) (Result, error) {
+func (a *attempt) once(ctx context.Context, release func()) (Result, error) {
 	s, loaded, err := a.stream(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	d, err := a.cmd.decide(s, a.req.Match)
-	if (err != nil || len(d.events) == 0) && !loaded {
+	c, result, err := a.decide(s)
+	if c == nil && !loaded {
 		current, lookErr := a.current(ctx, s)
 		if lookErr != nil {
 			return Result{}, lookErr
@@ -173,30 +204,46 @@ func (a *attempt) once(ctx context.Context) (Result, error) {
 			if s, err = a.load(ctx); err != nil {
 				return Result{}, err
 			}
-			d, err = a.cmd.decide(s, a.req.Match)
 		}
+		c, result, err = a.decide(s)
 	}
-	if err == nil && len(d.events) > 0 {
-		return a.commit(ctx, s, d)
+	if c != nil {
+		return a.commit(ctx, s, c, release)
 	}
 	// The same request may have been carried out elsewhere since: what now stands in its way is then its own effect.
 	if before, replayErr := replay(ctx, a.from, a.req, a.print); replayErr != nil || before != nil {
 		return answer(before, replayErr)
 	}
+	return result, err
+}
+
+// decide decides on what is known of the stream: a commit or, when nothing is to be stored, the result or the reason why not.
+func (a *attempt) decide(s *stream) (*commit, Result, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, err := a.cmd.decide(s, a.req.Match)
 	if err != nil {
-		return Result{}, err
+		return nil, Result{}, err
 	}
-	return Result{Task: s.tasks[d.task], Seq: s.head.Seq}, nil
+	if len(d.events) == 0 {
+		return nil, Result{Task: *s.tasks[d.task], Seq: s.head.Seq}, nil
+	}
+	return a.events(s, d)
 }
 
 // stream gives what is known of the user's stream: remembered, and so perhaps behind other processes, or loaded.
 func (a *attempt) stream(ctx context.Context) (s *stream, loaded bool, err error) {
 	s, ok := a.streams.Get(a.req.UserID)
 	if id := a.cmd.about(); ok && id != nil {
-		_, ok = s.tasks[*id]
+		ok = s.knows(*id)
 	}
 	if ok {
 		return s, false, nil
+	}
+	if s != nil { // what is on the way must be there to be loaded
+		if err := s.await(ctx); err != nil {
+			return nil, false, err
+		}
 	}
 	s, err = a.load(ctx)
 	return s, true, err
@@ -209,84 +256,101 @@ func (a *attempt) load(ctx context.Context) (*stream, error) {
 		a.streams.Drop(a.req.UserID)
 		return nil, err
 	}
-	if old, ok := a.streams.Get(a.req.UserID); ok && old.head == s.head && old.generation == s.generation {
-		for id, t := range old.tasks {
-			s.tasks[id] = t
-		}
+	if old, ok := a.streams.Get(a.req.UserID); ok {
+		s.adopt(old)
 	}
 	a.remember(s)
 	return s, nil
 }
 
 func (a *attempt) remember(s *stream) {
-	for id := range s.tasks {
-		if len(s.tasks) <= rememberedTasks {
-			break
-		}
-		if about := a.cmd.about(); about == nil || id != *about {
-			delete(s.tasks, id)
-		}
-	}
-	a.streams.Put(a.req.UserID, s, s.bytes())
+	s.mu.Lock()
+	s.forget(a.cmd.about())
+	bytes := s.bytes
+	s.mu.Unlock()
+	a.streams.Put(a.req.UserID, s, bytes)
 }
 
-// current tells whether the stream still ends where it did.
+// current tells whether the stream still ends where it did, when nothing is on the way any more.
 func (a *attempt) current(ctx context.Context, s *stream) (bool, error) {
+	if err := s.await(ctx); err != nil {
+		return false, err
+	}
 	look, err := a.cfg.Log.Head(ctx, a.req.UserID)
-	return look.Head == s.head && look.Generation == s.generation, err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return look.EventID == s.head.EventID && look.Generation == s.generation, err
 }
 
-// commit appends what was decided, and remembers the stream as it is then.
-func (a *attempt) commit(ctx context.Context, s *stream, d decision) (Result, error) {
-	c, err := a.events(s, d)
+// commit is what was decided: the events, the task as they leave it, and the seq of the last.
+type commit struct {
+	*events.Commit
+	known *events.Task // as the stream knows it
+	task  events.Task  // its times are not known yet
+	seq   int64
+}
+
+// commit appends what was decided. The lane is left before the outcome is known.
+func (a *attempt) commit(ctx context.Context, s *stream, c *commit, release func()) (Result, error) {
+	outcome := make(chan error, 1)
+	tail := make(chan struct{})
+	err := a.submit(ctx, c.Commit, func(err error) {
+		if err == nil {
+			s.settle(c)
+		}
+		close(tail)
+		outcome <- err
+	})
 	if err != nil {
+		a.streams.Drop(a.req.UserID)
 		return Result{}, err
 	}
-	if err := a.append(ctx, c); err != nil {
+	s.follow(tail)
+	a.remember(s)
+	release()
+	if err := <-outcome; err != nil {
 		a.streams.Drop(a.req.UserID) // others were first, or whether it was stored is unknown
 		return Result{}, err
 	}
-	for _, e := range c.Events {
-		if err := s.apply(e); err != nil {
-			a.streams.Drop(a.req.UserID)
-			return Result{}, err
-		}
-	}
-	task := s.tasks[d.task]
-	a.remember(s)
-	a.stored = s.head.Position
-	return Result{Task: task, Seq: s.head.Seq}, nil
+	a.stored = c.Events[len(c.Events)-1].Position
+	return Result{Task: c.task, Seq: c.seq}, nil
 }
 
-func (a *attempt) events(s *stream, d decision) (*events.Commit, error) {
-	command, err := uuid.NewV7()
+// events makes the events of a decision, and folds them into what is known of the stream.
+func (a *attempt) events(s *stream, d decision) (*commit, Result, error) {
+	id, err := uuid.NewV7()
 	if err != nil {
-		return nil, err
+		return nil, Result{}, err
 	}
-	c := &events.Commit{
+	c := &commit{Commit: &events.Commit{
 		Events:         make([]events.Event, len(d.events)),
 		After:          s.head.EventID,
 		Generation:     s.generation,
 		IdempotencyKey: a.req.Key,
 		Fingerprint:    a.print,
-	}
+	}}
 	for i, data := range d.events {
-		id, err := uuid.NewV7()
+		eventID, err := uuid.NewV7()
 		if err != nil {
-			return nil, err
+			return nil, Result{}, err
 		}
 		c.Events[i] = events.Event{
 			UserID:    a.req.UserID,
-			Seq:       s.head.Seq + int64(i) + 1,
+			Seq:       s.head.Seq + 1,
 			TaskID:    d.task,
-			EventID:   id,
-			CommandID: command,
+			EventID:   eventID,
+			CommandID: id,
 			Actor:     a.req.UserID,
 			RequestID: a.req.RequestID,
 			Data:      data,
 		}
+		if err := s.apply(&c.Events[i]); err != nil {
+			return nil, Result{}, err
+		}
 	}
-	return c, nil
+	c.known, c.seq = s.tasks[d.task], s.head.Seq
+	c.task = *c.known
+	return c, Result{}, nil
 }
 
 // backOff waits a little, longer with each attempt and never the same: two processes must not meet again and again.

@@ -44,9 +44,9 @@ const loadStream = `
 func load(ctx context.Context, from events.Querier, user string, quota int, task *uuid.UUID, through int64) (*stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	s := &stream{quota: quota, tasks: map[uuid.UUID]events.Task{}}
+	s := newStream(quota)
 	if task != nil {
-		s.tasks[*task] = events.Task{}
+		s.know(*task, events.Task{})
 	}
 	err := from.Query(ctx, loadStream, []any{user, task, through}, func(rows pgx.Rows) error {
 		if !rows.Next() {
@@ -61,7 +61,7 @@ func load(ctx context.Context, from events.Querier, user string, quota int, task
 			if err != nil {
 				return err
 			}
-			if err := s.apply(e); err != nil {
+			if err := s.apply(&e); err != nil {
 				return err
 			}
 		}
@@ -93,7 +93,7 @@ func (s *stream) begin(rows pgx.Rows) (end events.Head, err error) {
 	}
 	t, err := events.ScanTask(rows, make([]any, 18)...)
 	if err == nil {
-		s.tasks[t.ID] = t
+		s.know(t.ID, t)
 	}
 	return end, err
 }
@@ -164,7 +164,7 @@ func replay(ctx context.Context, from events.Querier, req Request, print []byte)
 			return nil, err
 		}
 		if t := s.tasks[task]; t.Version == last {
-			result.Task = t
+			result.Task = *t
 			return &result, nil
 		}
 		// The read model has gone past it in between, and so shows it now.

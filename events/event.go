@@ -26,6 +26,7 @@ type Event struct {
 
 	version int    // schema_version of the stored form
 	stored  []byte // Data as stored: a JSON object, in canonical form
+	record  []byte // as AppendRecord writes it; nil = not written yet
 }
 
 // Type is the stored name of what happened. It is part of the stored form and never changes.

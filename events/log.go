@@ -105,27 +105,30 @@ type Commit struct {
 // pending is a commit on its way into the log.
 type pending struct {
 	*Commit
-	result chan error // gets one value
+	after uuid.UUID // where the stream must end before the batch: Commit.After, or that of the commit it is chained to
+	done  func(error)
 }
 
 // Append stores a commit. It returns ErrConflict or ErrClosed; after any other error it is unknown whether the events were stored. ctx
 // bounds the wait in the queue only: what was handed to the database is waited for.
 func (l *Log) Append(ctx context.Context, c *Commit) error {
-	p := &pending{Commit: c, result: make(chan error, 1)}
-	if err := l.enqueue(ctx, p); err != nil {
+	result := make(chan error, 1)
+	if err := l.Submit(ctx, c, func(err error) { result <- err }); err != nil {
 		return err
 	}
-	return <-p.result
+	return <-result
 }
 
-func (l *Log) enqueue(ctx context.Context, p *pending) error {
+// Submit is Append that does not wait: done is called with the outcome, in the order in which commits were submitted; it must not block.
+// A commit may be submitted behind one whose outcome is not known yet: if that one is not stored, this one is not either.
+func (l *Log) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if l.closed {
 		return ErrClosed
 	}
 	select {
-	case l.queue <- p:
+	case l.queue <- &pending{Commit: c, after: c.After, done: done}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -145,10 +148,10 @@ func (l *Log) run() {
 	}
 }
 
-// gather returns the next batch, and the commit that did not fit in: one of too many events, or the second of a user.
+// gather returns the next batch, and the commit that did not fit in: one of too many events, or one that must not be in it.
 func (l *Log) gather(first *pending) (batch []*pending, rest *pending) {
 	batch = append(make([]*pending, 0, 16), first)
-	users := map[string]bool{first.Events[0].UserID: true}
+	users := map[string]*pending{first.user(): first}
 	for n := len(first.Events); ; {
 		select {
 		case p, ok := <-l.queue:
@@ -156,15 +159,28 @@ func (l *Log) gather(first *pending) (batch []*pending, rest *pending) {
 				return batch, nil
 			}
 			n += len(p.Events)
-			if n > maxBatch || users[p.Events[0].UserID] {
+			if before := users[p.user()]; n > maxBatch || before != nil && !p.chain(before) {
 				return batch, p
 			}
-			users[p.Events[0].UserID] = true
+			users[p.user()] = p
 			batch = append(batch, p)
 		default:
 			return batch, nil
 		}
 	}
+}
+
+func (p *pending) user() string { return p.Events[0].UserID }
+
+// chain chains the commit to one of its user before it in the batch. It is stored if that one is: so what decides about that one must
+// decide about both.
+func (p *pending) chain(before *pending) bool {
+	last := before.Events[len(before.Events)-1]
+	if p.After != last.EventID || p.Generation != before.Generation || before.IdempotencyKey != "" {
+		return false
+	}
+	p.after = before.after
+	return true
 }
 
 // flush appends a batch. What the database refuses for its data is refused whole: then each commit goes alone, so that one can't cost
@@ -176,6 +192,7 @@ func (l *Log) flush(batch []*pending) {
 	}
 	if len(batch) > 1 && isRefusal(err) {
 		for _, p := range batch {
+			p.after = p.After
 			l.flush([]*pending{p})
 		}
 		return
@@ -186,11 +203,11 @@ func (l *Log) flush(batch []*pending) {
 	for _, p := range batch {
 		switch {
 		case err != nil:
-			p.result <- err
+			p.done(err)
 		case p.Events[0].Position == 0:
-			p.result <- ErrConflict
+			p.done(ErrConflict)
 		default:
-			p.result <- nil
+			p.done(nil)
 		}
 	}
 }
@@ -235,15 +252,16 @@ type Exclusive struct {
 	stored *Batch
 }
 
-// Append is Log.Append, but that the events are stored when the caller's do has returned. It is called once.
-func (x *Exclusive) Append(_ context.Context, c *Commit) error {
-	stored, err := x.log.publish(x.Tx, []*pending{{Commit: c}})
-	if err != nil {
-		return err
+// Submit is Log.Submit, but that done is called before it returns, and that the events are stored when the caller's do has returned. It
+// is called once.
+func (x *Exclusive) Submit(_ context.Context, c *Commit, done func(error)) error {
+	stored, err := x.log.publish(x.Tx, []*pending{{Commit: c, after: c.After}})
+	if err == nil && stored.len() == 0 {
+		err = ErrConflict
 	}
-	if stored.len() == 0 {
-		return ErrConflict
+	if err == nil {
+		x.stored = stored
 	}
-	x.stored = stored
+	done(err)
 	return nil
 }

@@ -155,13 +155,8 @@ func TestEachCommandOfABatchGetsItsOwnAnswer(t *testing.T) {
 		again,
 		facts("w", 1, uuid.Nil, TaskCreated{Title: "a"}),
 	}
-	waiting := make([]*pending, len(commits))
-	for i, c := range commits {
-		waiting[i] = &pending{Commit: c, result: make(chan error, 1)}
-	}
-	l.flush(waiting)
-	for i, want := range []error{nil, ErrConflict, ErrConflict, nil} {
-		if err := <-waiting[i].result; !errors.Is(err, want) {
+	for i, err := range flush(l, commits...) {
+		if want := []error{nil, ErrConflict, ErrConflict, nil}[i]; !errors.Is(err, want) {
 			t.Errorf("command %d: got %v, want %v", i, err, want)
 		}
 	}
@@ -172,40 +167,88 @@ func TestEachCommandOfABatchGetsItsOwnAnswer(t *testing.T) {
 	}
 }
 
+// flush appends commits as one batch, or as many as they need, and returns what came of each.
+func flush(l *Log, commits ...*Commit) []error {
+	results := make([]error, len(commits))
+	queue := make(chan *pending, len(commits))
+	for i, c := range commits {
+		queue <- &pending{Commit: c, after: c.After, done: func(err error) { results[i] = err }}
+	}
+	gathering := &Log{queue: queue}
+	for len(queue) > 0 {
+		for next := <-queue; next != nil; {
+			var batch []*pending
+			batch, next = gathering.gather(next)
+			l.flush(batch)
+		}
+	}
+	return results
+}
+
 // What the database refuses costs the rest of its batch nothing.
 func TestARefusedCommandCostsTheOthersNothing(t *testing.T) {
 	t.Parallel()
 	l := openLog(t, newDB(t))
-	tooLong := &pending{Commit: facts(strings.Repeat("x", 256), 1, uuid.Nil, TaskCreated{Title: "a"}), result: make(chan error, 1)}
-	fine := &pending{Commit: facts("u", 1, uuid.Nil, TaskCreated{Title: "a"}, TaskCompleted{}), result: make(chan error, 1)}
-	l.flush([]*pending{tooLong, fine})
+	results := flush(l, facts(strings.Repeat("x", 256), 1, uuid.Nil, TaskCreated{Title: "a"}),
+		facts("u", 1, uuid.Nil, TaskCreated{Title: "a"}, TaskCompleted{}))
 	var pgErr *pgconn.PgError
-	if err := <-tooLong.result; !errors.As(err, &pgErr) || pgErr.ConstraintName != "task_events_user_id_check" {
-		t.Errorf("got %v, want its constraint", err)
+	if !errors.As(results[0], &pgErr) || pgErr.ConstraintName != "task_events_user_id_check" {
+		t.Errorf("got %v, want its constraint", results[0])
 	}
-	if err := <-fine.result; err != nil || len(stored(t, l, "u")) != 2 {
-		t.Errorf("the other: %v", err)
+	if results[1] != nil || len(stored(t, l, "u")) != 2 {
+		t.Errorf("the other: %v", results[1])
 	}
 }
 
-// One user's commands never share a batch: the second is decided on the first.
-func TestABatchHasOneCommandOfAUser(t *testing.T) {
+// One user's commands are chained: each is decided on the one before, whose outcome is not known yet, and none is stored without it.
+func TestCommandsOfAUserAreChained(t *testing.T) {
 	t.Parallel()
-	var waiting []*pending
-	for _, user := range []string{"u", "v", "u", "w"} {
-		waiting = append(waiting, &pending{Commit: facts(user, 1, uuid.Nil, TaskCreated{Title: "a"}), result: make(chan error, 1)})
+	l := openLog(t, newDB(t))
+	first := facts("u", 1, uuid.Nil, TaskCreated{Title: "a"})
+	second := facts("u", 2, first.last(), TaskCreated{Title: "b"}, TaskCompleted{})
+	third := facts("u", 4, second.last(), TaskCreated{Title: "c"})
+	for i, err := range flush(l, first, facts("v", 1, uuid.Nil, TaskCreated{Title: "a"}), second, third) {
+		if err != nil {
+			t.Errorf("command %d: %v", i, err)
+		}
 	}
-	held := &Log{queue: make(chan *pending, 4)}
-	for _, p := range waiting[1:] {
-		held.queue <- p
+	if n := len(stored(t, l, "u")); n != 4 {
+		t.Fatalf("%d events, want 4", n)
 	}
-	batch, rest := held.gather(waiting[0])
-	if len(batch) != 2 || rest != waiting[2] {
-		t.Fatalf("a batch of %d, then %v", len(batch), rest)
+	late := facts("u", 4, second.last(), TaskCreated{Title: "late"})
+	keyed := facts("k", 1, uuid.Nil, TaskCreated{Title: "a"})
+	keyed.IdempotencyKey, keyed.Fingerprint = "key", []byte{1}
+	store(t, l, keyed)
+	again := facts("k", 2, keyed.last(), TaskCreated{Title: "a"})
+	again.IdempotencyKey, again.Fingerprint = "key", []byte{1}
+	otherwise := facts("w", 1, uuid.Nil, TaskCreated{Title: "a"})
+	otherwise.Generation = 7
+	for i, err := range flush(l,
+		late, facts("u", 5, late.last(), TaskCompleted{}), facts("u", 6, uuid.New(), TaskCompleted{}),
+		again, facts("k", 3, again.last(), TaskCompleted{}),
+		otherwise, facts("w", 2, otherwise.last(), TaskCompleted{}),
+	) {
+		if !errors.Is(err, ErrConflict) {
+			t.Errorf("command %d: %v", i, err)
+		}
 	}
-	large := &pending{Commit: &Commit{Events: make([]Event, maxBatch)}}
-	if batch, rest := held.gather(large); len(batch) != 1 || rest != waiting[3] {
-		t.Errorf("beside %d events a batch has %d commands more", maxBatch, len(batch)-1)
+	for user, want := range map[string]int{"u": 4, "k": 1, "w": 0} {
+		if got := len(stored(t, l, user)); got != want {
+			t.Errorf("%s has %d events, want %d", user, got, want)
+		}
+	}
+}
+
+func TestABatchIsBounded(t *testing.T) {
+	t.Parallel()
+	l := &Log{queue: make(chan *pending, 1)}
+	large := func(user string) *pending {
+		return &pending{Commit: &Commit{Events: slices.Repeat([]Event{{UserID: user}}, maxBatch)}}
+	}
+	first, second := large("u"), large("v")
+	l.queue <- second
+	if batch, rest := l.gather(first); len(batch) != 1 || rest != second {
+		t.Errorf("a batch of %d commands of %d events each", len(batch), maxBatch)
 	}
 }
 

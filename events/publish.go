@@ -18,14 +18,6 @@ import (
 // Topic is the Watermill topic of the log, and the name of its table.
 const Topic = "task_events"
 
-// The metadata of a message on its way into the log. Its payload is the record, its UUID the event's id.
-const (
-	metaAfter       = "after"
-	metaGeneration  = "generation"
-	metaKey         = "idempotency_key"
-	metaFingerprint = "request_fingerprint"
-)
-
 // lockLog is run before the INSERT, in one pipeline, which PostgreSQL takes as one implicit transaction: the settings hold for it
 // alone, also behind a transaction pooler.
 //
@@ -38,7 +30,7 @@ const lockLog = `
 	       set_config('taskledger.ledger', 'on', true),
 	       pg_advisory_xact_lock($1)`
 
-// insertEvents stores those commits of a batch whose stream ends at the event that they were decided on. That is asked by the event's
+// insertEvents stores those commits of a batch whose stream ends at the event that they, or the one they are chained to, were decided on. That is asked by the event's
 // id and not by its seq: after a failover to a standby that was behind, another event may have that seq. It keeps streams without
 // holes too, whatever anybody remembers. The condition is the same for all events of a commit, so they are stored together or not.
 //
@@ -84,25 +76,22 @@ const insertEvents = `
 	CROSS JOIN base
 	ORDER BY a.position`
 
-// publish appends commits by one Watermill Publish, which is one INSERT. It returns what was stored; those events have their Position
-// and RecordedAt.
+// publish appends commits by one Watermill Publish, which is one INSERT. A message is an event: its payload is the record, its UUID the
+// event's id. It returns what was stored; those events have their Position and RecordedAt.
 func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
-	var (
-		messages message.Messages
-		events   []*Event
-	)
+	messages := make(message.Messages, 0, len(commits))
 	for _, c := range commits {
 		for i := range c.Events {
-			m, err := toMessage(c.Commit, i)
-			if err != nil {
+			e := &c.Events[i]
+			if err := e.encode(); err != nil {
 				return nil, err
 			}
-			messages, events = append(messages, m), append(events, &c.Events[i])
+			messages = append(messages, message.NewMessage(e.EventID.String(), e.AppendRecord(nil)))
 		}
 	}
 	exec := &executor{DB: l.sql, to: to, lock: l.lock, key: l.db.LockKey("append")}
 	publisher, err := watermillsql.NewPublisher(exec, watermillsql.PublisherConfig{
-		SchemaAdapter: insertAdapter{insert: l.db.SQL(l.insert)},
+		SchemaAdapter: insertAdapter{insert: l.db.SQL(l.insert), commits: commits},
 	}, watermill.NopLogger{})
 	if err != nil {
 		return nil, fmt.Errorf("append: %w", err)
@@ -110,58 +99,48 @@ func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
 	if err := publisher.Publish(Topic, messages...); err != nil {
 		return nil, fmt.Errorf("append: %w", err)
 	}
-	return exec.batch(events), nil
+	return exec.batch(commits), nil
 }
 
-func toMessage(c *Commit, i int) (*message.Message, error) {
-	e := &c.Events[i]
-	if err := e.encode(); err != nil {
-		return nil, err
-	}
-	m := message.NewMessage(e.EventID.String(), e.AppendRecord(nil))
-	m.Metadata[metaGeneration] = strconv.FormatInt(c.Generation, 10)
-	if c.After != uuid.Nil {
-		m.Metadata[metaAfter] = c.After.String()
-	}
-	if c.IdempotencyKey != "" {
-		m.Metadata[metaKey] = c.IdempotencyKey
-	}
-	if i == 0 && c.IdempotencyKey != "" {
-		m.Metadata[metaFingerprint] = hex.EncodeToString(c.Fingerprint)
-	}
-	return m, nil
-}
-
-// insertAdapter is the SchemaAdapter of the log's publisher.
+// insertAdapter is the SchemaAdapter of the log's publisher, for one batch.
 type insertAdapter struct {
 	watermillsql.DefaultPostgreSQLSchema
-	insert string
+	insert  string
+	commits []*pending
 }
 
-// InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement, as one JSON array of their records.
+// InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement, as one JSON array of their records, with what
+// their commits say beside.
 func (a insertAdapter) InsertQuery(_ string, messages message.Messages) (watermillsql.Query, error) {
 	rows := make([]byte, 0, 640*len(messages))
-	for _, m := range messages {
-		rows = append(rows, ',')
-		rows = append(rows, m.Payload[:len(m.Payload)-1]...)
-		rows = append(rows, `,"generation":`...)
-		rows = append(rows, m.Metadata[metaGeneration]...)
-		if after, ok := m.Metadata[metaAfter]; ok {
-			rows = append(rows, `,"after":"`...)
-			rows = append(append(rows, after...), '"')
+	for _, c := range a.commits {
+		for i := range c.Events {
+			record := messages[i].Payload
+			rows = append(rows, ',')
+			rows = c.appendRow(append(rows, record[:len(record)-1]...), i == 0)
 		}
-		if key, ok := m.Metadata[metaKey]; ok {
-			rows = AppendText(append(rows, `,"command_key":`...), key)
-		}
-		if fingerprint, ok := m.Metadata[metaFingerprint]; ok { // of a commit's first event, which keeps the key
-			rows = AppendText(append(rows, `,"idempotency_key":`...), m.Metadata[metaKey])
-			rows = append(rows, `,"request_fingerprint":"\\x`...)
-			rows = append(append(rows, fingerprint...), '"')
-		}
-		rows = append(rows, '}')
+		messages = messages[len(c.Events):]
 	}
 	rows[0] = '['
 	return watermillsql.Query{Query: a.insert, Args: []any{string(append(rows, ']'))}}, nil
+}
+
+// appendRow appends what a row has beside its record, and the brace that closes it. The first event of a commit keeps its key.
+func (c *pending) appendRow(b []byte, first bool) []byte {
+	b = strconv.AppendInt(append(b, `,"generation":`...), c.Generation, 10)
+	if c.after != uuid.Nil {
+		b = append(appendID(append(b, `,"after":"`...), c.after), '"')
+	}
+	if c.IdempotencyKey == "" {
+		return append(b, '}')
+	}
+	b = AppendText(append(b, `,"command_key":`...), c.IdempotencyKey)
+	if first {
+		b = AppendText(append(b, `,"idempotency_key":`...), c.IdempotencyKey)
+		b = append(b, `,"request_fingerprint":"\\x`...)
+		b = append(hex.AppendEncode(b, c.Fingerprint), '"')
+	}
+	return append(b, '}')
 }
 
 // executor is the publisher's database. watermill-sql's Publish uses context.Background() and drops the result; this one gives both
@@ -191,18 +170,20 @@ func (x *executor) ExecContext(ctx context.Context, query string, args ...any) (
 	})
 }
 
-// batch gives the stored ones of events what the database decided about them, and returns those.
-func (x *executor) batch(events []*Event) *Batch {
-	b := &Batch{}
-	for _, e := range events {
-		n := len(b.Events)
-		if n == len(x.rows) || x.rows[n].EventID != e.EventID {
-			continue
+// batch gives the events that were stored what the database decided about them, and returns those.
+func (x *executor) batch(commits []*pending) *Batch {
+	b := &Batch{Events: make([]Event, 0, len(x.rows))}
+	for _, c := range commits {
+		for i := range c.Events {
+			e, n := &c.Events[i], len(b.Events)
+			if n == len(x.rows) || x.rows[n].EventID != e.EventID {
+				continue
+			}
+			row := x.rows[n]
+			e.Position, e.RecordedAt = row.Position, row.RecordedAt.UTC()
+			b.From, b.To = row.Before, row.Position
+			b.Events = append(b.Events, *e)
 		}
-		row := x.rows[n]
-		e.Position, e.RecordedAt = row.Position, row.RecordedAt.UTC()
-		b.From, b.To = row.Before, row.Position
-		b.Events = append(b.Events, *e)
 	}
 	return b
 }

@@ -3,6 +3,7 @@ package events
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -18,6 +19,7 @@ const TimeLayout = "2006-01-02T15:04:05.000000Z"
 // chain is over. Its form is canonical (RFC 8785): members in order, no white space. An event that is not stored yet has no
 // recorded_at. Data that was not read from a record or the log must have been encoded before.
 func (e *Event) AppendRecord(b []byte) []byte {
+	b = slices.Grow(b, 384+len(e.stored)+2*len(e.UserID)+len(e.RequestID))
 	b = append(b, `{"actor":`...)
 	b = AppendText(b, e.Actor)
 	b = append(b, `,"command_id":"`...)
@@ -43,6 +45,14 @@ func (e *Event) AppendRecord(b []byte) []byte {
 	b = append(b, `,"user_id":`...)
 	b = AppendText(b, e.UserID)
 	return append(b, '}')
+}
+
+// Record is what AppendRecord appends; it may be written into buf.
+func (e *Event) Record(buf []byte) []byte {
+	if e.record != nil {
+		return e.record
+	}
+	return e.AppendRecord(buf[:0])
 }
 
 // record is an event as stored, for reading.
@@ -97,16 +107,12 @@ func AppendText(b []byte, s string) []byte {
 
 // appendID appends the 36 characters of a UUID.
 func appendID(b []byte, id uuid.UUID) []byte {
-	var text [36]byte
 	const digits = "0123456789abcdef"
-	at := 0
 	for i, octet := range id {
 		if i == 4 || i == 6 || i == 8 || i == 10 {
-			text[at] = '-'
-			at++
+			b = append(b, '-')
 		}
-		text[at], text[at+1] = digits[octet>>4], digits[octet&15]
-		at += 2
+		b = append(b, digits[octet>>4], digits[octet&15])
 	}
-	return append(b, text[:]...)
+	return b
 }

@@ -190,9 +190,12 @@ func (s *Subscriber) run(ctx context.Context, messages chan<- *message.Message) 
 
 // hand gives a delivery out, and tells whether it was acked.
 func hand(ctx context.Context, messages chan<- *message.Message, d *Delivery) bool {
-	var payload []byte
+	payload := make([]byte, 0, 512*len(d.Events))
 	for i := range d.Events {
-		payload = append(d.Events[i].AppendRecord(payload), '\n')
+		e, begin := &d.Events[i], len(payload)
+		payload = e.AppendRecord(payload)
+		e.record = payload[begin:]
+		payload = append(payload, '\n')
 	}
 	m := message.NewMessage(uuid.NewString(), payload)
 	m.SetContext(context.WithValue(ctx, deliveryKey{}, d))

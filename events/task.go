@@ -2,6 +2,7 @@ package events
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,6 +32,7 @@ const TaskForm = 1
 
 // AppendJSON appends the Task as clients see it.
 func (t Task) AppendJSON(b []byte) []byte {
+	b = slices.Grow(b, t.Bytes())
 	b = append(b, `{"id":"`...)
 	b = appendID(b, t.ID)
 	b = append(b, `","user_id":`...)

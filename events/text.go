@@ -14,16 +14,21 @@ import (
 // worth of rare ligatures are longer; they are ordered by their beginning.
 const maxTitleKey = 1024
 
-// collators are reused because one holds tables and buffers; a collator serves one goroutine at a time.
-var collators = sync.Pool{New: func() any { return collate.New(language.Und) }}
+// collator holds tables and buffers, and serves one goroutine at a time.
+type collator struct {
+	*collate.Collator
+	buf collate.Buffer
+}
+
+var collators = sync.Pool{New: func() any { return &collator{Collator: collate.New(language.Und)} }}
 
 // TitleKey is what titles are ordered by, byte by byte: the root collation of the Unicode Collation Algorithm (UTS #10) over the
 // case-folded title. It is the same on every server, whatever its locale.
 func TitleKey(title string) []byte {
-	c := collators.Get().(*collate.Collator)
+	c := collators.Get().(*collator)
 	defer collators.Put(c)
-	var buf collate.Buffer
-	key := c.KeyFromString(&buf, FoldCase(title))
+	c.buf.Reset()
+	key := c.KeyFromString(&c.buf, FoldCase(title))
 	return bytes.Clone(key[:min(len(key), maxTitleKey)])
 }
 

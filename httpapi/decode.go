@@ -34,7 +34,10 @@ func (in *input) object(r *http.Request, types ...string) (object, error) {
 }
 
 func readBody(r *http.Request, types ...string) ([]byte, error) {
-	raw, err := io.ReadAll(r.Body)
+	var body bytes.Buffer
+	body.Grow(int(min(max(r.ContentLength, 0), maxBody)) + bytes.MinRead)
+	_, err := body.ReadFrom(r.Body)
+	raw := body.Bytes()
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -74,58 +77,81 @@ func invalidJSON(detail string) *problem {
 	return newProblem(http.StatusBadRequest, "invalid_json", detail)
 }
 
-// parseObject checks the whole text first, so that it is malformed or not before any member is looked at. encoding/json would
-// take duplicate members, other cases of a name and bad UTF-8.
+// parseObject checks the whole text before any member is looked at. encoding/json would take duplicate members, other cases of a name
+// and bad UTF-8.
 func (in *input) parseObject(raw []byte) (object, error) {
-	if !utf8.Valid(raw) {
+	switch {
+	case !utf8.Valid(raw):
 		return nil, invalidJSON("the body is not UTF-8")
-	}
-	if err := checkSyntax(raw); err != nil {
-		return nil, err
+	case depth(raw) > maxDepth:
+		return nil, invalidJSON(fmt.Sprintf("the body is nested deeper than %d", maxDepth))
 	}
 	// The text is valid UTF-8, so the option only lets lone surrogates pass, which are judged member by member.
-	dec := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowInvalidUTF8(true))
-	if dec.PeekKind() != '{' {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowInvalidUTF8(true))
+	members, err := readMembers(dec, raw)
+	switch {
+	case errors.Is(err, io.EOF) && dec.InputOffset() == 0:
+		return nil, invalidJSON("the body is empty")
+	case err != nil:
+		return nil, invalidJSON(syntaxDetail(err))
+	}
+	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, invalidJSON("there is something behind the JSON value")
+	}
+	if members == nil {
 		in.add(inputProblem{Pointer: new(string), Code: "invalid_type", Detail: "the body must be a JSON object"})
-		return nil, nil
+	}
+	return members, nil
+}
+
+// readMembers reads one value; it is nil unless it is an object.
+func readMembers(dec *jsontext.Decoder, raw []byte) (object, error) {
+	if dec.PeekKind() != '{' {
+		_, err := dec.ReadValue()
+		return nil, err
 	}
 	if _, err := dec.ReadToken(); err != nil {
-		return nil, invalidJSON(err.Error())
+		return nil, err
 	}
 	members := object{}
 	for dec.PeekKind() != '}' {
 		name, err := dec.ReadToken()
 		if err != nil {
-			return nil, invalidJSON(syntaxDetail(err))
+			return nil, err
 		}
 		key := name.String()
 		value, err := dec.ReadValue()
 		if err != nil {
-			return nil, invalidJSON(syntaxDetail(err))
+			return nil, err
 		}
-		members[key] = value.Clone()
+		end := dec.InputOffset()
+		members[key] = raw[end-int64(len(value)) : end]
 	}
-	return members, nil
+	_, err := dec.ReadToken()
+	return members, err
 }
 
-func checkSyntax(raw []byte) error {
-	dec := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowInvalidUTF8(true))
-	for first := true; first || dec.StackDepth() > 0; first = false {
-		_, err := dec.ReadToken()
-		if errors.Is(err, io.EOF) && first {
-			return invalidJSON("the body is empty")
-		}
-		if err != nil {
-			return invalidJSON(syntaxDetail(err))
-		}
-		if dec.StackDepth() > maxDepth {
-			return invalidJSON(fmt.Sprintf("the body is nested deeper than %d", maxDepth))
+// depth is how deep the arrays and objects of a JSON text are nested.
+func depth(raw []byte) int {
+	deepest, now, quoted := 0, 0, false
+	for i := 0; i < len(raw); i++ {
+		switch raw[i] {
+		case '\\':
+			i++
+		case '"':
+			quoted = !quoted
+		case '{', '[':
+			if !quoted {
+				now++
+				deepest = max(deepest, now)
+			}
+		case '}', ']':
+			if !quoted {
+				now--
+			}
 		}
 	}
-	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return invalidJSON("there is something behind the JSON value")
-	}
-	return nil
+	return deepest
 }
 
 // syntaxDetail says what and where, without quoting the body.

@@ -29,15 +29,15 @@ func (r *rebuild) fill(ctx context.Context) (position int64, err error) {
 	})
 	var rows [3]int64
 	group.Go(func() (err error) {
-		rows[0], err = copyInto(ctx, r.db, readModelTables[0], taskColumns, tasks)
+		rows[0], err = copyInto(ctx, r.db, taskTable, taskColumns, tasks)
 		return err
 	})
 	group.Go(func() (err error) {
-		rows[1], err = copyInto(ctx, r.db, readModelTables[1], historyColumns, history)
+		rows[1], err = copyInto(ctx, r.db, historyTable, historyColumns, history)
 		return err
 	})
 	group.Go(func() (err error) {
-		rows[2], err = copyInto(ctx, r.db, readModelTables[2], userColumns, users)
+		rows[2], err = copyInto(ctx, r.db, userTable, userColumns, users)
 		return err
 	})
 	err = group.Wait()
@@ -146,7 +146,7 @@ func (c chunks[T]) flush() error {
 }
 
 // copyInto copies what comes on the channel into a new table.
-func copyInto[T any](ctx context.Context, db *events.DB, t table, columns columns[T], from <-chan []T) (int64, error) {
+func copyInto[T any](ctx context.Context, db *events.DB, t *table, columns columns[T], from <-chan []T) (int64, error) {
 	var chunk []T
 	next := func() ([]any, error) {
 		for len(chunk) == 0 {

@@ -27,9 +27,8 @@ func newReadModel() *readModel {
 	return &readModel{users: events.NewRecent[*userFold](rememberedBytes)}
 }
 
-func (m *readModel) name() string    { return Name }
-func (m *readModel) tables() []table { return readModelTables }
-func (m *readModel) forget()         { m.users.Clear() }
+func (m *readModel) name() string { return Name }
+func (m *readModel) forget()      { m.users.Clear() }
 
 // derive folds a batch onto what is remembered of its users, or else onto what the tables hold.
 func (m *readModel) derive(ctx context.Context, from events.Querier, d *events.Delivery, refusal string) (derived, error) {
@@ -51,16 +50,17 @@ func (m *readModel) derive(ctx context.Context, from events.Querier, d *events.D
 		}
 	}
 	f.remember(m.users)
-	return derived{rows: f.rows(), parked: f.parked}, nil
+	return derived{rows: f.rows(), parked: f.parked, doubtful: f.doubtful}, nil
 }
 
 // batchFold is the fold of one batch.
 type batchFold struct {
-	from    events.Querier
-	users   map[string]*userFold
-	dirty   map[string]bool // the users whose row has changed
-	changes []change
-	parked  []userState
+	from     events.Querier
+	users    map[string]*userFold
+	dirty    map[string]bool // the users whose row has changed
+	changes  []change
+	parked   []userState
+	doubtful bool // events were missed
 }
 
 func (f *batchFold) park(u *userFold, reason string) {
@@ -143,6 +143,7 @@ func (f *batchFold) fold(u *userFold, e *events.Event) (err error) {
 }
 
 func (f *batchFold) catchUp(ctx context.Context, u *userFold, before int64) error {
+	f.doubtful = true
 	var missed []events.Event
 	err := events.ReadStream(ctx, f.from, u.user, u.seq, func(e events.Event) error {
 		if e.Seq < before {
@@ -186,21 +187,36 @@ func (f *batchFold) rows() []rows {
 	for user := range f.dirty {
 		users = append(users, f.users[user].userState)
 	}
-	return []rows{taskColumns.rows(f.lastStates()), historyColumns.rows(f.changes), userColumns.rows(users)}
+	made, changed := f.lastStates()
+	return []rows{
+		taskColumns.fresh(taskTable, made), taskColumns.rows(taskTable, changed),
+		historyColumns.fresh(historyTable, f.changes), userColumns.rows(userTable, users),
+	}
 }
 
-// lastStates are the tasks that the batch changes, each as it is after it.
-func (f *batchFold) lastStates() []events.Task {
+// lastStates are the tasks that the batch makes, and those that it changes, each as it is after it.
+func (f *batchFold) lastStates() (made, changed []events.Task) {
 	seen := make(map[taskKey]bool, len(f.changes))
-	last := make([]events.Task, 0, len(f.changes))
-	for i := len(f.changes) - 1; i >= 0; i-- {
-		t := &f.changes[i].after
-		if key := (taskKey{t.UserID, t.ID}); t.Version > 0 && !seen[key] {
-			seen[key] = true
-			last = append(last, *t)
+	fresh := map[taskKey]bool{}
+	for i := range f.changes {
+		c := &f.changes[i]
+		if c.before.Version == 0 && c.after.Version > 0 {
+			fresh[taskKey{c.after.UserID, c.after.ID}] = true
 		}
 	}
-	return last
+	for i := len(f.changes) - 1; i >= 0; i-- {
+		t := &f.changes[i].after
+		key := taskKey{t.UserID, t.ID}
+		switch {
+		case t.Version == 0 || seen[key]: // its creation was passed over, or it was changed again
+		case fresh[key]:
+			made = append(made, *t)
+		default:
+			changed = append(changed, *t)
+		}
+		seen[key] = true
+	}
+	return made, changed
 }
 
 func (f *batchFold) loadUsers(ctx context.Context, names []string) error {

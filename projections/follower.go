@@ -27,7 +27,6 @@ type follower struct {
 	db         events.Querier
 	subscriber *events.Subscriber
 	progress   progress
-	statement  string
 	shown      func(d *events.Delivery) // told of each batch that was written
 	metrics    counters
 	last       *events.Event // the one that what is remembered rests on
@@ -43,7 +42,6 @@ func newFollower(p projection, checkpoint string, db events.Querier, log *slog.L
 		log:        log,
 		db:         db,
 		progress:   progress{waiters: map[*waiter]bool{}},
-		statement:  writeBatch(p.tables()),
 		shown:      func(*events.Delivery) {},
 		metrics:    metrics.of(checkpoint),
 	}
@@ -60,8 +58,7 @@ func (f *follower) handle(m *message.Message) (err error) {
 			err = fmt.Errorf("panic: %T at %s", r, debug.Stack())
 		}
 		if err != nil {
-			f.last = nil
-			f.projection.forget()
+			f.forget()
 		}
 		if !errors.Is(err, errOvertaken) {
 			f.report(err)
@@ -70,10 +67,20 @@ func (f *follower) handle(m *message.Message) (err error) {
 	return f.apply(m.Context(), d)
 }
 
+// forget drops what is remembered of earlier batches.
+func (f *follower) forget() {
+	f.last = nil
+	f.projection.forget()
+}
+
 // apply writes a batch. One that the database refuses, or does not write in time, is halved: what is wrong with one event must not hold
 // up the others.
 func (f *follower) apply(ctx context.Context, d *events.Delivery) error {
-	err := f.write(ctx, d, "")
+	err := f.write(ctx, d, "", false)
+	if isDuplicate(err) {
+		f.forget()
+		err = f.write(ctx, d, "", true) // rows that should be new are there, and now replaced
+	}
 	if err == nil {
 		return nil
 	}
@@ -83,8 +90,7 @@ func (f *follower) apply(ctx context.Context, d *events.Delivery) error {
 	if !isRefusal(err) && !isTimeout(err) {
 		return err
 	}
-	f.projection.forget()
-	f.last = nil
+	f.forget()
 	if n := len(d.Events); n > 1 {
 		first, rest := split(d, n/2)
 		return firstError(f.apply(ctx, first), func() error { return f.apply(ctx, rest) })
@@ -92,13 +98,12 @@ func (f *follower) apply(ctx context.Context, d *events.Delivery) error {
 	if isTimeout(err) {
 		return err
 	}
-	return f.write(ctx, d, refusal(err))
+	return f.write(ctx, d, refusal(err), true)
 }
 
 // applyBefore applies the events before the one that holds up the projection.
 func (f *follower) applyBefore(ctx context.Context, d *events.Delivery, held *heldError) error {
-	f.projection.forget()
-	f.last = nil
+	f.forget()
 	if held.before > 0 {
 		first, _ := split(d, held.before)
 		if err := f.apply(ctx, first); err != nil {
@@ -123,16 +128,18 @@ func split(d *events.Delivery, n int) (first, rest *events.Delivery) {
 	return first, rest
 }
 
-// write writes what the batch makes of the tables and moves the checkpoint, in one statement.
-func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string) error {
+// write writes what the batch makes of the tables and moves the checkpoint, in one statement. Doubtful: no row is taken for new.
+func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string, doubtful bool) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	made, err := f.projection.derive(ctx, f.db, d, refusal)
 	if err != nil {
 		return err
 	}
+	made.doubtful = made.doubtful || doubtful
+	text, args := writeBatch(made)
 	written := false
-	err = f.db.Query(ctx, f.statement, f.args(d, made), func(rows pgx.Rows) error {
+	err = f.db.Query(ctx, text, append(f.args(d), args...), func(rows pgx.Rows) error {
 		written = rows.Next()
 		return rows.Err()
 	})
@@ -154,19 +161,16 @@ func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string
 	return nil
 }
 
-func (f *follower) args(d *events.Delivery, made derived) []any {
+// args are those of writeBatch before those of the rows.
+func (f *follower) args(d *events.Delivery) []any {
 	last := &d.Events[len(d.Events)-1]
 	before := f.last
 	if before == nil {
 		before = last
 	}
 	args := make([]any, 0, 64)
-	args = append(args, f.checkpoint, d.From, d.To, d.Generation,
+	return append(args, f.checkpoint, d.From, d.To, d.Generation,
 		last.UserID, last.Seq, [16]byte(last.EventID), before.UserID, before.Seq, [16]byte(before.EventID))
-	for _, rows := range made.rows {
-		args = append(args, rows...)
-	}
-	return args
 }
 
 // report logs the first of a row of faults, and the end of them.
@@ -193,6 +197,12 @@ func (f *follower) report(err error) {
 func isRefusal(err error) bool {
 	var pgErr *pgconn.PgError
 	return errors.As(err, &pgErr) && (pgErr.Code[:2] == "22" || pgErr.Code[:2] == "23")
+}
+
+// isDuplicate tells that a row is there which should be new.
+func isDuplicate(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "23505"
 }
 
 // isTimeout tells that the database had no time for a statement.

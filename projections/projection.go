@@ -17,8 +17,6 @@ import (
 // projection is one read model. Its name is that of its checkpoint.
 type projection interface {
 	name() string
-	// tables are those that write is about, always in this order.
-	tables() []table
 	// derive returns what the events of a batch make of each table. It may remember what it made of earlier batches, and asks from for
 	// what it does not. A refusal, if there is one, says why the database refused the rows of this one event: its user is to be followed
 	// no more. A *heldError tells how much of the batch can be applied.
@@ -29,8 +27,10 @@ type projection interface {
 
 // derived is what a batch makes of a read model.
 type derived struct {
-	rows   []rows      // of each of its tables
+	rows   []rows
 	parked []userState // the users who are followed no more from now on
+	// doubtful: rows that should be new may be there, because earlier events of their users were missed.
+	doubtful bool
 }
 
 // heldError says that an event was stored by a newer program, which this one can't fold. The events before it can be applied.
@@ -43,7 +43,7 @@ func (e *heldError) Error() string {
 	return fmt.Sprintf("a newer program is needed to apply the log: %v", e.err)
 }
 
-// table is a table of a read model: its key, and its columns with their types.
+// table is a table of a read model: its key, which its columns begin with, and those with their types.
 type table struct {
 	name    string
 	key     []string
@@ -53,7 +53,12 @@ type table struct {
 type columnType struct{ name, pgType string }
 
 // rows are what a batch makes of one table: an array a column.
-type rows []any
+type rows struct {
+	table  *table
+	fresh  bool // none of them is in the table
+	n      int
+	arrays []any
+}
 
 // column is a column of a table, and its value in the row that is made of a T.
 type column[T any] struct {
@@ -86,23 +91,31 @@ func col[T, V any](name, pgType string, of func(*T) V) column[T] {
 // columns are those of a table whose rows are made of a T.
 type columns[T any] []column[T]
 
-func (cs columns[T]) table(name string, key ...string) table {
-	t := table{name: name, key: key}
+func (cs columns[T]) table(name string, key ...string) *table {
+	t := &table{name: name, key: key}
 	for _, c := range cs {
 		t.columns = append(t.columns, c.columnType)
 	}
 	return t
 }
 
-func (cs columns[T]) rows(items []T) rows {
-	out := make(rows, len(cs))
+// rows makes a row of each item.
+func (cs columns[T]) rows(t *table, items []T) rows {
+	out := rows{table: t, n: len(items), arrays: make([]any, len(cs))}
 	for i, c := range cs {
-		out[i] = c.array(items)
+		out.arrays[i] = c.array(items)
 	}
 	return out
 }
 
-func (t table) names() []string {
+// fresh makes rows that are not in the table.
+func (cs columns[T]) fresh(t *table, items []T) rows {
+	out := cs.rows(t, items)
+	out.fresh = true
+	return out
+}
+
+func (t *table) names() []string {
 	out := make([]string, len(t.columns))
 	for i, c := range t.columns {
 		out[i] = c.name
@@ -116,8 +129,8 @@ func (t table) names() []string {
 // The log must hold the last event of the batch ($5 to $7), and the last one that what is remembered rests on ($8 to $10): after a
 // failover to a standby that was behind it may not, although this process was told that they were stored. The commit may be
 // asynchronous: rows and checkpoint are lost together, and can be derived again.
-func writeBatch(tables []table) string {
-	statement := `
+func writeBatch(made derived) (text string, args []any) {
+	text = `
 	WITH moved AS MATERIALIZED (
 		UPDATE {schema}.checkpoints
 		SET position = $3
@@ -126,22 +139,27 @@ func writeBatch(tables []table) string {
 		AND EXISTS (SELECT FROM {schema}.task_events WHERE user_id = $8 AND seq = $9 AND event_id = $10)
 		RETURNING position, set_config('synchronous_commit', 'off', true)
 	)`
-	next := 11
-	for _, t := range tables {
-		statement += `, ` + t.name + `_written AS (` + t.upsert(`
+	for i, r := range made.rows {
+		if r.n == 0 {
+			continue
+		}
+		text += fmt.Sprintf(`, written_%d AS (`, i) + r.write(made.doubtful, `
 		SELECT r.*
 		FROM moved
-		CROSS JOIN `+t.unnest(next)+` AS r`) + `
+		CROSS JOIN `+r.table.unnest(headArgs+len(args)+1)+` AS r`) + `
 	)`
-		next += len(t.columns)
+		args = append(args, r.arrays...)
 	}
-	return statement + `
+	return text + `
 	SELECT position
-	FROM moved`
+	FROM moved`, args
 }
 
+// headArgs is how many parameters writeBatch has before those of the rows.
+const headArgs = 10
+
 // unnest is the rows of the parameters from number first on, an array a column.
-func (t table) unnest(first int) string {
+func (t *table) unnest(first int) string {
 	arrays := make([]string, len(t.columns))
 	for i, c := range t.columns {
 		arrays[i] = fmt.Sprintf("$%d::%s[]", first+i, c.pgType)
@@ -149,13 +167,19 @@ func (t table) unnest(first int) string {
 	return `unnest(` + strings.Join(arrays, ", ") + `)`
 }
 
-func (t table) upsert(from string) string {
+// write writes the rows that a query gives. Those that are fresh are inserted: ON CONFLICT would cost half as much again.
+func (r rows) write(doubtful bool, from string) string {
+	t := r.table
+	insert := `
+		INSERT INTO {schema}.` + t.name + ` (` + strings.Join(t.names(), ", ") + `)` + from
+	if r.fresh && !doubtful {
+		return insert
+	}
 	var sets []string
-	for _, name := range t.names() {
+	for _, name := range t.names()[len(t.key):] {
 		sets = append(sets, name+" = excluded."+name)
 	}
-	return `
-		INSERT INTO {schema}.` + t.name + ` (` + strings.Join(t.names(), ", ") + `)` + from + `
+	return insert + `
 		ON CONFLICT (` + strings.Join(t.key, ", ") + `) DO UPDATE
-		SET ` + strings.Join(sets[len(t.key):], ", ")
+		SET ` + strings.Join(sets, ", ")
 }

@@ -74,12 +74,13 @@ var userColumns = columns[userState]{
 	col("parked_at", "timestamptz", func(u *userState) *time.Time { return u.parkedAt }),
 }
 
-// readModelTables are the tables of the read model.
-var readModelTables = []table{
-	taskColumns.table("tasks", "user_id", "id"),
-	historyColumns.table("task_history", "user_id", "seq"),
-	userColumns.table("users", "user_id"),
-}
+// The tables of the read model.
+var (
+	taskTable       = taskColumns.table("tasks", "user_id", "id")
+	historyTable    = historyColumns.table("task_history", "user_id", "seq")
+	userTable       = userColumns.table("users", "user_id")
+	readModelTables = []*table{taskTable, historyTable, userTable}
+)
 
 // userState is what the read model shows of a user.
 type userState struct {
@@ -121,7 +122,7 @@ func (u *userFold) apply(changes []change, e *events.Event) ([]change, error) {
 		u.park(err.Error())
 		return changes, nil
 	}
-	u.buf = e.AppendRecord(u.buf[:0])
+	u.buf = e.Record(u.buf)
 	u.seq, u.hash = e.Seq, u.hash.Next(u.buf)
 	u.live += live(after) - live(before)
 	if after.Version > 0 {

@@ -213,8 +213,7 @@ func (r *rebuild) swap(ctx context.Context) error {
 func (r *rebuild) resume(ctx context.Context) error {
 	var position int64
 	_, err := events.One(ctx, r.db, `SELECT position FROM {schema}.checkpoints WHERE projection = $1`, []any{Name + suffix}, &position)
-	r.follower.projection.forget()
-	r.follower.last = nil
+	r.follower.forget()
 	r.follower.progress.confirm(position)
 	return err
 }
@@ -317,8 +316,8 @@ func (w *userWriter) run(ctx context.Context) error {
 	tasks := w.user.current()
 	w.report.Rows += int64(len(tasks)) + 1
 	return errors.Join(
-		write(ctx, w.tx, readModelTables[0], taskColumns.rows(tasks)),
-		write(ctx, w.tx, readModelTables[2], userColumns.rows([]userState{w.user.userState})),
+		write(ctx, w.tx, taskColumns.fresh(taskTable, tasks)),
+		write(ctx, w.tx, userColumns.fresh(userTable, []userState{w.user.userState})),
 	)
 }
 
@@ -352,16 +351,16 @@ func (w *userWriter) next(ctx context.Context) (more bool, err error) {
 	w.report.Events += int64(len(chunk))
 	w.report.Rows += int64(len(changes))
 	more = len(chunk) == maxEvents && w.user.parked == nil
-	return more, write(ctx, w.tx, readModelTables[1], historyColumns.rows(changes))
+	return more, write(ctx, w.tx, historyColumns.fresh(historyTable, changes))
 }
 
-// write writes rows into a table.
-func write(ctx context.Context, tx *events.Tx, t table, rows rows) error {
-	_, err := tx.Exec(ctx, t.upsert(`
+// write writes rows into their table.
+func write(ctx context.Context, tx *events.Tx, r rows) error {
+	_, err := tx.Exec(ctx, r.write(false, `
 		SELECT r.*
-		FROM `+t.unnest(1)+` AS r`), rows...)
+		FROM `+r.table.unnest(1)+` AS r`), r.arrays...)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", t.name, err)
+		return fmt.Errorf("write %s: %w", r.table.name, err)
 	}
 	return nil
 }

@@ -337,7 +337,7 @@ func TestALateProcessWritesNothing(t *testing.T) {
 		p.exec(late.sql)
 		f := newFollower(newReadModel(), Name, p.db, slog.New(slog.DiscardHandler), nil)
 		f.last = late.last
-		if err := f.write(t.Context(), &events.Delivery{Batch: b}, ""); !errors.Is(err, errOvertaken) {
+		if err := f.write(t.Context(), &events.Delivery{Batch: b}, "", false); !errors.Is(err, errOvertaken) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if n := value[int64](p, `SELECT count(*) FROM {schema}.users`); n != 0 {
@@ -362,9 +362,10 @@ type count struct {
 	n   int64
 }
 
-func (*counts) name() string    { return "counts" }
-func (*counts) tables() []table { return []table{countColumns.table("counts", "type")} }
-func (*counts) forget()         {}
+var countTable = countColumns.table("counts", "type")
+
+func (*counts) name() string { return "counts" }
+func (*counts) forget()      {}
 
 func (*counts) derive(ctx context.Context, from events.Querier, d *events.Delivery, _ string) (derived, error) {
 	n := map[string]int64{}
@@ -379,7 +380,7 @@ func (*counts) derive(ctx context.Context, from events.Querier, d *events.Delive
 		}
 		all = append(all, count{typ, before + more})
 	}
-	return derived{rows: []rows{countColumns.rows(all)}}, nil
+	return derived{rows: []rows{countColumns.rows(countTable, all)}}, nil
 }
 
 // A second projection stands beside the first, with a table and a checkpoint of its own, and is held up by nobody.

@@ -84,15 +84,15 @@ func (v *verifier) run(ctx context.Context, q events.Querier) error {
 		return err
 	}
 	task := func(row []any) string { return show(row[1]) }
-	if v.tasks, err = openReader(ctx, q, v, readModelTables[0], taskColumns, 1, task); err != nil {
+	if v.tasks, err = openReader(ctx, q, v, taskTable, taskColumns, 1, task); err != nil {
 		return err
 	}
 	event := func(row []any) string { return fmt.Sprintf("%s seq=%d", show(row[2]), row[1]) }
-	if v.history, err = openReader(ctx, q, v, readModelTables[1], historyColumns, 1, event); err != nil {
+	if v.history, err = openReader(ctx, q, v, historyTable, historyColumns, 1, event); err != nil {
 		return err
 	}
 	user := func([]any) string { return "" }
-	if v.users, err = openReader(ctx, q, v, readModelTables[2], userColumns[:comparedUserColumns], 0, user); err != nil {
+	if v.users, err = openReader(ctx, q, v, userTable, userColumns[:comparedUserColumns], 0, user); err != nil {
 		return err
 	}
 	log, err := openCursor(ctx, q, "log", `
@@ -213,7 +213,7 @@ type tableRow struct {
 
 // openReader stands on the first row.
 func openReader[T any](
-	ctx context.Context, q events.Querier, v *verifier, t table, columns columns[T], key int, about func(row []any) string,
+	ctx context.Context, q events.Querier, v *verifier, t *table, columns columns[T], key int, about func(row []any) string,
 ) (*reader[T], error) {
 	r := &reader[T]{v: v, name: t.name, columns: columns, key: key, about: about}
 	parked, order := `false`, `user_id`
