@@ -56,6 +56,7 @@ type Subscriber struct {
 	mu       sync.Mutex
 	queue    []*Batch // handed over, in order
 	queued   int      // events in queue
+	out      int64    // position through which a message is being handled; 0 = none is
 	since    time.Time
 	unread   bool // there may be more in the log than in queue
 	hurried  bool
@@ -117,9 +118,11 @@ func (s *Subscriber) Hurry(position int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hurried = true
-	if n := len(s.queue); n == 0 || s.queue[n-1].To < position {
-		s.unread = true
+	there := s.out
+	if n := len(s.queue); n > 0 {
+		there = s.queue[n-1].To
 	}
+	s.unread = s.unread || there < position
 	s.signal()
 }
 
@@ -170,6 +173,9 @@ func (s *Subscriber) run(ctx context.Context, messages chan<- *message.Message) 
 		applied := false
 		if err == nil {
 			applied = hand(ctx, messages, d)
+			s.mu.Lock()
+			s.out = 0
+			s.mu.Unlock()
 		}
 		s.cfg.Report(err)
 		if applied {
@@ -292,7 +298,7 @@ func (s *Subscriber) handedOver(at *Checkpoint) (d *Delivery, lingering time.Dur
 	if s.queued == 0 {
 		s.hurried = false
 	}
-	s.since = time.Now()
+	s.since, s.out = time.Now(), d.To
 	return d, 0, false
 }
 
@@ -348,5 +354,6 @@ func (s *Subscriber) read(ctx context.Context) (*Delivery, *Checkpoint, error) {
 		s.queue = s.queue[1:]
 	}
 	s.unread = s.unread || len(d.Events) == s.cfg.MaxEvents
+	s.out = d.To
 	return d, at, nil
 }

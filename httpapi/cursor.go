@@ -19,20 +19,34 @@ import (
 // cursor is where a page of a list ended, in the form a client carries. It is bound to the user and the query it was made for; what it
 // holds the user has seen in the list already.
 type cursor struct {
-	Query string `json:"q"` // digest of the list's fingerprint
+	Query string `json:"q"` // digest of the page
 	query.Place
 }
 
-// digest is short for a text.
-func digest(text string) string {
-	sum := sha256.Sum256([]byte(text))
+// page is a page of a user's list.
+type page struct {
+	user string
+	query.Listing
+}
+
+// digest tells the list from all others, whatever the page.
+func (p page) digest() string { return digest([]byte(p.Name() + " " + p.user)) }
+
+func digest(text []byte) string {
+	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:12])
 }
 
-// listTag is the weak entity tag of a page of a list: of another one, or of another state of the user's tasks, it is another.
-func listTag(h query.Head, name string, page query.Page) string {
-	state := fmt.Sprint(events.TaskForm, h.EventID, h.Generation, h.Stale, page.Limit, page.After, name)
-	return `W/"` + strconv.FormatInt(h.Seq, 10) + "-" + digest(state) + `"`
+// tag is the weak entity tag of the page: of another one, or of another state of the user's tasks, it is another.
+func (p page) tag(h query.Head) string {
+	b := append([]byte(p.Name()), h.EventID[:]...)
+	for _, n := range []int64{events.TaskForm, h.Seq, h.Generation, int64(p.Limit)} {
+		b = strconv.AppendInt(append(b, ' '), n, 10)
+	}
+	if p.After != nil {
+		b = fmt.Appendf(b, " %d %x %s %d", p.After.Time.UnixNano(), p.After.Title, p.After.ID, p.After.Seq)
+	}
+	return `W/"` + strconv.FormatInt(h.Seq, 10) + "-" + digest(b) + `"`
 }
 
 func (c cursor) encode() (string, error) {
@@ -41,12 +55,12 @@ func (c cursor) encode() (string, error) {
 }
 
 // cursor reads the parameter of that name; nil when it is absent or wrong, which is noted.
-func (in *input) cursor(values url.Values, of string) *query.Place {
+func (in *input) cursor(values url.Values, of page) *query.Place {
 	if !values.Has("cursor") {
 		return nil
 	}
 	c, ok := decodeCursor(values.Get("cursor"))
-	if !ok || c.Query != of {
+	if !ok || c.Query != of.digest() {
 		in.parameter("cursor", "invalid_cursor", "is not a cursor of this list")
 		return nil
 	}

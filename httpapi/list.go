@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"cmp"
-	"context"
 	"io"
 	"net/http"
 	"net/url"
@@ -21,8 +20,8 @@ type listing struct {
 	filter query.Filter
 	// limit is the limit of a page where the request has none; 0 = there is none, and the list is streamed when it is large.
 	limit int
-	// answer is what reads it; nil = query.Reader.List.
-	answer func(ctx context.Context, ask query.Ask, page query.Page) (query.Answer, error)
+	// ofTask: it is the history of one task, which must have been there.
+	ofTask bool
 }
 
 // list handles every list: pages, cursors, entity tags. Whatever tells two lists apart is in the filter, and so in all of them.
@@ -30,30 +29,29 @@ func (s *Server) list(read func(in *input, c echo.Context, values url.Values) li
 	return func(c echo.Context, caller auth.Caller) error {
 		var in input
 		values := in.values(c.Request())
-		l := read(&in, c, values)
-		name, err := query.Fingerprint(caller.UserID, l.filter)
-		if err != nil { // of a text that is not UTF-8, which was noted
+		asked := read(&in, c, values)
+		l, err := query.NewListing(asked.filter)
+		if err != nil { // a text that is not UTF-8, which was noted
 			return cmp.Or(in.problem(), err)
 		}
-		page := query.Page{Limit: in.limit(values, l.limit), After: in.cursor(values, digest(name))}
+		p := page{user: caller.UserID, Listing: l}
+		p.Limit, p.After = in.limit(values, asked.limit), in.cursor(values, p)
 		ask := s.ask(&in, caller, values)
 		if err := in.problem(); err != nil {
 			return err
 		}
-		tag := func(h query.Head) string { return listTag(h, name, page) }
 		if c.Request().Header.Get("If-None-Match") != "" {
-			ask.Has = func(h query.Head) bool { return noneMatches(c.Request(), tag(h)) }
+			ask.Has = func(h query.Head) bool { return noneMatches(c.Request(), p.tag(h)) }
 		}
-		if page.Limit == 0 {
-			ask.Stream = s.streamList(c, tag)
+		if p.Limit == 0 {
+			ask.Stream = s.streamList(c, p)
 		}
-		if l.answer == nil {
-			l.answer = func(ctx context.Context, ask query.Ask, page query.Page) (query.Answer, error) {
-				return s.queries.List(ctx, ask, l.filter, page)
-			}
+		answer := s.queries.List
+		if asked.ofTask {
+			answer = s.queries.TaskHistory
 		}
-		a, err := l.answer(c.Request().Context(), ask, page)
-		return s.sendList(c, a, err, tag, digest(name))
+		a, err := answer(c.Request().Context(), ask, p.Listing)
+		return s.sendList(c, a, err, p)
 	}
 }
 
@@ -63,10 +61,10 @@ func (s *Server) ask(in *input, caller auth.Caller, values url.Values) query.Ask
 }
 
 // streamList begins an answer that is too large to be gathered; the reader has the time of a request to take it.
-func (s *Server) streamList(c echo.Context, tag func(query.Head) string) func(query.Head) io.Writer {
+func (s *Server) streamList(c echo.Context, p page) func(query.Head) io.Writer {
 	return func(h query.Head) io.Writer {
 		setHead(c, h)
-		c.Response().Header().Set("ETag", tag(h))
+		c.Response().Header().Set("ETag", p.tag(h))
 		c.Response().Header().Set("Content-Type", "application/json")
 		// An error means that the connection is gone, which the write tells as well.
 		_ = http.NewResponseController(c.Response()).SetWriteDeadline(time.Now().Add(s.workTime))
@@ -75,7 +73,7 @@ func (s *Server) streamList(c echo.Context, tag func(query.Head) string) func(qu
 	}
 }
 
-func (s *Server) sendList(c echo.Context, a query.Answer, err error, tag func(query.Head) string, name string) error {
+func (s *Server) sendList(c echo.Context, a query.Answer, err error, p page) error {
 	switch {
 	case c.Response().Committed && err != nil:
 		panic(http.ErrAbortHandler) // what was sent must not look whole
@@ -86,13 +84,13 @@ func (s *Server) sendList(c echo.Context, a query.Answer, err error, tag func(qu
 	if err != nil {
 		return err
 	}
-	etag := tag(a.Head)
+	etag := p.tag(a.Head)
 	c.Response().Header().Set("ETag", etag)
 	if a.Unchanged || noneMatches(c.Request(), etag) {
 		return c.NoContent(http.StatusNotModified)
 	}
 	if a.Next != nil {
-		if err := setNext(c.Response(), c.Request(), cursor{Query: name, Place: *a.Next}); err != nil {
+		if err := setNext(c.Response(), c.Request(), cursor{Query: p.digest(), Place: *a.Next}); err != nil {
 			return err
 		}
 	}
@@ -137,8 +135,5 @@ func (s *Server) history(in *input, _ echo.Context, values url.Values) listing {
 func (s *Server) taskHistory(in *input, c echo.Context, values url.Values) listing {
 	id := in.taskID("id", c.Param("id"))
 	f := query.HistoryFilter{TaskID: &id, Order: choice(in, values, "order", query.Ascending, query.Descending)}
-	answer := func(ctx context.Context, ask query.Ask, page query.Page) (query.Answer, error) {
-		return s.queries.TaskHistory(ctx, ask, f, page)
-	}
-	return listing{filter: f, limit: maxLimit, answer: answer}
+	return listing{filter: f, limit: maxLimit, ofTask: true}
 }

@@ -114,9 +114,9 @@ func (e *entry) append(b []byte) []byte {
 	return append(b, '"')
 }
 
-// TaskHistory is List for the history of the task that f names, deleted or not. A task that the user never had is ErrNotFound.
-func (r *Reader) TaskHistory(ctx context.Context, ask Ask, f HistoryFilter, page Page) (Answer, error) {
-	a, err := r.List(ctx, ask, f, page)
+// TaskHistory is List for a HistoryFilter of one task, deleted or not. A task that the user never had is ErrNotFound.
+func (r *Reader) TaskHistory(ctx context.Context, ask Ask, l Listing) (Answer, error) {
+	a, err := r.List(ctx, ask, l)
 	if err != nil || string(a.Body) != "[]" {
 		return a, err
 	}
@@ -126,7 +126,7 @@ func (r *Reader) TaskHistory(ctx context.Context, ask Ask, f HistoryFilter, page
 		SELECT EXISTS (SELECT FROM {schema}.task_history h WHERE h.user_id = s.user_id AND h.task_id = $2) AS known
 	) x`)
 	places := append(make([]any, headColumns), &known)
-	if _, err := events.One(ctx, r.db, text, []any{ask.UserID, *f.TaskID}, places...); err != nil {
+	if _, err := events.One(ctx, r.db, text, []any{ask.UserID, l.Filter.(HistoryFilter).TaskID}, places...); err != nil {
 		return Answer{}, fmt.Errorf("read history: %w", err)
 	}
 	if !known {

@@ -114,10 +114,9 @@ func (k *kept) wait(user string) (wake chan struct{}, leave func()) {
 }
 
 // awaitVersion waits until the user's stream has the version that is asked for, whichever process writes it.
-func (r *Reader) awaitVersion(waiting context.Context, ask Ask) error {
-	if ask.MinVersion == 0 {
-		return nil
-	}
+func (r *Reader) awaitVersion(ctx context.Context, ask Ask) error {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	wake, leave := r.kept.wait(ask.UserID)
 	defer leave()
 	for pause := firstLook; ; pause = min(2*pause, lastLook) {

@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -33,8 +34,8 @@ func (o Order) beyond() string {
 	return "<"
 }
 
-// Filter says what a list lists, and in which order: a TaskFilter or a HistoryFilter. Its JSON is its fingerprint, so that whatever
-// tells two lists apart is in it.
+// Filter says what a list lists, and in which order: a TaskFilter or a HistoryFilter. Its JSON names the list, so that whatever tells
+// two lists apart is in cursors, in entity tags and in what answers are kept by.
 type Filter interface {
 	// list names the list.
 	list() string
@@ -60,55 +61,69 @@ type Place struct {
 	Seq   int64     `json:"s,omitzero"`
 }
 
-// Fingerprint names the list that a filter gives of a user.
-func Fingerprint(user string, f Filter) (string, error) {
-	text, err := json.Marshal(f, json.Deterministic(true))
-	if err != nil {
-		return "", fmt.Errorf("fingerprint of a list: %w", err)
-	}
-	return f.list() + " " + string(text) + " " + user, nil
+// Listing is a page of a list.
+type Listing struct {
+	Filter
+	Page
+	name string
 }
 
+// NewListing returns a listing without a page; it fails for a filter with a text that is not UTF-8.
+func NewListing(f Filter) (Listing, error) {
+	text, err := json.Marshal(f, json.Deterministic(true))
+	if err != nil {
+		return Listing{}, fmt.Errorf("name a list: %w", err)
+	}
+	return Listing{Filter: f, name: f.list() + string(text)}, nil
+}
+
+// Name tells the list from all others of a user, whatever the page.
+func (l Listing) Name() string { return l.name }
+
+// key tells the page from all others of a user.
+func (l Listing) key() string {
+	b := strconv.AppendInt(append([]byte(l.name), ' '), int64(l.Limit), 10)
+	if p := l.After; p != nil {
+		b = fmt.Appendf(b, " %d %x %s %d", p.Time.UnixNano(), p.Title, p.ID, p.Seq)
+	}
+	return string(b)
+}
+
+// sizeOfItem is about how many bytes an item of a list takes.
+const sizeOfItem = 320
+
 // List answers with a JSON array.
-func (r *Reader) List(ctx context.Context, ask Ask, f Filter, page Page) (Answer, error) {
-	fingerprint, err := Fingerprint("", f)
-	if err != nil {
-		return Answer{}, err
-	}
-	place, err := json.Marshal(page, json.Deterministic(true))
-	if err != nil {
-		return Answer{}, fmt.Errorf("read a page: %w", err)
-	}
-	columns, from, args := f.sql(page)
+func (r *Reader) List(ctx context.Context, ask Ask, l Listing) (Answer, error) {
+	columns, from, args := l.sql(l.Page)
 	return r.answer(ctx, ask, question{
-		key:  fingerprint + string(place),
+		key:  l.key(),
 		text: statement(columns, from),
 		args: args,
-		read: func(rows pgx.Rows, a *Answer, w *writer) error { return readList(rows, f, page, a, w) },
+		read: func(rows pgx.Rows, a *Answer, w *writer) error { return readList(rows, l, a, w) },
 	})
 }
 
 // readList reads the items; rows stands on the first one. Where there is none, its last column is null.
-func readList(rows pgx.Rows, f Filter, page Page, a *Answer, w *writer) (err error) {
+func readList(rows pgx.Rows, l Listing, a *Answer, w *writer) (err error) {
 	if last := rows.RawValues(); last[len(last)-1] == nil {
 		w.body = append(w.body, '[', ']')
 		return nil
 	}
-	w.body = append(w.body, '[')
+	w.body = append(make([]byte, 0, sizeOfItem*min(max(l.Limit, 1), 24)), '[')
 	for n := 1; ; n++ {
-		if w.body, err = f.item(w.body, rows); err != nil {
+		if w.body, err = l.item(w.body, rows); err != nil {
 			return err
 		}
 		var place Place
-		if n == page.Limit {
-			if place, err = f.place(rows); err != nil {
+		if n == l.Limit {
+			if place, err = l.place(rows); err != nil {
 				return err
 			}
 		}
 		if !rows.Next() {
 			break
 		}
-		if n == page.Limit {
+		if n == l.Limit {
 			a.Next = &place
 			break
 		}

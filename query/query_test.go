@@ -163,11 +163,21 @@ func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 
 func (f *fixture) list(filter Filter, page Page) Answer {
 	f.t.Helper()
-	a, err := f.List(f.t.Context(), Ask{UserID: "u"}, filter, page)
+	a, err := f.List(f.t.Context(), Ask{UserID: "u"}, listing(f.t, filter, page))
 	if err != nil {
 		f.t.Fatalf("%+v: %v", filter, err)
 	}
 	return a
+}
+
+func listing(t testing.TB, filter Filter, page Page) Listing {
+	t.Helper()
+	l, err := NewListing(filter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Page = page
+	return l
 }
 
 func ids(t testing.TB, a Answer) []string {
@@ -223,7 +233,7 @@ func TestNobodysListIsEmptyAtZero(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.fill(10)
-	a, err := f.List(t.Context(), Ask{UserID: "nobody"}, TaskFilter{Sort: SortCreatedAt}, Page{})
+	a, err := f.List(t.Context(), Ask{UserID: "nobody"}, listing(t, TaskFilter{Sort: SortCreatedAt}, Page{}))
 	if err != nil || string(a.Body) != "[]" || a.Seq != 0 || a.Stale {
 		t.Errorf("%s, %+v, %v", a.Body, a.Head, err)
 	}
@@ -231,7 +241,7 @@ func TestNobodysListIsEmptyAtZero(t *testing.T) {
 		t.Errorf("an empty list of a user at 10: %s, %+v", a.Body, a.Head)
 	}
 	never := uuid.New()
-	if a, err := f.TaskHistory(t.Context(), Ask{UserID: "u"}, HistoryFilter{TaskID: &never, Order: Ascending}, Page{}); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
+	if a, err := f.TaskHistory(t.Context(), Ask{UserID: "u"}, listing(t, HistoryFilter{TaskID: &never, Order: Ascending}, Page{})); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
 		t.Errorf("the history of a task that never was: %+v, %v", a, err)
 	}
 	if a, err := f.Task(t.Context(), Ask{UserID: "u"}, uuid.New()); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
@@ -261,7 +271,7 @@ func TestLargeListsAreStreamed(t *testing.T) {
 			return body.Write(p)
 		})
 	}}
-	a, err := f.List(t.Context(), ask, TaskFilter{Sort: SortCreatedAt, Order: Descending}, Page{})
+	a, err := f.List(t.Context(), ask, listing(t, TaskFilter{Sort: SortCreatedAt, Order: Descending}, Page{}))
 	if err != nil || !a.Streamed || writes < 2 || body.String() != string(want.Body) {
 		t.Errorf("%d writes, %d bytes of %d, %v", writes, body.Len(), len(want.Body), err)
 	}
@@ -292,7 +302,7 @@ func TestAnswersAreKept(t *testing.T) {
 	if a := f.list(filter, Page{Limit: 4}); len(ids(t, a)) != 4 {
 		t.Error("another page is given for this one")
 	}
-	if a, err := f.List(t.Context(), Ask{UserID: "v"}, filter, Page{Limit: 3}); err != nil || string(a.Body) == string(first.Body) {
+	if a, err := f.List(t.Context(), Ask{UserID: "v"}, listing(t, filter, Page{Limit: 3})); err != nil || string(a.Body) == string(first.Body) {
 		t.Errorf("another user's: %s, %v", a.Body, err)
 	}
 	f.exec(`UPDATE {schema}.checkpoints SET generation = generation + 1`)
@@ -319,12 +329,12 @@ func TestWhoHasTheAnswerGetsNone(t *testing.T) {
 	filter := TaskFilter{Sort: SortCreatedAt, Order: Descending}
 	first := f.list(filter, Page{})
 	ask := Ask{UserID: "u", Has: func(h Head) bool { return h == first.Head }}
-	if a, err := f.List(t.Context(), ask, filter, Page{}); err != nil || !a.Unchanged || a.Seq != 10 {
+	if a, err := f.List(t.Context(), ask, listing(t, filter, Page{})); err != nil || !a.Unchanged || a.Seq != 10 {
 		t.Errorf("%+v, %v", a, err)
 	}
 	f.exec(`UPDATE {schema}.users SET seq = 11 WHERE user_id = 'u'`)
 	f.head("u", 11)
-	if a, err := f.List(t.Context(), ask, filter, Page{}); err != nil || a.Unchanged || a.Seq != 11 {
+	if a, err := f.List(t.Context(), ask, listing(t, filter, Page{})); err != nil || a.Unchanged || a.Seq != 11 {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
@@ -346,7 +356,7 @@ func TestAReadThatIsBehindSaysSo(t *testing.T) {
 	if took := time.Since(begin); !a.Stale || a.Seq != 10 || took > patience/2 {
 		t.Errorf("parked: %+v after %v", a.Head, took)
 	}
-	if _, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 11}, TaskFilter{Sort: SortCreatedAt}, Page{}); !errors.Is(err, ErrNotYet) {
+	if _, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 11}, listing(t, TaskFilter{Sort: SortCreatedAt}, Page{})); !errors.Is(err, ErrNotYet) {
 		t.Errorf("min_version of a parked user: %v", err)
 	}
 }
@@ -395,7 +405,7 @@ func TestAReadWaitsForItsVersion(t *testing.T) {
 	var work sync.WaitGroup
 	for range 20 {
 		work.Go(func() {
-			a, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 11}, TaskFilter{Sort: SortCreatedAt}, Page{Limit: 1})
+			a, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 11}, listing(t, TaskFilter{Sort: SortCreatedAt}, Page{Limit: 1}))
 			if err != nil || a.Seq < 11 {
 				t.Errorf("%+v, %v", a.Head, err)
 			}
@@ -463,7 +473,7 @@ func BenchmarkQuestion(b *testing.B) {
 	filter := TaskFilter{Status: StatusAll, Sort: SortCreatedAt, Order: Descending}
 	for name, ask := range map[string]func() error{
 		"list": func() error {
-			_, err := f.List(b.Context(), Ask{UserID: "u"}, filter, Page{Limit: 20})
+			_, err := f.List(b.Context(), Ask{UserID: "u"}, listing(b, filter, Page{Limit: 20}))
 			return err
 		},
 		"get": func() error {
