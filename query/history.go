@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
@@ -64,19 +65,20 @@ func (c *clauses) moment(m *Moment, operator string) {
 	}
 }
 
-func (f HistoryFilter) item(b []byte, rows pgx.Rows) ([]byte, error) {
+func (f HistoryFilter) items(b []byte, rows pgx.Rows) ([]byte, error) {
 	var e entry
-	if err := rows.Scan(append(make([]any, headColumns), e.places()...)...); err != nil {
+	if err := rows.Scan(places(e.columns()...)...); err != nil {
 		return nil, err
 	}
 	return append(e.append(b), '}'), nil
 }
 
-func (f HistoryFilter) place(rows pgx.Rows) (p Place, err error) {
-	places := make([]any, headColumns+8)
-	places[headColumns] = &p.Seq
-	err = rows.Scan(places...)
-	return p, err
+func (f HistoryFilter) place(item []byte) (p Place, err error) {
+	var e struct {
+		Seq int64 `json:"seq"`
+	}
+	err = json.Unmarshal(item, &e)
+	return Place{Seq: e.Seq}, err
 }
 
 // entry is one event as people read it.
@@ -89,7 +91,7 @@ type entry struct {
 	changes, hash    []byte
 }
 
-func (e *entry) places() []any {
+func (e *entry) columns() []any {
 	return []any{&e.seq, &e.kind, &e.task, &e.recorded, &e.actor, &e.requestID, &e.changes, &e.hash}
 }
 
@@ -125,8 +127,8 @@ func (r *Reader) TaskHistory(ctx context.Context, ask Ask, l Listing) (Answer, e
 	CROSS JOIN LATERAL (
 		SELECT EXISTS (SELECT FROM {schema}.task_history h WHERE h.user_id = s.user_id AND h.task_id = $2) AS known
 	) x`)
-	places := append(make([]any, headColumns), &known)
-	if _, err := events.One(ctx, r.db, text, []any{ask.UserID, l.Filter.(HistoryFilter).TaskID}, places...); err != nil {
+	args := []any{ask.UserID, l.Filter.(HistoryFilter).TaskID}
+	if _, err := events.One(ctx, r.db, text, args, places(&known)...); err != nil {
 		return Answer{}, fmt.Errorf("read history: %w", err)
 	}
 	if !known {
@@ -164,7 +166,7 @@ func (r *Reader) Changes(ctx context.Context, user string, after int64, limit in
 	err := r.db.Query(ctx, changes, []any{user, after, limit}, func(rows pgx.Rows) error {
 		for rows.Next() {
 			var e entry
-			t, err := events.ScanHistoryTask(rows, user, e.places()...)
+			t, err := events.ScanHistoryTask(rows, user, e.columns()...)
 			if err != nil {
 				return err
 			}

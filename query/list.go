@@ -1,6 +1,7 @@
 package query
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strconv"
@@ -39,13 +40,16 @@ func (o Order) beyond() string {
 type Filter interface {
 	// list names the list.
 	list() string
-	// sql is the list as a LATERAL subquery x of columns, the items' places and then the items.
+	// sql is the list as a LATERAL subquery x, each row of which has items.
 	sql(page Page) (columns, from string, args []any)
-	// item appends the item of a row to b.
-	item(b []byte, rows pgx.Rows) ([]byte, error)
-	// place reads where the item of a row stands in the list.
-	place(rows pgx.Rows) (Place, error)
+	// items appends the items of a row to b, with a separator between them.
+	items(b []byte, rows pgx.Rows) ([]byte, error)
+	// place reads where an item stands in the list.
+	place(item []byte) (Place, error)
 }
+
+// separator stands between the items of a list. A line break is in no item: JSON escapes those in its texts.
+const separator = ",\n"
 
 // Page says which part of a list is asked for.
 type Page struct {
@@ -89,11 +93,18 @@ func (l Listing) key() string {
 	return string(b)
 }
 
-// sizeOfItem is about how many bytes an item of a list takes.
-const sizeOfItem = 320
+// gathered is how many items of a list without a limit are asked for at first: lists are seldom longer, and a page is one row.
+const gathered = 500
 
 // List answers with a JSON array.
 func (r *Reader) List(ctx context.Context, ask Ask, l Listing) (Answer, error) {
+	if l.Limit == 0 {
+		first, gather := l, ask
+		first.Limit, gather.Stream = gathered, nil
+		if a, err := r.List(ctx, gather, first); err != nil || a.Next == nil {
+			return a, err
+		}
+	}
 	columns, from, args := l.sql(l.Page)
 	return r.answer(ctx, ask, question{
 		key:  l.key(),
@@ -103,34 +114,31 @@ func (r *Reader) List(ctx context.Context, ask Ask, l Listing) (Answer, error) {
 	})
 }
 
-// readList reads the items; rows stands on the first one. Where there is none, its last column is null.
+// readList reads the items; rows stands on the first row. Where there is no item, its last column is null.
 func readList(rows pgx.Rows, l Listing, a *Answer, w *writer) (err error) {
-	if last := rows.RawValues(); last[len(last)-1] == nil {
-		w.body = append(w.body, '[', ']')
-		return nil
-	}
-	w.body = append(make([]byte, 0, sizeOfItem*min(max(l.Limit, 1), 24)), '[')
-	for n := 1; ; n++ {
-		if w.body, err = l.item(w.body, rows); err != nil {
+	first := rows.RawValues()
+	size := len(first[len(first)-1])
+	w.body = append(make([]byte, 0, size+size/8+2), '[')
+	for size > 0 {
+		if w.body, err = l.items(w.body, rows); err != nil {
 			return err
-		}
-		var place Place
-		if n == l.Limit {
-			if place, err = l.place(rows); err != nil {
-				return err
-			}
 		}
 		if !rows.Next() {
 			break
 		}
-		if n == l.Limit {
-			a.Next = &place
-			break
-		}
-		w.body = append(w.body, ',')
+		w.body = append(w.body, separator...)
 		if err := w.flush(); err != nil {
 			return err
 		}
+	}
+	if l.Limit > 0 && bytes.Count(w.body, []byte(separator)) == l.Limit { // one item more than the page has
+		w.body = w.body[:bytes.LastIndex(w.body, []byte(separator))]
+		last := w.body[max(1, bytes.LastIndex(w.body, []byte(separator))+len(separator)):]
+		place, err := l.place(last)
+		if err != nil {
+			return fmt.Errorf("read where a page ends: %w", err)
+		}
+		a.Next = &place
 	}
 	w.body = append(w.body, ']')
 	if err := w.end(); err != nil {

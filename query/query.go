@@ -109,57 +109,66 @@ type question struct {
 	read func(rows pgx.Rows, a *Answer, w *writer) error
 }
 
-// statement is the beginning of every question: it names the user to row level security before anything else is read, and tells what the
-// read model shows of the user. What follows is joined to s, of which there is one row. Where the stream ends is not asked here: that look
-// is shared by many (measured at 16 and 64 connections: a third of the database's time for a list of 20).
+// statement is the beginning of every question: it names the user to row level security before anything else is read, and tells where the
+// user's stream ends and what the read model shows of it, in the snapshot of what follows. That is joined to s, of which there is one row.
 func statement(columns, from string) string {
 	return `
 	WITH scope AS MATERIALIZED (
 		SELECT set_config('taskledger.user_id', $1, true) COLLATE "C" AS user_id
 	)
 	SELECT
-		(SELECT CASE WHEN u.parked_error IS NULL THEN u.seq ELSE -u.seq - 1 END FROM {schema}.users u WHERE u.user_id = $1),
+		coalesce(h.seq, 0), coalesce(h.position, 0), coalesce(h.event_id, '00000000-0000-0000-0000-000000000000'),
+		coalesce((SELECT CASE WHEN u.parked_error IS NULL THEN u.seq ELSE -u.seq - 1 END FROM {schema}.users u WHERE u.user_id = $1), 0),
 		(SELECT c.generation FROM {schema}.checkpoints c WHERE c.projection = 'tasks'),
 		` + columns + `
 	FROM scope s
+	LEFT JOIN LATERAL (
+		SELECT e.seq, e.position, e.event_id
+		FROM {schema}.task_events e
+		WHERE e.user_id = s.user_id
+		ORDER BY e.seq DESC
+		LIMIT 1
+	) h ON true
 	` + from
 }
 
 // state is what a statement tells of the user.
 type state struct {
-	shown      int64 // seq that the read model shows
-	parked     bool
-	generation int64
+	end    events.Look // where the stream ends
+	shown  int64       // seq that the read model shows
+	parked bool
 }
 
 // headColumns is how many columns a statement has before those of the question.
-const headColumns = 2
+const headColumns = 5
 
-func scanState(rows pgx.Rows, columns int) (st state, err error) {
-	var shown *int64
-	places := make([]any, headColumns+columns)
-	places[0], places[1] = &shown, &st.generation
-	if err := rows.Scan(places...); err != nil || shown == nil {
-		return st, err
-	}
-	st.shown = *shown
+// places are where the columns of a row go, behind those of the state.
+func places(columns ...any) []any {
+	return append(make([]any, headColumns, headColumns+len(columns)), columns...)
+}
+
+func scanState(rows pgx.Rows) (st state, err error) {
+	to := make([]any, len(rows.RawValues()))
+	to[0], to[1], to[2] = &st.end.Seq, &st.end.Position, (*[16]byte)(&st.end.EventID)
+	to[3], to[4] = &st.shown, &st.end.Generation
+	err = rows.Scan(to...)
 	if st.parked = st.shown < 0; st.parked {
 		st.shown = -st.shown - 1
 	}
-	return st, nil
+	return st, err
 }
 
-// head is that of an answer from the read model to a read that began when the stream ended at end.
-func (st state) head(end events.Look) Head {
-	h := Head{Seq: st.shown, Stale: st.shown < end.Seq}
-	if st.shown == end.Seq && st.generation == end.Generation {
-		h.EventID, h.Generation = end.EventID, end.Generation
+// head is what an answer to a read that began when the stream ended at seq reflects.
+func (st state) head(began int64) Head {
+	h := Head{Seq: st.shown, Stale: st.shown < min(began, st.end.Seq)}
+	if st.shown == st.end.Seq {
+		h.EventID, h.Generation = st.end.EventID, st.end.Generation
 	}
 	return h
 }
 
-// behind tells that the read model can be brought further to show the end of the stream.
-func (st state) behind(end events.Look) bool { return st.shown < end.Seq && !st.parked }
+// behind tells that the read model can be brought further to show what the read has to.
+func (st state) behind(began int64) bool { return st.head(began).Stale && !st.parked }
 
 // errBehind says that the read model does not show enough yet.
 var errBehind = errors.New("the read model is behind")
@@ -173,116 +182,89 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 		}
 	}
 	kept, written := r.kept.get(ask.UserID, q.key)
-	if kept == nil && ask.Has == nil {
-		return r.ask(ctx, ask, q, r.look(ctx, ask.UserID), written)
-	}
-	look, err := r.log.Head(ctx, ask.UserID)
-	if err != nil {
-		return Answer{}, err
-	}
-	head := Head{Seq: look.Seq, EventID: look.EventID, Generation: look.Generation}
-	switch {
-	case ask.Has != nil && ask.Has(head):
-		return Answer{Head: head, Unchanged: true}, nil
-	case kept != nil && kept.Head == head:
-		return *kept, nil
-	}
-	return r.ask(ctx, ask, q, func() (events.Look, error) { return look, nil }, written)
-}
-
-// look begins a look at where the user's stream ends; the function returned waits for what it tells.
-func (r *Reader) look(ctx context.Context, user string) func() (events.Look, error) {
-	var (
-		look events.Look
-		err  error
-		done = make(chan struct{})
-	)
-	go func() {
-		look, err = r.log.Head(ctx, user)
-		close(done)
-	}()
-	return func() (events.Look, error) {
-		<-done
-		return look, err
-	}
-}
-
-// ask asks the read model until it shows what it must, for a second at most. What this process wrote for the user is waited for beforehand,
-// which saves a statement.
-func (r *Reader) ask(ctx context.Context, ask Ask, q question, end func() (events.Look, error), written int64) (Answer, error) {
-	mark := r.model.Mark()
-	if written > r.model.Shown() {
-		r.await(ctx, written, mark)
-	}
-	for deadline := time.Now().Add(patience); ; {
-		mark = r.model.Mark()
-		a, err := r.askOnce(ctx, ask, q, end, time.Now().After(deadline))
-		if err == nil && a.Seq < ask.MinVersion {
-			return Answer{Head: a.Head}, ErrNotYet
-		}
-		if !errors.Is(err, errBehind) {
-			return a, err
-		}
-		look, err := end()
+	if kept != nil || ask.Has != nil {
+		look, err := r.log.Head(ctx, ask.UserID)
 		if err != nil {
 			return Answer{}, err
 		}
-		waiting, cancel := context.WithDeadline(ctx, deadline)
-		_ = r.model.Await(waiting, look.Position, mark) // when the time is up, the answer is what there is
-		cancel()
+		head := Head{Seq: look.Seq, EventID: look.EventID, Generation: look.Generation}
+		switch {
+		case ask.Has != nil && ask.Has(head):
+			return Answer{Head: head, Unchanged: true}, nil
+		case kept != nil && kept.Head == head:
+			return *kept, nil
+		}
+	}
+	mark := r.model.Mark()
+	if written > r.model.Shown() { // the statement would find the read model behind
+		r.await(ctx, written, mark, time.Now().Add(patience))
+	}
+	return r.ask(ctx, ask, q)
+}
+
+// ask asks the read model until it shows what was in the log when the read began, for a second at most; then the answer is what there is.
+func (r *Reader) ask(ctx context.Context, ask Ask, q question) (Answer, error) {
+	var (
+		deadline = time.Now().Add(patience)
+		began    events.Look // where the stream ended, by the first statement
+	)
+	for {
+		mark := r.model.Mark()
+		a, end, err := r.askOnce(ctx, ask, q, began.Seq, time.Now().After(deadline))
+		switch {
+		case errors.Is(err, errBehind):
+			if began.Seq == 0 {
+				began = end
+			}
+			r.await(ctx, began.Position, mark, deadline)
+		case err == nil && a.Seq < ask.MinVersion:
+			return Answer{Head: a.Head}, ErrNotYet
+		default:
+			return a, err
+		}
 	}
 }
 
-// await waits for a position that the statement that follows will show, or not.
-func (r *Reader) await(ctx context.Context, position int64, mark uint64) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// await waits for the read model to show a position; the statement that follows will find out whether it does.
+func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	_ = r.model.Await(ctx, position, mark)
 }
 
-// askOnce runs the statement. Unless it is the last try, an answer that does not show the end of the stream is errBehind. No connection is
-// held while the end is waited for: that takes another one.
+// askOnce runs the statement, and tells where the stream ended. Unless it is the last try, an answer that does not show what was there when
+// the read began, 0 = now, is errBehind.
 func (r *Reader) askOnce(
-	ctx context.Context, ask Ask, q question, end func() (events.Look, error), last bool,
-) (a Answer, err error) {
+	ctx context.Context, ask Ask, q question, began int64, last bool,
+) (a Answer, end events.Look, err error) {
 	w := &writer{}
-	if ask.Stream != nil { // the header tells what the answer reflects, and goes first
-		if _, err := end(); err != nil {
-			return Answer{}, err
-		}
-	}
 	var st state
 	err = r.db.Query(ctx, q.text, append([]any{ask.UserID}, q.args...), func(rows pgx.Rows) (err error) {
 		if !rows.Next() {
 			return errors.Join(rows.Err(), errNoRow)
 		}
-		if st, err = scanState(rows, len(rows.RawValues())-headColumns); err != nil {
+		if st, err = scanState(rows); err != nil {
 			return err
 		}
+		if began == 0 {
+			began = st.end.Seq
+		}
+		if st.behind(began) && !last {
+			return errBehind
+		}
 		if ask.Stream != nil {
-			look, _ := end()
-			if st.behind(look) && !last {
-				return errBehind
-			}
-			w.stream = func() io.Writer { return ask.Stream(st.head(look)) }
+			w.stream = func() io.Writer { return ask.Stream(st.head(began)) }
 		}
 		return q.read(rows, &a, w)
 	})
 	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, errBehind) {
-		return Answer{}, fmt.Errorf("read: %w", err)
+		return Answer{}, st.end, fmt.Errorf("read: %w", err)
 	}
-	look, endErr := end()
-	if endErr != nil {
-		return Answer{}, endErr
-	}
-	if st.behind(look) && !last {
-		return Answer{}, errBehind
-	}
-	a.Head, a.Body, a.Streamed = st.head(look), w.body, w.out != nil
+	a.Head, a.Body, a.Streamed = st.head(began), w.body, w.out != nil
 	if err == nil && a.EventID != uuid.Nil && !a.Streamed {
 		r.kept.put(ask.UserID, q.key, a)
 	}
-	return a, err
+	return a, st.end, err
 }
 
 var errNoRow = errors.New("the database did not tell what it shows of the user")
@@ -323,13 +305,11 @@ func (r *Reader) End(ctx context.Context, user string) (int64, error) {
 	return look.Seq, err
 }
 
-const oneTask = `t.body, t.version`
-
 // Task finds one live task of the user. The answer's Head is known when ErrNotFound is returned too.
 func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID) (Answer, error) {
 	return r.answer(ctx, ask, question{
 		key: "task " + string(id[:]),
-		text: statement(oneTask, `
+		text: statement(`t.body, t.version`, `
 			LEFT JOIN LATERAL (
 				SELECT t.body, t.version
 				FROM {schema}.tasks t
@@ -339,7 +319,7 @@ func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID) (Answer, error
 		args: []any{[16]byte(id)},
 		read: func(rows pgx.Rows, a *Answer, w *writer) error {
 			var version *int64
-			if err := rows.Scan(nil, nil, &w.body, &version); err != nil {
+			if err := rows.Scan(places(&w.body, &version)...); err != nil {
 				return err
 			}
 			if version == nil {

@@ -74,10 +74,15 @@ func (f *fixture) fill(n int) {
 	f.exec(`
 		INSERT INTO {schema}.tasks
 			(user_id, id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body)
-		SELECT u, id, n, n % 3 = 0, `+at+` + n * interval '1 second', `+at+` + (n * 7919 % 10007) * interval '1 second',
-			CASE WHEN n % 10 = 9 THEN `+at+` END, ($2::bytea[])[n], 'task ' || n,
-			'{"id":"' || id || '","user_id":"' || u || '","version":' || n || '}'
-		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1::int) n, LATERAL (SELECT gen_random_uuid() AS id WHERE n > 0) i`, n, keys)
+		SELECT u, id, n, n % 3 = 0, created_at, updated_at, CASE WHEN n % 10 = 9 THEN `+at+` END, ($2::bytea[])[n], 'task ' || n,
+			format('{"id":"%s","user_id":"%s","title":"task %s","created_at":"%s","updated_at":"%s","version":%s}', id, u, n,
+				to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SSZ'),
+				to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SSZ'), n)
+		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1::int) n, LATERAL (
+			SELECT gen_random_uuid() AS id, `+at+` + n * interval '1 second' AS created_at,
+				`+at+` + (n * 7919 % 10007) * interval '1 second' AS updated_at
+			WHERE n > 0
+		) i`, n, keys)
 	f.exec(`
 		INSERT INTO {schema}.task_history
 			(user_id, seq, task_id, type, skipped, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)

@@ -42,7 +42,7 @@ func (f TaskFilter) sql(page Page) (columns, from string, args []any) {
 	column := map[Sort]string{SortCreatedAt: "t.created_at", SortTitle: "t.title_key", SortUpdatedAt: "t.updated_at"}[f.Sort]
 	q := clauses{next: 2}
 	q.add(`
-			SELECT ` + column + ` AS place, t.id, t.body
+			SELECT t.body AS items
 			FROM {schema}.tasks t
 			WHERE t.user_id = s.user_id AND t.deleted_at IS NULL`)
 	switch f.Status {
@@ -63,20 +63,26 @@ func (f TaskFilter) sql(page Page) (columns, from string, args []any) {
 	}
 	q.add(fmt.Sprintf(` ORDER BY %s %s, t.id %s`, column, f.Order.sql(), f.Order.sql()))
 	q.limit(page)
-	return `x.place, x.id, x.body`, q.lateral(), q.args
+	if page.Limit > 0 { // one row costs less than many, here and there
+		q.text = `
+			SELECT string_agg(i.items, '` + separator + `') AS items FROM (` + q.text + `) i`
+	}
+	return `x.items`, q.lateral(), q.args
 }
 
-func (f TaskFilter) item(b []byte, rows pgx.Rows) ([]byte, error) {
+func (f TaskFilter) items(b []byte, rows pgx.Rows) ([]byte, error) {
 	values := rows.RawValues()
 	return append(b, values[len(values)-1]...), nil
 }
 
-func (f TaskFilter) place(rows pgx.Rows) (p Place, err error) {
-	places := make([]any, headColumns+3)
-	places[headColumns], places[headColumns+1] = &p.Time, &p.ID
-	if f.Sort == SortTitle {
-		places[headColumns] = &p.Title
+func (f TaskFilter) place(item []byte) (Place, error) {
+	t, err := events.ParseTask(item)
+	switch f.Sort {
+	case SortTitle:
+		return Place{Title: events.TitleKey(t.Title), ID: t.ID}, err
+	case SortUpdatedAt:
+		return Place{Time: t.UpdatedAt, ID: t.ID}, err
+	default:
+		return Place{Time: t.CreatedAt, ID: t.ID}, err
 	}
-	err = rows.Scan(places...)
-	return p, err
 }
