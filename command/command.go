@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"taskledger/events"
 )
 
 // Limits of a task's texts, in Unicode code points.
@@ -28,9 +30,10 @@ type Command interface {
 	decide(s *stream, match Match) (decision, error)
 }
 
-// CreateTask makes a new task. ID is chosen by the caller and is no part of what was asked for.
+// CreateTask makes a new task. Its ID is made by the server and is no part of what was asked for, unless it is what the client chose.
 type CreateTask struct {
-	ID          uuid.UUID `json:"-"`
+	ID          uuid.UUID  `json:"-"`
+	Chosen      *uuid.UUID `json:",omitzero"` // the same as ID
 	Title       string
 	Description *string
 	Completed   bool
@@ -56,6 +59,23 @@ type ReopenTask struct{ ID uuid.UUID }
 // DeleteTask moves a task to the trash.
 type DeleteTask struct{ ID uuid.UUID }
 
+// RestoreTask brings a task back from the trash as it was.
+type RestoreTask struct{ ID uuid.UUID }
+
+// RevertTask gives a task the texts and the completion that it had as of a seq of the user, by new events.
+type RevertTask struct {
+	ID      uuid.UUID
+	Version int64
+
+	then *events.Task // the task as of Version; nil = the user's stream has not come that far
+}
+
+// Step is one of several commands that are carried out together, each on what those before it left.
+type Step struct {
+	Command Command
+	Match   Match
+}
+
 // Match is a condition on the task's version (If-Match of RFC 9110, section 13.1.1). The zero Match is no condition.
 type Match struct {
 	Present  bool
@@ -79,6 +99,12 @@ func (m Match) allows(version int64) bool {
 var (
 	// ErrNotFound: there is no such live task in the user's stream.
 	ErrNotFound = errors.New("task not found")
+	// ErrLive: the task that is to be restored is not deleted.
+	ErrLive = errors.New("the task is not deleted")
+	// ErrNotThen: the task was not there, or deleted, as of the version that it is to be reverted to, or there is no such version yet.
+	ErrNotThen = errors.New("there was no such live task at that version")
+	// ErrExists: there is, or was, a task with the chosen id.
+	ErrExists = errors.New("there is a task with this id already")
 	// ErrKeyReused: the idempotency key was used for another request.
 	ErrKeyReused = errors.New("the idempotency key was used for another request")
 	// ErrContended: other writers were first, time and again; nothing was stored.
@@ -94,6 +120,18 @@ type PreconditionError struct {
 func (e *PreconditionError) Error() string {
 	return fmt.Sprintf("the task is at version %d", e.Current)
 }
+
+// StepError says which of several commands cannot be carried out, and why.
+type StepError struct {
+	Index int // from 0
+	Err   error
+}
+
+// Error implements error.
+func (e *StepError) Error() string { return fmt.Sprintf("command %d: %v", e.Index, e.Err) }
+
+// Unwrap gives the reason.
+func (e *StepError) Unwrap() error { return e.Err }
 
 // QuotaError says that the user has as many live tasks as allowed.
 type QuotaError struct {

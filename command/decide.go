@@ -25,6 +25,9 @@ func (s *stream) task(id uuid.UUID, match Match) (events.Task, error) {
 }
 
 func (c CreateTask) decide(s *stream, _ Match) (decision, error) {
+	if c.Chosen != nil && s.tasks[c.ID].Version > 0 {
+		return decision{}, ErrExists
+	}
 	if s.live >= s.quota {
 		return decision{}, &QuotaError{Limit: s.quota}
 	}
@@ -73,6 +76,35 @@ func (c DeleteTask) decide(s *stream, match Match) (decision, error) {
 	return decision{task: c.ID, events: []events.Data{events.TaskDeleted{}}}, err
 }
 
+func (c RestoreTask) decide(s *stream, match Match) (decision, error) {
+	t := s.tasks[c.ID]
+	switch {
+	case t == nil || t.Version == 0:
+		return decision{}, ErrNotFound
+	case !match.allows(t.Version):
+		return decision{}, &PreconditionError{Current: t.Version}
+	case t.Live():
+		return decision{}, ErrLive
+	case s.live >= s.quota:
+		return decision{}, &QuotaError{Limit: s.quota}
+	}
+	return decision{task: c.ID, events: []events.Data{events.TaskRestored{}}}, nil
+}
+
+func (c RevertTask) decide(s *stream, match Match) (decision, error) {
+	t, err := s.task(c.ID, Match{})
+	switch {
+	case err != nil:
+		return decision{}, err
+	case c.then == nil || !c.then.Live():
+		return decision{}, ErrNotThen
+	case !match.allows(t.Version):
+		return decision{}, &PreconditionError{Current: t.Version}
+	}
+	then := UpdateTask{ID: c.ID, Title: &c.then.Title, Description: &c.then.Description, Completed: &c.then.Completed}
+	return then.decide(s, Match{})
+}
+
 // completion is the event that brings t to the wanted completion, if it takes one.
 func completion(t events.Task, want bool) []events.Data {
 	switch {
@@ -98,10 +130,14 @@ func (c ToggleTask) name() string   { return "toggle" }
 func (c CompleteTask) name() string { return "complete" }
 func (c ReopenTask) name() string   { return "reopen" }
 func (c DeleteTask) name() string   { return "delete" }
+func (c RestoreTask) name() string  { return "restore" }
+func (c RevertTask) name() string   { return "revert" }
 
-func (c CreateTask) about() *uuid.UUID   { return nil }
+func (c CreateTask) about() *uuid.UUID   { return c.Chosen }
 func (c UpdateTask) about() *uuid.UUID   { return &c.ID }
 func (c ToggleTask) about() *uuid.UUID   { return &c.ID }
 func (c CompleteTask) about() *uuid.UUID { return &c.ID }
 func (c ReopenTask) about() *uuid.UUID   { return &c.ID }
 func (c DeleteTask) about() *uuid.UUID   { return &c.ID }
+func (c RestoreTask) about() *uuid.UUID  { return &c.ID }
+func (c RevertTask) about() *uuid.UUID   { return &c.ID }

@@ -1,9 +1,9 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -52,10 +52,13 @@ func NewHandler(cfg Config) *Handler {
 type Request struct {
 	UserID    string
 	RequestID string
+	Actor     string // who acts for the user; empty = the user
 	Match     Match
 	// Key makes the same request, sent again, have its effect once and the same answer; empty = none.
 	Key string
 }
+
+func (r Request) actor() string { return cmp.Or(r.Actor, r.UserID) }
 
 // Result is what a command left behind.
 type Result struct {
@@ -65,67 +68,119 @@ type Result struct {
 	Replayed bool
 }
 
-// Do carries out one command and answers when its events are durable. A command that changes nothing stores nothing. Errors:
-// ErrNotFound, *PreconditionError, *QuotaError, ErrKeyReused, ErrContended, events.ErrClosed, *events.FoldError for a stream that this
-// program can't read; after any other error the outcome is unknown.
-func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, error) {
-	a := &attempt{Handler: h, req: req, cmd: cmd, from: h.cfg.Log.DB(), submit: h.cfg.Log.Submit}
-	if req.Key != "" {
-		var err error
-		if a.print, err = fingerprint(cmd, req.Match); err != nil {
-			return Result{}, err
-		}
-		// Before the lane, so that retries of what was done long ago hold nobody up.
-		if before, err := replay(ctx, a.from, req, a.print); err != nil || before != nil {
-			return answer(before, err)
-		}
-	}
-	result, err := a.optimistic(ctx)
-	if errors.Is(err, events.ErrConflict) {
-		result, err = a.alone(context.WithoutCancel(ctx))
-	}
-	if err == nil && a.stored > 0 {
-		h.cfg.Stored(req.UserID, a.stored)
-	}
-	return result, err
+// BatchResult is what several commands left behind.
+type BatchResult struct {
+	Tasks    []events.Task // as each of them left its task
+	Seq      int64
+	Replayed bool
 }
 
-func answer(result *Result, err error) (Result, error) {
+// Do carries out one command and answers when its events are durable. A command that changes nothing stores nothing. Errors:
+// ErrNotFound, ErrLive, ErrNotThen, *PreconditionError, *QuotaError, ErrKeyReused, ErrContended, events.ErrClosed, *events.FoldError for a
+// stream that this program can't read; after any other error the outcome is unknown.
+func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, error) {
+	a := h.attempt(req, Step{cmd, req.Match})
+	o, err := a.do(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	return *result, nil
+	return Result{Task: o.tasks[0], Seq: o.seq, Replayed: o.replayed}, nil
 }
 
-// attempt is one command on its way.
+// DoAll carries out several commands, each on what those before it left, all of them or none: their events are appended together.
+// Request.Match is not looked at. The error of one that cannot be carried out is a *StepError.
+func (h *Handler) DoAll(ctx context.Context, req Request, steps []Step) (BatchResult, error) {
+	a := h.attempt(req, steps...)
+	a.several = true
+	o, err := a.do(ctx)
+	if err != nil {
+		return BatchResult{}, err
+	}
+	return BatchResult{Tasks: o.tasks, Seq: o.seq, Replayed: o.replayed}, nil
+}
+
+func (h *Handler) attempt(req Request, steps ...Step) *attempt {
+	a := &attempt{Handler: h, req: req, steps: steps, from: h.cfg.Log.DB(), submit: h.cfg.Log.Submit}
+	for _, step := range steps {
+		if id := step.Command.about(); id != nil {
+			a.about = append(a.about, *id)
+		}
+	}
+	return a
+}
+
+// attempt is a request on its way: one command, or several.
 type attempt struct {
 	*Handler
-	req    Request
-	cmd    Command
-	print  []byte
-	from   events.Querier
-	submit func(context.Context, *events.Commit, func(error)) error
-	stored int64 // position of the last event that was appended
+	req     Request
+	steps   []Step
+	several bool // also if it is a list of one
+	about   []uuid.UUID
+	print   []byte
+	from    events.Querier
+	submit  func(context.Context, *events.Commit, func(error)) error
+	stored  int64 // position of the last event that was appended
+}
+
+// outcome is what was carried out: the task of each step as it left it.
+type outcome struct {
+	tasks    []events.Task
+	seq      int64
+	replayed bool
+}
+
+func (a *attempt) do(ctx context.Context) (o *outcome, err error) {
+	if a.req.Key != "" {
+		if a.print, err = fingerprint(a.steps, a.several); err != nil {
+			return nil, err
+		}
+		// Before the lane, so that retries of what was done long ago hold nobody up.
+		if before, err := a.replay(ctx, a.from); err != nil || before != nil {
+			return before, err
+		}
+	}
+	if revert, ok := a.steps[0].Command.(RevertTask); ok && !a.several {
+		if a.steps[0].Command, err = revert.recall(ctx, a.from, a.req.UserID); err != nil {
+			return nil, err
+		}
+	}
+	o, err = a.optimistic(ctx)
+	if errors.Is(err, events.ErrConflict) {
+		o, err = a.alone(context.WithoutCancel(ctx))
+	}
+	if err == nil && a.stored > 0 {
+		a.cfg.Stored(a.req.UserID, a.stored)
+	}
+	return o, err
+}
+
+// recall finds the task as it was. What was never changes, so it is good whatever happens meanwhile.
+func (c RevertTask) recall(ctx context.Context, from events.Querier, user string) (RevertTask, error) {
+	tasks, end, err := asOf(ctx, from, user, []moment{{c.ID, c.Version}})
+	if err == nil && end >= c.Version {
+		c.then = &tasks[0]
+	}
+	return c, err
 }
 
 // optimistic decides on what is known, and again on what is there as long as others were first. ErrConflict: they always were.
-func (a *attempt) optimistic(ctx context.Context) (result Result, err error) {
+func (a *attempt) optimistic(ctx context.Context) (o *outcome, err error) {
 	for n := range optimisticAttempts {
-		if result, err = a.inLane(ctx, n > 0); !errors.Is(err, events.ErrConflict) {
-			return result, err
+		if o, err = a.inLane(ctx, n > 0); !errors.Is(err, events.ErrConflict) {
+			return o, err
 		}
 		if err := backOff(ctx, n); err != nil {
-			return Result{}, err
+			return nil, err
 		}
 	}
-	return Result{}, err
+	return nil, err
 }
 
 // inLane decides in the user's lane, and leaves it to wait for what was decided: the next one is decided meanwhile.
-func (a *attempt) inLane(ctx context.Context, again bool) (Result, error) {
+func (a *attempt) inLane(ctx context.Context, again bool) (*outcome, error) {
 	release, waited, err := a.lanes.take(ctx, a.req.UserID)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	release = sync.OnceFunc(release)
 	defer release()
@@ -134,7 +189,7 @@ func (a *attempt) inLane(ctx context.Context, again bool) (Result, error) {
 	if a.req.Key != "" {
 		// Who was here before, or is still on the way, may have carried out the same request.
 		if before, err := a.replayBehind(ctx, waited || again); err != nil || before != nil {
-			return answer(before, err)
+			return before, err
 		}
 	}
 	if again {
@@ -144,7 +199,7 @@ func (a *attempt) inLane(ctx context.Context, again bool) (Result, error) {
 }
 
 // replayBehind looks for the same request when there was somebody it could be behind.
-func (a *attempt) replayBehind(ctx context.Context, somebody bool) (*Result, error) {
+func (a *attempt) replayBehind(ctx context.Context, somebody bool) (*outcome, error) {
 	if s, ok := a.streams.Get(a.req.UserID); ok && s.onTheWay() {
 		somebody = true
 		if err := s.await(ctx); err != nil {
@@ -154,90 +209,143 @@ func (a *attempt) replayBehind(ctx context.Context, somebody bool) (*Result, err
 	if !somebody {
 		return nil, nil
 	}
-	return replay(ctx, a.from, a.req, a.print)
+	return a.replay(ctx, a.from)
 }
 
 // alone decides and appends while nobody else can append.
-func (a *attempt) alone(ctx context.Context) (result Result, err error) {
+func (a *attempt) alone(ctx context.Context) (o *outcome, err error) {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	release, _, err := a.lanes.take(ctx, a.req.UserID)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	defer release()
-	err = a.cfg.Log.Exclusively(ctx, func(log *events.Exclusive) error {
+	err = a.cfg.Log.Exclusively(ctx, func(log *events.Exclusive) (err error) {
 		a.from, a.submit = log, log.Submit
 		a.streams.Drop(a.req.UserID)
-		before, err := replay(ctx, log, a.req, a.print)
-		if err == nil && before == nil {
-			result, err = a.once(ctx, func() {})
+		if o, err = a.replay(ctx, log); err != nil || o != nil {
 			return err
 		}
-		result, err = answer(before, err)
+		o, err = a.once(ctx, func() {})
 		return err
 	})
 	if err != nil {
 		a.streams.Drop(a.req.UserID) // it may hold what was not stored
-		result = Result{}
+		o = nil
 	}
 	if errors.Is(err, events.ErrConflict) {
 		err = errors.Join(ErrContended, err)
 	}
-	return result, err
+	return o, err
 }
 
 // once decides once and appends what comes of it. Neither a no nor a "nothing to do" is said without a look at the log: what is
 // remembered may be old, and then no conflict would tell.
-func (a *attempt) once(ctx context.Context, release func()) (Result, error) {
+func (a *attempt) once(ctx context.Context, release func()) (*outcome, error) {
 	s, loaded, err := a.stream(ctx)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
-	c, result, err := a.decide(s)
+	c, o, err := a.decide(s)
 	if c == nil && !loaded {
 		current, lookErr := a.current(ctx, s)
 		if lookErr != nil {
-			return Result{}, lookErr
+			return nil, lookErr
 		}
 		if !current {
 			if s, err = a.load(ctx); err != nil {
-				return Result{}, err
+				return nil, err
 			}
 		}
-		c, result, err = a.decide(s)
+		c, o, err = a.decide(s)
 	}
 	if c != nil {
 		return a.commit(ctx, s, c, release)
 	}
 	// The same request may have been carried out elsewhere since: what now stands in its way is then its own effect.
-	if before, replayErr := replay(ctx, a.from, a.req, a.print); replayErr != nil || before != nil {
-		return answer(before, replayErr)
+	if before, replayErr := a.replay(ctx, a.from); replayErr != nil || before != nil {
+		return before, replayErr
 	}
-	return result, err
+	return o, err
 }
 
-// decide decides on what is known of the stream: a commit or, when nothing is to be stored, the result or the reason why not.
-func (a *attempt) decide(s *stream) (*commit, Result, error) {
+// decide decides on what is known of the stream: a commit or, when nothing is to be stored, the outcome or the reason why not.
+func (a *attempt) decide(s *stream) (c *commit, o *outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d, err := a.cmd.decide(s, a.req.Match)
+	if !a.several {
+		c, err = a.decideAll(s)
+	} else {
+		err = s.try(func(trial *stream) (err error) {
+			c, err = a.decideAll(trial)
+			return err
+		})
+	}
+	if err != nil || len(c.Events) > 0 {
+		return c, nil, err
+	}
+	return nil, c.outcome(), nil
+}
+
+// decideAll decides on each step, and folds its events into what is known of the stream.
+func (a *attempt) decideAll(s *stream) (*commit, error) {
+	c := &commit{
+		Commit:  &events.Commit{After: s.head.EventID, Generation: s.generation, IdempotencyKey: a.req.Key},
+		results: make([]result, 0, len(a.steps)),
+	}
+	made := make([]decision, 0, len(a.steps))
+	for i, step := range a.steps {
+		d, err := step.Command.decide(s, step.Match)
+		if err == nil {
+			err = a.apply(s, c, d)
+		}
+		if err != nil && a.several {
+			err = &StepError{Index: i, Err: err}
+		}
+		if err != nil {
+			return nil, err
+		}
+		made = append(made, d)
+	}
+	c.seq = s.head.Seq
+	c.Fingerprint = layout(a.print, made, a.several)
+	return c, nil
+}
+
+// apply makes the events of a decision, and folds them into what is known of the stream.
+func (a *attempt) apply(s *stream, c *commit, d decision) error {
+	command, err := c.command()
 	if err != nil {
-		return nil, Result{}, err
+		return err
 	}
-	if len(d.events) == 0 {
-		return nil, Result{Task: *s.tasks[d.task], Seq: s.head.Seq}, nil
+	for _, data := range d.events {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return err
+		}
+		c.Events = append(c.Events, events.Event{
+			UserID:    a.req.UserID,
+			Seq:       s.head.Seq + 1,
+			TaskID:    d.task,
+			EventID:   id,
+			CommandID: command,
+			Actor:     a.req.actor(),
+			RequestID: a.req.RequestID,
+			Data:      data,
+		})
+		if err := s.apply(&c.Events[len(c.Events)-1]); err != nil {
+			return err
+		}
 	}
-	return a.events(s, d)
+	c.results = append(c.results, result{known: s.tasks[d.task], task: *s.tasks[d.task]})
+	return nil
 }
 
 // stream gives what is known of the user's stream: remembered, and so perhaps behind other processes, or loaded.
 func (a *attempt) stream(ctx context.Context) (s *stream, loaded bool, err error) {
 	s, ok := a.streams.Get(a.req.UserID)
-	if id := a.cmd.about(); ok && id != nil {
-		ok = s.knows(*id)
-	}
-	if ok {
+	if ok && s.knows(a.about) && !(a.several && s.onTheWay()) {
 		return s, false, nil
 	}
 	if s != nil { // what is on the way must be there to be loaded
@@ -251,7 +359,7 @@ func (a *attempt) stream(ctx context.Context) (s *stream, loaded bool, err error
 
 // load loads the stream, and remembers it with what was remembered of the same state.
 func (a *attempt) load(ctx context.Context) (*stream, error) {
-	s, err := load(ctx, a.from, a.req.UserID, a.cfg.Quota, a.cmd.about(), math.MaxInt64)
+	s, err := load(ctx, a.from, a.req.UserID, a.cfg.Quota, a.about)
 	if err != nil {
 		a.streams.Drop(a.req.UserID)
 		return nil, err
@@ -265,7 +373,7 @@ func (a *attempt) load(ctx context.Context) (*stream, error) {
 
 func (a *attempt) remember(s *stream) {
 	s.mu.Lock()
-	s.forget(a.cmd.about())
+	s.forget(a.about)
 	bytes := s.bytes
 	s.mu.Unlock()
 	a.streams.Put(a.req.UserID, s, bytes)
@@ -282,16 +390,37 @@ func (a *attempt) current(ctx context.Context, s *stream) (bool, error) {
 	return look.EventID == s.head.EventID && look.Generation == s.generation, err
 }
 
-// commit is what was decided: the events, the task as they leave it, and the seq of the last.
+// commit is what was decided: the events, the task of each step, and the seq of the last event.
 type commit struct {
 	*events.Commit
-	known *events.Task // as the stream knows it
-	task  events.Task  // its times are not known yet
-	seq   int64
+	results []result
+	seq     int64
+}
+
+// result is a task as a step leaves it, whose times are not known yet.
+type result struct {
+	known *events.Task // as the stream knows it, which may be later
+	task  events.Task
+}
+
+// command is the id that all events of the commit share.
+func (c *commit) command() (uuid.UUID, error) {
+	if len(c.Events) > 0 {
+		return c.Events[0].CommandID, nil
+	}
+	return uuid.NewV7()
+}
+
+func (c *commit) outcome() *outcome {
+	o := &outcome{tasks: make([]events.Task, len(c.results)), seq: c.seq}
+	for i := range c.results {
+		o.tasks[i] = c.results[i].task
+	}
+	return o
 }
 
 // commit appends what was decided. The lane is left before the outcome is known.
-func (a *attempt) commit(ctx context.Context, s *stream, c *commit, release func()) (Result, error) {
+func (a *attempt) commit(ctx context.Context, s *stream, c *commit, release func()) (*outcome, error) {
 	outcome := make(chan error, 1)
 	tail := make(chan struct{})
 	err := a.submit(ctx, c.Commit, func(err error) {
@@ -303,54 +432,17 @@ func (a *attempt) commit(ctx context.Context, s *stream, c *commit, release func
 	})
 	if err != nil {
 		a.streams.Drop(a.req.UserID)
-		return Result{}, err
+		return nil, err
 	}
 	s.follow(tail)
 	a.remember(s)
 	release()
 	if err := <-outcome; err != nil {
 		a.streams.Drop(a.req.UserID) // others were first, or whether it was stored is unknown
-		return Result{}, err
+		return nil, err
 	}
 	a.stored = c.Events[len(c.Events)-1].Position
-	return Result{Task: c.task, Seq: c.seq}, nil
-}
-
-// events makes the events of a decision, and folds them into what is known of the stream.
-func (a *attempt) events(s *stream, d decision) (*commit, Result, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return nil, Result{}, err
-	}
-	c := &commit{Commit: &events.Commit{
-		Events:         make([]events.Event, len(d.events)),
-		After:          s.head.EventID,
-		Generation:     s.generation,
-		IdempotencyKey: a.req.Key,
-		Fingerprint:    a.print,
-	}}
-	for i, data := range d.events {
-		eventID, err := uuid.NewV7()
-		if err != nil {
-			return nil, Result{}, err
-		}
-		c.Events[i] = events.Event{
-			UserID:    a.req.UserID,
-			Seq:       s.head.Seq + 1,
-			TaskID:    d.task,
-			EventID:   eventID,
-			CommandID: id,
-			Actor:     a.req.UserID,
-			RequestID: a.req.RequestID,
-			Data:      data,
-		}
-		if err := s.apply(&c.Events[i]); err != nil {
-			return nil, Result{}, err
-		}
-	}
-	c.known, c.seq = s.tasks[d.task], s.head.Seq
-	c.task = *c.known
-	return c, Result{}, nil
+	return c.outcome(), nil
 }
 
 // backOff waits a little, longer with each attempt and never the same: two processes must not meet again and again.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -44,7 +45,7 @@ func do(t *testing.T, h *Handler, cmd Command) Result {
 func stored(t *testing.T, h *Handler, user string) []events.Event {
 	t.Helper()
 	var out []events.Event
-	err := events.ReadStream(t.Context(), h.cfg.Log.DB(), user, 0, func(e events.Event) error {
+	err := events.ReadStream(t.Context(), h.cfg.Log.DB(), user, 0, math.MaxInt64, func(e events.Event) error {
 		out = append(out, e)
 		return nil
 	})
@@ -432,8 +433,8 @@ func TestAReplayIsOfThen(t *testing.T) {
 	replays("nothing is shown")
 	_, err = db.Exec(t.Context(), `
 		INSERT INTO {schema}.task_history
-			(user_id, seq, task_id, type, skipped, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)
-		SELECT user_id, seq, task_id, type, false, recorded_at, actor, request_id, '{}', '', 'a', true, recorded_at
+			(user_id, seq, task_id, type, version, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)
+		SELECT user_id, seq, task_id, type, seq, recorded_at, actor, request_id, '{}', '', 'a', true, recorded_at
 		FROM {schema}.task_events WHERE seq = 2`)
 	if err != nil {
 		t.Fatal(err)
@@ -470,13 +471,22 @@ func TestFingerprintsAreFrozen(t *testing.T) {
 		{"complete", CompleteTask{id}, Match{}},
 		{"reopen", ReopenTask{id}, is},
 		{"delete", DeleteTask{id}, Match{}},
+		{"restore", RestoreTask{id}, is},
+		{"revert", RevertTask{ID: id, Version: 3, then: &events.Task{}}, Match{}},
+		{"create with an id", CreateTask{ID: id, Chosen: &id, Title: "a"}, Match{}},
+		{"erase", eraseUser{}, Match{}},
 	} {
-		print, err := fingerprint(tc.cmd, tc.match)
+		print, err := fingerprint([]Step{{tc.cmd, tc.match}}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got += fmt.Sprintf("%x %s\n", print, tc.name)
 	}
+	print, err := fingerprint([]Step{{CreateTask{ID: uuid.New(), Title: "a"}, Match{}}, {DeleteTask{id}, is}}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got += fmt.Sprintf("%x %s\n", print, "several")
 	if got != string(text) {
 		t.Errorf("fingerprints are\n%s\nwant\n%s", got, text)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -12,9 +11,9 @@ import (
 	"taskledger/events"
 )
 
-// loadStream is what a decision needs, in one statement: what the read model shows of the user, the task as of that, and the events
-// behind it. So it costs the same on a stream of ten events and of ten million. Its first row has no event, and no task if there is
-// none.
+// loadStream is what a decision needs, in one statement: what the read model shows of the user, the tasks as of that, and the events
+// behind it. So it costs the same on a stream of ten events and of ten million. Its first rows have no event; each of them has one of the
+// tasks, or, when there is none of them, no task.
 const loadStream = `
 	WITH shown AS MATERIALIZED (
 		SELECT coalesce(max(u.seq), 0) AS seq, coalesce(max(u.live), 0) AS live,
@@ -30,34 +29,36 @@ const loadStream = `
 	)
 	SELECT NULL::bigint, NULL::text, NULL::bigint AS seq, NULL::uuid, NULL::text, NULL::integer, NULL::jsonb, NULL::uuid, NULL::uuid,
 		NULL::text, NULL::text, NULL::timestamptz, NULL::boolean,
-		s.live, s.generation, h.seq, h.position, h.event_id, t.body, t.deleted_at
+		s.live, s.generation, h.seq, h.position, h.event_id, t.body
 	FROM shown s
 	LEFT JOIN head h ON true
-	LEFT JOIN {schema}.tasks t ON t.user_id = $1 AND t.id = $2
+	LEFT JOIN {schema}.tasks t ON t.user_id = $1 AND t.id = ANY ($2::uuid[])
 	UNION ALL
-	SELECT ` + events.Columns + `, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+	SELECT ` + events.Columns + `, NULL, NULL, NULL, NULL, NULL, NULL
 	FROM shown s
-	JOIN {schema}.task_events e ON e.user_id = $1 AND e.seq > s.seq AND e.seq <= $3
+	JOIN {schema}.task_events e ON e.user_id = $1 AND e.seq > s.seq
 	ORDER BY 3 NULLS FIRST`
 
-// load reads the user's stream, with one task if one is named, through a seq at most.
-func load(ctx context.Context, from events.Querier, user string, quota int, task *uuid.UUID, through int64) (*stream, error) {
+// load reads the user's stream, with the tasks named.
+func load(ctx context.Context, from events.Querier, user string, quota int, tasks []uuid.UUID) (*stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	s := newStream(quota)
-	if task != nil {
-		s.know(*task, events.Task{})
+	for _, id := range tasks {
+		s.know(id, events.Task{})
 	}
-	err := from.Query(ctx, loadStream, []any{user, task, through}, func(rows pgx.Rows) error {
-		if !rows.Next() {
-			return errors.Join(rows.Err(), errors.New("there is no read model"))
-		}
-		end, err := s.begin(rows)
-		if err != nil {
-			return err
-		}
-		for rows.Next() {
-			e, err := events.ScanEvent(rows, nil, nil, nil, nil, nil, nil, nil)
+	err := from.Query(ctx, loadStream, []any{user, tasks}, func(rows pgx.Rows) error {
+		var end events.Head
+		n := 0
+		for ; rows.Next(); n++ {
+			if first := rows.RawValues()[0] == nil; first {
+				var err error
+				if end, err = s.begin(rows); err != nil {
+					return err
+				}
+				continue
+			}
+			e, err := events.ScanEvent(rows, nil, nil, nil, nil, nil, nil)
 			if err != nil {
 				return err
 			}
@@ -66,6 +67,9 @@ func load(ctx context.Context, from events.Querier, user string, quota int, task
 			}
 		}
 		s.head = end
+		if n == 0 {
+			return errors.Join(rows.Err(), errors.New("there is no read model"))
+		}
 		return rows.Err()
 	})
 	if err != nil {
@@ -74,14 +78,14 @@ func load(ctx context.Context, from events.Querier, user string, quota int, task
 	return s, nil
 }
 
-// begin reads the first row: what the read model shows. It returns the end of the stream.
+// begin reads a row of what the read model shows. It returns the end of the stream.
 func (s *stream) begin(rows pgx.Rows) (end events.Head, err error) {
 	var (
 		seq, position *int64
 		id            *[16]byte
-		body          *string
+		body          []byte
 	)
-	places := append(make([]any, 13), &s.live, &s.generation, &seq, &position, &id, &body, nil)
+	places := append(make([]any, 13), &s.live, &s.generation, &seq, &position, &id, &body)
 	if err := rows.Scan(places...); err != nil {
 		return end, err
 	}
@@ -91,83 +95,77 @@ func (s *stream) begin(rows pgx.Rows) (end events.Head, err error) {
 	if body == nil {
 		return end, nil
 	}
-	t, err := events.ScanTask(rows, make([]any, 18)...)
+	t, err := events.ParseTask(body)
 	if err == nil {
 		s.know(t.ID, t)
 	}
 	return end, err
 }
 
-// findKey finds the command that an idempotency key was used for, and the task as that left it, if the read model shows that.
-const findKey = `
-	SELECT f.task_id, f.request_fingerprint, l.seq, h.seq IS NOT NULL,
-		coalesce(h.task_id, f.task_id), l.seq, coalesce(h.recorded_at, f.recorded_at), coalesce(h.title, ''), h.description,
-		coalesce(h.is_completed, false), coalesce(h.created_at, f.recorded_at), h.deleted_at
-	FROM {schema}.task_events f
-	CROSS JOIN LATERAL (
-		SELECT e.seq
-		FROM {schema}.task_events e
-		WHERE e.user_id = f.user_id AND e.seq BETWEEN f.seq AND f.seq + $3 AND e.command_id = f.command_id
-		ORDER BY e.seq DESC
-		LIMIT 1
-	) l
+// moment is a task as of a seq of its user.
+type moment struct {
+	task uuid.UUID
+	seq  int64
+}
+
+// readAsOf finds tasks as they were, as far as the read model shows them.
+const readAsOf = `
+	SELECT m.n, s.seq, h.seq IS NOT NULL, coalesce(h.task_id, m.task_id), coalesce(h.version, 0), coalesce(h.title, ''), h.description,
+		coalesce(h.is_completed, false), coalesce(h.created_at, now()), coalesce(h.updated_at, h.recorded_at, now()), h.deleted_at
+	FROM unnest($2::uuid[], $3::bigint[]) WITH ORDINALITY m(task_id, seq, n)
+	CROSS JOIN (SELECT coalesce(max(u.seq), 0) AS seq FROM {schema}.users u WHERE u.user_id = $1) s
 	LEFT JOIN LATERAL (
-		SELECT * FROM {schema}.task_history h WHERE h.user_id = f.user_id AND h.seq = l.seq
-	) h ON true
-	WHERE f.user_id = $1 AND f.idempotency_key = $2`
+		SELECT *
+		FROM {schema}.task_history h
+		WHERE h.user_id = $1 AND h.task_id = m.task_id AND h.seq <= least(m.seq, s.seq)
+		ORDER BY h.seq DESC
+		LIMIT 1
+	) h ON true`
 
-// maxCommandEvents is more events than any command has.
-const maxCommandEvents = 1000
-
-// replayAttempts is how often the read model may go past what is looked for.
-const replayAttempts = 3
-
-// replay answers with what an earlier command with the same key left behind; nil when there was none. It needs nothing but the log and
-// what is derived of it, and so holds for ever, also where the first answer never left.
-func replay(ctx context.Context, from events.Querier, req Request, print []byte) (*Result, error) {
-	if req.Key == "" {
-		return nil, nil
-	}
+// asOf gives tasks as they were, from what the read model keeps of the past and the log behind it. It also returns how far that goes: at
+// least to the last of the moments, if the stream goes so far.
+func asOf(ctx context.Context, from events.Querier, user string, moments []moment) (tasks []events.Task, end int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	for range replayAttempts {
-		var (
-			task   uuid.UUID
-			used   []byte
-			last   int64
-			shown  bool
-			result = Result{Replayed: true}
-			found  bool
-		)
-		err := from.Query(ctx, findKey, []any{req.UserID, req.Key, maxCommandEvents}, func(rows pgx.Rows) (err error) {
-			if found = rows.Next(); !found {
-				return rows.Err()
-			}
-			result.Task, err = events.ScanHistoryTask(rows, req.UserID, &task, &used, &last, &shown)
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("find an idempotency key: %w", err)
-		}
-		if !found {
-			return nil, nil
-		}
-		if string(used) != string(print) {
-			return nil, ErrKeyReused
-		}
-		result.Seq = last
-		if shown {
-			return &result, nil
-		}
-		s, err := load(ctx, from, req.UserID, math.MaxInt, &task, last)
-		if err != nil {
-			return nil, err
-		}
-		if t := s.tasks[task]; t.Version == last {
-			result.Task = *t
-			return &result, nil
-		}
-		// The read model has gone past it in between, and so shows it now.
+	ids, seqs, last := make([]uuid.UUID, len(moments)), make([]int64, len(moments)), int64(0)
+	for i, m := range moments {
+		ids[i], seqs[i], last = m.task, m.seq, max(last, m.seq)
 	}
-	return nil, errors.New("find an idempotency key: the read model does not hold what its command did")
+	tasks = make([]events.Task, len(moments))
+	err = from.Query(ctx, readAsOf, []any{user, ids, seqs}, func(rows pgx.Rows) error {
+		for rows.Next() {
+			var (
+				n     int
+				there bool
+			)
+			t, err := events.ScanHistoryTask(rows, user, &n, &end, &there)
+			if err != nil {
+				return err
+			}
+			if there {
+				tasks[n-1] = t
+			}
+		}
+		return rows.Err()
+	})
+	if err == nil && end < last {
+		err = events.ReadStream(ctx, from, user, end, last, func(e events.Event) error {
+			end = e.Seq
+			for i, m := range moments {
+				if _, erased := e.Data.(events.UserErased); e.Seq > m.seq || e.TaskID != m.task && !erased {
+					continue
+				}
+				after, err := events.Fold(tasks[i], e)
+				if err != nil {
+					return err
+				}
+				tasks[i] = after
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read tasks as they were: %w", err)
+	}
+	return tasks, end, nil
 }

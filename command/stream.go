@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/google/uuid"
@@ -38,6 +39,12 @@ func (s *stream) know(id uuid.UUID, t events.Task) {
 
 // apply folds the next event of the stream in. A task that nobody has asked for stays unknown.
 func (s *stream) apply(e *events.Event) error {
+	if _, erased := e.Data.(events.UserErased); erased {
+		for id := range s.tasks {
+			s.know(id, events.Task{})
+		}
+		s.live = 0
+	}
 	t := s.tasks[e.TaskID]
 	_, unreadable := e.Data.(events.Unreadable)
 	if t == nil && (unreadable || e.Data.Type() == events.TypeTaskCreated) {
@@ -57,44 +64,73 @@ func (s *stream) apply(e *events.Event) error {
 	return nil
 }
 
-// settle gives the task the time of a commit that was stored, which was not known when it was decided: as the commit leaves it, and as
-// the stream knows it, which may be later.
+// settle gives the tasks of a commit that was stored its time, which was not known when it was decided: as its steps left them, and as
+// the stream knows them, which may be later.
 func (s *stream) settle(c *commit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := c.Events[0].RecordedAt
-	if c.Events[0].Data.Type() == events.TypeTaskCreated {
-		c.known.CreatedAt = at
-	}
-	c.task.CreatedAt = c.known.CreatedAt
-	for _, t := range []*events.Task{&c.task, c.known} {
-		if t.Version != c.seq {
-			continue
+	created := map[uuid.UUID]bool{}
+	for i := range c.Events {
+		if e := &c.Events[i]; e.Data.Type() == events.TypeTaskCreated {
+			created[e.TaskID] = true
 		}
-		t.UpdatedAt = at
-		if t.DeletedAt != nil {
-			t.DeletedAt = &at
+	}
+	for i := range c.results {
+		r := &c.results[i]
+		if created[r.known.ID] {
+			r.known.CreatedAt = at
+		}
+		r.task.CreatedAt = r.known.CreatedAt
+		for _, t := range []*events.Task{&r.task, r.known} {
+			if t.Version < c.Events[0].Seq || t.Version > c.seq {
+				continue
+			}
+			t.UpdatedAt = at
+			if t.DeletedAt != nil {
+				t.DeletedAt = &at
+			}
 		}
 	}
 }
 
-// forget drops tasks until few enough are known, but not the one named.
-func (s *stream) forget(keep *uuid.UUID) {
+// forget drops tasks until few enough are known, but none of those named.
+func (s *stream) forget(keep []uuid.UUID) {
 	for id, t := range s.tasks {
 		if len(s.tasks) <= rememberedTasks {
 			return
 		}
-		if keep == nil || id != *keep {
+		if !slices.Contains(keep, id) {
 			s.bytes -= t.Bytes()
 			delete(s.tasks, id)
 		}
 	}
 }
 
-func (s *stream) knows(id uuid.UUID) bool {
+func (s *stream) knows(ids []uuid.UUID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.tasks[id] != nil
+	for _, id := range ids {
+		if s.tasks[id] == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// try calls decide with a copy of what is known, which is taken over unless decide returns an error.
+func (s *stream) try(decide func(*stream) error) error {
+	trial := &stream{generation: s.generation, quota: s.quota, head: s.head, live: s.live, bytes: s.bytes}
+	trial.tasks = make(map[uuid.UUID]*events.Task, len(s.tasks))
+	for id, t := range s.tasks {
+		t := *t
+		trial.tasks[id] = &t
+	}
+	if err := decide(trial); err != nil {
+		return err
+	}
+	s.head, s.live, s.bytes, s.tasks = trial.head, trial.live, trial.bytes, trial.tasks
+	return nil
 }
 
 // adopt takes over what another stream knows, if it is of the same state.

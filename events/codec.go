@@ -29,6 +29,8 @@ var codec = map[Type]forms{
 	TypeTaskReopened:  {1, decoders{1: decode[TaskReopened]}},
 	TypeTaskDeleted:   {1, decoders{1: decode[TaskDeleted]}},
 	TypeTaskRestored:  {1, decoders{1: decode[TaskRestored]}},
+	TypeTaskImported:  {1, decoders{1: decode[TaskImported]}},
+	TypeUserErased:    {1, decoders{1: decode[UserErased]}},
 }
 
 type decoders = map[int]func([]byte) (Data, error)

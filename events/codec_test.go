@@ -1,6 +1,7 @@
 package events
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -26,6 +28,16 @@ var frozen = map[string]Data{
 	"TaskReopened.v1.json":               TaskReopened{},
 	"TaskDeleted.v1.json":                TaskDeleted{},
 	"TaskRestored.v1.json":               TaskRestored{},
+	"TaskImported.v1.json": TaskImported{
+		CreatedAt: time.Date(2024, 2, 29, 23, 59, 59, 123456000, time.UTC), Description: text("two litres"), Completed: true,
+		Title: "Buy milk", UpdatedAt: time.Date(2024, 3, 1, 0, 0, 0, 0, time.UTC),
+	},
+	"TaskImported.v1.cut.json": TaskImported{
+		CreatedAt: time.Date(2024, 2, 29, 23, 59, 59, 123456000, time.UTC), Description: text("two lit"),
+		FullDescription: text("two litres"), FullTitle: text("Buy milk"), Title: "Buy",
+		UpdatedAt: time.Date(2024, 2, 29, 23, 59, 59, 123456000, time.UTC),
+	},
+	"UserErased.v1.json": UserErased{Hash: Hash(bytes.Repeat([]byte{10}, 32))},
 }
 
 func sampleForm(t *testing.T, name string) form {
@@ -87,7 +99,7 @@ func TestEveryTypeIsInEveryTable(t *testing.T) {
 	for name, data := range frozen {
 		for _, state := range states {
 			after, err := Fold(state, Event{Seq: 2, Data: data})
-			if err == nil && after.Version == 2 {
+			if err == nil && after.Version != state.Version {
 				folded[data.Type()] = true
 			}
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// Event is one fact in a user's stream. Position and RecordedAt are zero until it is appended.
+// Event is one fact in a user's stream. Position and RecordedAt are zero until it is appended, TaskID when it is about no task.
 type Event struct {
 	Position   int64
 	UserID     string
@@ -41,12 +41,15 @@ const (
 	TypeTaskReopened  Type = "TaskReopened"
 	TypeTaskDeleted   Type = "TaskDeleted"
 	TypeTaskRestored  Type = "TaskRestored"
+	TypeTaskImported  Type = "TaskImported"
+	TypeUserErased    Type = "UserErased"
 )
 
 // Types lists every type this program can store, in the order of a task's life.
 func Types() []Type {
 	return []Type{
-		TypeTaskCreated, TypeTaskRenamed, TypeTaskDescribed, TypeTaskCompleted, TypeTaskReopened, TypeTaskDeleted, TypeTaskRestored,
+		TypeTaskCreated, TypeTaskImported, TypeTaskRenamed, TypeTaskDescribed, TypeTaskCompleted, TypeTaskReopened, TypeTaskDeleted,
+		TypeTaskRestored, TypeUserErased,
 	}
 }
 
@@ -85,6 +88,24 @@ type TaskDeleted struct{}
 // TaskRestored brings a task back from the trash as it was.
 type TaskRestored struct{}
 
+// TaskImported stands for TaskCreated where a task was taken over from elsewhere, with times of its own. What was cut, because it was
+// longer than a task's texts may be, is kept whole in the two Full members.
+type TaskImported struct {
+	CreatedAt       time.Time `json:"created_at"`
+	Description     *string   `json:"description"`
+	FullDescription *string   `json:"full_description,omitzero"`
+	FullTitle       *string   `json:"full_title,omitzero"`
+	Completed       bool      `json:"is_completed"`
+	Title           string    `json:"title"`
+	UpdatedAt       time.Time `json:"updated_at"`
+}
+
+// UserErased ends all that was before it in its user's stream, whose events are gone from the log. It follows the last of them in seq,
+// and brings along that one's link of the chain, so that the chain goes on behind it.
+type UserErased struct {
+	Hash Hash `json:"hash"`
+}
+
 // Type implements Data.
 func (TaskCreated) Type() Type { return TypeTaskCreated }
 
@@ -105,3 +126,9 @@ func (TaskDeleted) Type() Type { return TypeTaskDeleted }
 
 // Type implements Data.
 func (TaskRestored) Type() Type { return TypeTaskRestored }
+
+// Type implements Data.
+func (TaskImported) Type() Type { return TypeTaskImported }
+
+// Type implements Data.
+func (UserErased) Type() Type { return TypeUserErased }

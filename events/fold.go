@@ -26,6 +26,9 @@ func Fold(t Task, e Event) (Task, error) {
 	if _, skipped := e.Data.(Skipped); skipped {
 		return t, nil
 	}
+	if _, erased := e.Data.(UserErased); erased {
+		return Task{}, nil
+	}
 	if err := foldable(t, e); err != nil {
 		return t, err
 	}
@@ -34,6 +37,9 @@ func Fold(t Task, e Event) (Task, error) {
 	case TaskCreated:
 		t.UserID, t.ID, t.CreatedAt = e.UserID, e.TaskID, e.RecordedAt
 		t.Title, t.Description = d.Title, d.Description
+	case TaskImported:
+		t.UserID, t.ID, t.CreatedAt, t.UpdatedAt = e.UserID, e.TaskID, d.CreatedAt.UTC(), d.UpdatedAt.UTC()
+		t.Title, t.Description, t.Completed = d.Title, d.Description, d.Completed
 	case TaskRenamed:
 		t.Title = d.Title
 	case TaskDescribed:
@@ -57,7 +63,7 @@ func foldable(t Task, e Event) error {
 	switch d := e.Data.(type) {
 	case Unreadable:
 		return &FoldError{UserID: e.UserID, Seq: e.Seq, Type: d.Stored, Reason: d.Err.Error(), Unknown: errors.Is(d.Err, ErrUnknownForm)}
-	case TaskCreated:
+	case TaskCreated, TaskImported:
 		if t.Version > 0 {
 			return refuse("the task exists already")
 		}
@@ -77,10 +83,10 @@ func foldable(t Task, e Event) error {
 	return nil
 }
 
-// LiveChange is by how many an event changes the number of its user's live tasks.
+// LiveChange is by how many an event changes the number of its user's live tasks. After UserErased there are none.
 func LiveChange(d Data) int {
 	switch d.(type) {
-	case TaskCreated, TaskRestored:
+	case TaskCreated, TaskImported, TaskRestored:
 		return 1
 	case TaskDeleted:
 		return -1

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -54,7 +55,7 @@ func store(t testing.TB, l *Log, c *Commit) *Commit {
 func stored(t testing.TB, l *Log, user string) []Event {
 	t.Helper()
 	var out []Event
-	err := ReadStream(t.Context(), l.DB(), user, 0, func(e Event) error {
+	err := ReadStream(t.Context(), l.DB(), user, 0, math.MaxInt64, func(e Event) error {
 		out = append(out, e)
 		return nil
 	})

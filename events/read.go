@@ -41,13 +41,13 @@ func Read(ctx context.Context, from Querier, after int64, limit int) (Batch, err
 	return b, nil
 }
 
-// ReadStream calls visit with the user's events behind seq after, oldest first, and stops at visit's first error.
-func ReadStream(ctx context.Context, from Querier, user string, after int64, visit func(Event) error) error {
+// ReadStream calls visit with the user's events behind seq after, through another one, oldest first, and stops at visit's first error.
+func ReadStream(ctx context.Context, from Querier, user string, after, through int64, visit func(Event) error) error {
 	err := from.Query(ctx, `
 		SELECT `+Columns+`
 		FROM {schema}.task_events e
-		WHERE e.user_id = $1 AND e.seq > $2
-		ORDER BY e.seq`, []any{user, after}, func(rows pgx.Rows) error { return visitEvents(rows, visit) })
+		WHERE e.user_id = $1 AND e.seq > $2 AND e.seq <= $3
+		ORDER BY e.seq`, []any{user, after, through}, func(rows pgx.Rows) error { return visitEvents(rows, visit) })
 	if err != nil {
 		return fmt.Errorf("read stream: %w", err)
 	}

@@ -2,6 +2,7 @@ package events
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strconv"
@@ -38,9 +39,13 @@ func (e *Event) AppendRecord(b []byte) []byte {
 	b = strconv.AppendInt(b, int64(e.version), 10)
 	b = append(b, `,"seq":`...)
 	b = strconv.AppendInt(b, e.Seq, 10)
-	b = append(b, `,"task_id":"`...)
-	b = appendID(b, e.TaskID)
-	b = append(b, `","type":`...)
+	b = append(b, `,"task_id":`...)
+	if e.TaskID == uuid.Nil {
+		b = append(b, `null`...)
+	} else {
+		b = append(appendID(append(b, '"'), e.TaskID), '"')
+	}
+	b = append(b, `,"type":`...)
 	b = AppendText(b, string(e.Data.Type()))
 	b = append(b, `,"user_id":`...)
 	b = AppendText(b, e.UserID)
@@ -65,7 +70,7 @@ type record struct {
 	RequestID     string         `json:"request_id"`
 	SchemaVersion int            `json:"schema_version"`
 	Seq           int64          `json:"seq"`
-	TaskID        uuid.UUID      `json:"task_id"`
+	TaskID        *uuid.UUID     `json:"task_id"`
 	Type          Type           `json:"type"`
 	UserID        string         `json:"user_id"`
 }
@@ -77,8 +82,11 @@ func ParseRecord(text []byte) (Event, error) {
 		return Event{}, fmt.Errorf("read a record: %w", err)
 	}
 	e := Event{
-		UserID: r.UserID, Seq: r.Seq, TaskID: r.TaskID, EventID: r.EventID, CommandID: r.CommandID, Actor: r.Actor,
-		RequestID: r.RequestID, RecordedAt: r.RecordedAt.UTC(),
+		UserID: r.UserID, Seq: r.Seq, EventID: r.EventID, CommandID: r.CommandID, Actor: r.Actor, RequestID: r.RequestID,
+		RecordedAt: r.RecordedAt.UTC(),
+	}
+	if r.TaskID != nil {
+		e.TaskID = *r.TaskID
 	}
 	return e, e.read(r.Type, r.SchemaVersion, r.Data, false)
 }
@@ -94,6 +102,31 @@ func (h Hash) Next(record []byte) Hash {
 	var next Hash
 	sum.Sum(next[:0])
 	return next
+}
+
+// Link is the event's link of its user's chain, behind the link before. An erasure brings that one along. The record may be written into
+// buf, which is returned.
+func (e *Event) Link(before Hash, buf []byte) (Hash, []byte) {
+	if d, ok := e.Data.(UserErased); ok {
+		before = d.Hash
+	}
+	record := e.Record(buf)
+	return before.Next(record), record
+}
+
+// String is the link in hexadecimal.
+func (h Hash) String() string { return hex.EncodeToString(h[:]) }
+
+// MarshalText implements encoding.TextMarshaler.
+func (h Hash) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (h *Hash) UnmarshalText(text []byte) error {
+	if hex.DecodedLen(len(text)) != len(h) {
+		return fmt.Errorf("a hash has %d hexadecimal digits, not %d", hex.EncodedLen(len(h)), len(text))
+	}
+	_, err := hex.Decode(h[:], text)
+	return err
 }
 
 // AppendText appends a JSON string in its shortest form (RFC 8785, section 3.2.2.2). The text is valid UTF-8: no other gets in.

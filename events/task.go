@@ -30,7 +30,7 @@ func (t Task) Live() bool { return t.Version > 0 && t.DeletedAt == nil }
 // TaskForm is the version of the form that AppendJSON writes. Answers that were made in another form must not be taken for this one.
 const TaskForm = 1
 
-// AppendJSON appends the Task as clients see it.
+// AppendJSON appends the Task as clients see it; a deleted one also has deleted_at.
 func (t Task) AppendJSON(b []byte) []byte {
 	b = slices.Grow(b, t.Bytes())
 	b = append(b, `{"id":"`...)
@@ -53,58 +53,44 @@ func (t Task) AppendJSON(b []byte) []byte {
 	b = t.UpdatedAt.AppendFormat(b, TimeLayout)
 	b = append(b, `","version":`...)
 	b = strconv.AppendInt(b, t.Version, 10)
+	if t.DeletedAt != nil {
+		b = append(b, `,"deleted_at":"`...)
+		b = append(t.DeletedAt.AppendFormat(b, TimeLayout), '"')
+	}
 	return append(b, '}')
 }
 
-// ParseTask reads what AppendJSON wrote; whether the task is live is not in it.
+// ParseTask reads what AppendJSON wrote.
 func ParseTask(text []byte) (Task, error) {
 	var t struct {
-		ID          uuid.UUID `json:"id"`
-		UserID      string    `json:"user_id"`
-		Title       string    `json:"title"`
-		Description *string   `json:"description"`
-		Completed   bool      `json:"is_completed"`
-		CreatedAt   time.Time `json:"created_at"`
-		UpdatedAt   time.Time `json:"updated_at"`
-		Version     int64     `json:"version"`
+		ID          uuid.UUID  `json:"id"`
+		UserID      string     `json:"user_id"`
+		Title       string     `json:"title"`
+		Description *string    `json:"description"`
+		Completed   bool       `json:"is_completed"`
+		CreatedAt   time.Time  `json:"created_at"`
+		UpdatedAt   time.Time  `json:"updated_at"`
+		Version     int64      `json:"version"`
+		DeletedAt   *time.Time `json:"deleted_at"`
 	}
 	if err := json.Unmarshal(text, &t); err != nil {
 		return Task{}, fmt.Errorf("read a task: %w", err)
 	}
 	return Task{
 		UserID: t.UserID, ID: t.ID, Version: t.Version, Title: t.Title, Description: t.Description, Completed: t.Completed,
-		CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt,
+		CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt, DeletedAt: t.DeletedAt,
 	}, nil
 }
 
-// TaskColumns are the columns of the table tasks t that ScanTask reads.
-const TaskColumns = `t.body, t.deleted_at`
-
-// ScanTask reads more columns into places, and then a task from TaskColumns.
-func ScanTask(rows pgx.Rows, places ...any) (Task, error) {
-	var (
-		body    []byte
-		deleted *time.Time
-	)
-	if err := rows.Scan(append(places, &body, &deleted)...); err != nil {
-		return Task{}, err
-	}
-	t, err := ParseTask(body)
-	if deleted != nil {
-		at := deleted.UTC()
-		t.DeletedAt = &at
-	}
-	return t, err
-}
-
 // HistoryTaskColumns are the columns of the table task_history h that ScanHistoryTask reads.
-const HistoryTaskColumns = `h.task_id, h.seq, h.recorded_at, h.title, h.description, h.is_completed, h.created_at, h.deleted_at`
+const HistoryTaskColumns = `h.task_id, h.version, h.title, h.description, h.is_completed, h.created_at,
+	coalesce(h.updated_at, h.recorded_at), h.deleted_at`
 
 // ScanHistoryTask reads more columns into places, and then a task as it was after an event of the user, from HistoryTaskColumns.
 func ScanHistoryTask(rows pgx.Rows, user string, places ...any) (Task, error) {
 	t := Task{UserID: user}
 	err := rows.Scan(append(places,
-		&t.ID, &t.Version, &t.UpdatedAt, &t.Title, &t.Description, &t.Completed, &t.CreatedAt, &t.DeletedAt)...)
+		&t.ID, &t.Version, &t.Title, &t.Description, &t.Completed, &t.CreatedAt, &t.UpdatedAt, &t.DeletedAt)...)
 	t.CreatedAt, t.UpdatedAt = t.CreatedAt.UTC(), t.UpdatedAt.UTC()
 	if t.DeletedAt != nil {
 		at := t.DeletedAt.UTC()

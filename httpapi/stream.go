@@ -207,6 +207,8 @@ var eventNames = map[events.Type]string{
 	events.TypeTaskReopened:  "task.reopened",
 	events.TypeTaskDeleted:   "task.deleted",
 	events.TypeTaskRestored:  "task.restored",
+	events.TypeTaskImported:  "task.created",
+	events.TypeUserErased:    "erased",
 }
 
 // lastEventID reads the seq behind which a stream begins; ok is false when it begins now.

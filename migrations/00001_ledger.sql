@@ -5,7 +5,7 @@ CREATE TABLE {schema}.task_events (
     position            bigint      GENERATED ALWAYS AS IDENTITY,
     user_id             text        COLLATE "C" NOT NULL,
     seq                 bigint      NOT NULL,
-    task_id             uuid        NOT NULL,
+    task_id             uuid,
     type                text        NOT NULL,
     schema_version      integer     NOT NULL,
     data                jsonb       NOT NULL,
@@ -19,6 +19,7 @@ CREATE TABLE {schema}.task_events (
     CONSTRAINT task_events_pkey PRIMARY KEY (user_id, seq),
     CONSTRAINT task_events_user_id_check CHECK (octet_length(user_id) BETWEEN 1 AND 255),
     CONSTRAINT task_events_seq_check CHECK (seq > 0),
+    CONSTRAINT task_events_task_id_check CHECK ((task_id IS NULL) = (type = 'UserErased')),
     CONSTRAINT task_events_schema_version_check CHECK (schema_version > 0),
     CONSTRAINT task_events_data_check CHECK (jsonb_typeof(data) = 'object'),
     CONSTRAINT task_events_idempotency_check CHECK ((idempotency_key IS NULL) = (request_fingerprint IS NULL))
@@ -93,23 +94,25 @@ BEGIN
         ) WITH (fillfactor = 85)
     $ddl$, 'tasks' || suffix);
 
-    -- Every event as people read it, with its hash in the chain, and the task as it was after it. A skipped one changed nothing.
+    -- Every event as people read it, with its hash in the chain, and the task as it was after it. Its version is the event's seq, but for
+    -- an event that was skipped and changed nothing; updated_at is there only where it is not recorded_at.
     EXECUTE pg_catalog.format($ddl$
         CREATE TABLE {schema}.%I (
             user_id      text        COLLATE "C" NOT NULL,
             seq          bigint      NOT NULL,
-            task_id      uuid        NOT NULL,
+            task_id      uuid,
             type         text        NOT NULL,
-            skipped      boolean     NOT NULL,
             recorded_at  timestamptz NOT NULL,
             actor        text        NOT NULL,
             request_id   text        NOT NULL,
             changes      text        COLLATE "C" NOT NULL,
             hash         bytea       NOT NULL,
+            version      bigint      NOT NULL,
             title        text        COLLATE "C" NOT NULL,
             description  text        COLLATE "C",
             is_completed boolean     NOT NULL,
             created_at   timestamptz NOT NULL,
+            updated_at   timestamptz,
             deleted_at   timestamptz
         )
     $ddl$, 'task_history' || suffix);
@@ -172,6 +175,15 @@ BEGIN
     ] LOOP
         EXECUTE pg_catalog.format(statement, name);
     END LOOP;
+END
+$$;
+
+-- Deletes what is derived of a user's events, and what an operator decided about them.
+CREATE FUNCTION {schema}.forget_user(name text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM {schema}.tasks WHERE user_id = name;
+    DELETE FROM {schema}.task_history WHERE user_id = name;
+    DELETE FROM {schema}.skipped_events WHERE user_id = name;
 END
 $$;
 

@@ -115,14 +115,18 @@ func (f *batchFold) mustLoad(e *events.Event) bool {
 	if _, known := u.tasks[e.TaskID]; known || u.seq == 0 {
 		return false
 	}
-	return e.Data.Type() != events.TypeTaskCreated
+	switch e.Data.Type() {
+	case events.TypeTaskCreated, events.TypeTaskImported, events.TypeUserErased:
+		return false
+	}
+	return true
 }
 
 // apply folds an event. Events of its user that were missed, whatever the reason, are folded before: the second net under the order of
 // the log.
 func (f *batchFold) apply(ctx context.Context, e *events.Event) (err error) {
 	u := f.users[e.UserID]
-	if u.parked == nil && e.Seq > u.seq+1 {
+	if _, erased := e.Data.(events.UserErased); !erased && u.parked == nil && e.Seq > u.seq+1 {
 		if err := f.catchUp(ctx, u, e.Seq); err != nil {
 			return err
 		}
@@ -145,10 +149,8 @@ func (f *batchFold) fold(u *userFold, e *events.Event) (err error) {
 func (f *batchFold) catchUp(ctx context.Context, u *userFold, before int64) error {
 	f.doubtful = true
 	var missed []events.Event
-	err := events.ReadStream(ctx, f.from, u.user, u.seq, func(e events.Event) error {
-		if e.Seq < before {
-			missed = append(missed, e)
-		}
+	err := events.ReadStream(ctx, f.from, u.user, u.seq, before-1, func(e events.Event) error {
+		missed = append(missed, e)
 		return nil
 	})
 	if err != nil {
@@ -188,6 +190,13 @@ func (f *batchFold) rows() []rows {
 		users = append(users, f.users[user].userState)
 	}
 	made, changed := f.lastStates()
+	if len(f.changes) == 1 && isErasure(*f.changes[0].event) {
+		user := f.changes[0].event.UserID
+		return []rows{
+			{table: taskTable, erased: user}, {table: historyTable, erased: user},
+			historyColumns.fresh(historyTable, f.changes), userColumns.rows(userTable, users),
+		}
+	}
 	return []rows{
 		taskColumns.fresh(taskTable, made), taskColumns.rows(taskTable, changed),
 		historyColumns.fresh(historyTable, f.changes), userColumns.rows(userTable, users),
@@ -254,14 +263,20 @@ func (f *batchFold) loadTasks(ctx context.Context, keys []taskKey) error {
 		users[i], ids[i] = key.user, key.id
 	}
 	err := f.from.Query(ctx, `
-		SELECT t.user_id, `+events.TaskColumns+`
+		SELECT t.user_id, t.body
 		FROM unnest($1::text[], $2::uuid[]) n(user_id, id)
 		CROSS JOIN LATERAL (
 			SELECT * FROM {schema}.tasks t WHERE t.user_id = n.user_id AND t.id = n.id LIMIT 1
 		) t`, []any{users, ids}, func(rows pgx.Rows) error {
 		for rows.Next() {
-			var user string
-			t, err := events.ScanTask(rows, &user)
+			var (
+				user string
+				body []byte
+			)
+			if err := rows.Scan(&user, &body); err != nil {
+				return err
+			}
+			t, err := events.ParseTask(body)
 			if err != nil {
 				return err
 			}

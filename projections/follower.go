@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -75,7 +76,12 @@ func (f *follower) forget() {
 
 // apply writes a batch. One that the database refuses, or does not write in time, is halved: what is wrong with one event must not hold
 // up the others.
+// An erasure goes alone: it deletes rows of the tables that the others write.
 func (f *follower) apply(ctx context.Context, d *events.Delivery) error {
+	if at := slices.IndexFunc(d.Events, isErasure); at >= 0 && len(d.Events) > 1 {
+		first, rest := split(d, max(at, 1))
+		return firstError(f.apply(ctx, first), func() error { return f.apply(ctx, rest) })
+	}
 	err := f.write(ctx, d, "", false)
 	if isDuplicate(err) {
 		f.forget()
@@ -111,6 +117,11 @@ func (f *follower) applyBefore(ctx context.Context, d *events.Delivery, held *he
 		}
 	}
 	return held
+}
+
+func isErasure(e events.Event) bool {
+	_, erased := e.Data.(events.UserErased)
+	return erased
 }
 
 func firstError(err error, next func() error) error {

@@ -55,7 +55,8 @@ type columnType struct{ name, pgType string }
 // rows are what a batch makes of one table: an array a column.
 type rows struct {
 	table  *table
-	fresh  bool // none of them is in the table
+	erased string // the user whose rows are all deleted instead
+	fresh  bool   // none of them is in the table
 	n      int
 	arrays []any
 }
@@ -140,6 +141,15 @@ func writeBatch(made derived) (text string, args []any) {
 		RETURNING position, set_config('synchronous_commit', 'off', true)
 	)`
 	for i, r := range made.rows {
+		if r.erased != "" {
+			text += fmt.Sprintf(`, erased_%d AS (
+		DELETE FROM {schema}.%s t
+		USING moved
+		WHERE t.user_id = $%d
+	)`, i, r.table.name, headArgs+len(args)+1)
+			args = append(args, r.erased)
+			continue
+		}
 		if r.n == 0 {
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"taskledger/events"
 )
@@ -23,12 +24,6 @@ type change struct {
 	event         *events.Event
 	before, after events.Task
 	hash          events.Hash
-}
-
-// skipped tells that an operator has had the event passed over.
-func (c *change) skipped() bool {
-	_, skipped := c.event.Data.(events.Skipped)
-	return skipped
 }
 
 // taskColumns are the columns of the table tasks: the current state of every task.
@@ -49,18 +44,26 @@ var taskColumns = columns[events.Task]{
 var historyColumns = columns[change]{
 	col("user_id", "text", func(c *change) string { return c.event.UserID }),
 	col("seq", "bigint", func(c *change) int64 { return c.event.Seq }),
-	col("task_id", "uuid", func(c *change) [16]byte { return c.event.TaskID }),
+	col("task_id", "uuid", func(c *change) pgtype.UUID {
+		return pgtype.UUID{Bytes: c.event.TaskID, Valid: c.event.TaskID != uuid.Nil}
+	}),
 	col("type", "text", func(c *change) string { return string(c.event.Data.Type()) }),
-	col("skipped", "boolean", func(c *change) bool { return c.skipped() }),
 	col("recorded_at", "timestamptz", func(c *change) time.Time { return c.event.RecordedAt }),
 	col("actor", "text", func(c *change) string { return c.event.Actor }),
 	col("request_id", "text", func(c *change) string { return c.event.RequestID }),
 	col("changes", "text", func(c *change) string { return string(appendChanges(nil, c.before, c.after)) }),
 	col("hash", "bytea", func(c *change) []byte { return c.hash[:] }),
+	col("version", "bigint", func(c *change) int64 { return c.after.Version }),
 	col("title", "text", func(c *change) string { return c.after.Title }),
 	col("description", "text", func(c *change) *string { return c.after.Description }),
 	col("is_completed", "boolean", func(c *change) bool { return c.after.Completed }),
 	col("created_at", "timestamptz", func(c *change) time.Time { return c.after.CreatedAt }),
+	col("updated_at", "timestamptz", func(c *change) *time.Time {
+		if c.after.UpdatedAt.Equal(c.event.RecordedAt) {
+			return nil
+		}
+		return &c.after.UpdatedAt
+	}),
 	col("deleted_at", "timestamptz", func(c *change) *time.Time { return c.after.DeletedAt }),
 }
 
@@ -104,8 +107,13 @@ func newUserFold(user string) *userFold {
 }
 
 // apply folds the user's next event and appends what it changed. Events of a parked user, and those folded before, change nothing. The
-// error is that of an event of a newer program, which parks nobody.
+// error is that of an event of a newer program, which parks nobody. What was before an erasure, and whether that could be folded, is of
+// no account any more.
 func (u *userFold) apply(changes []change, e *events.Event) ([]change, error) {
+	if _, erased := e.Data.(events.UserErased); erased && e.Seq > u.seq {
+		u.userState = userState{user: u.user, seq: e.Seq - 1}
+		clear(u.tasks)
+	}
 	if u.parked != nil || e.Seq <= u.seq {
 		return changes, nil
 	}
@@ -122,8 +130,8 @@ func (u *userFold) apply(changes []change, e *events.Event) ([]change, error) {
 		u.park(err.Error())
 		return changes, nil
 	}
-	u.buf = e.Record(u.buf)
-	u.seq, u.hash = e.Seq, u.hash.Next(u.buf)
+	u.seq = e.Seq
+	u.hash, u.buf = e.Link(u.hash, u.buf)
 	u.live += live(after) - live(before)
 	if after.Version > 0 {
 		u.tasks[e.TaskID] = after

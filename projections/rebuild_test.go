@@ -56,8 +56,8 @@ var broken = map[string]struct {
 		[]string{`users: user="user-01" task= member=row expected=a row found=none`}},
 	"strangers": {`INSERT INTO {schema}.users (user_id, seq, live, hash) VALUES ('user-011', 1, 0, ''), ('zz', 2, 0, '')`,
 		[]string{`user="user-011" task= member=row expected=none found=a row`, `user="zz" task= member=row expected=none found=a row`}},
-	"a stranger's rows": {`INSERT INTO {schema}.task_history SELECT 'aa', seq, task_id, type, skipped, recorded_at, actor, request_id,
-			changes, hash, title, description, is_completed, created_at, deleted_at
+	"a stranger's rows": {`INSERT INTO {schema}.task_history SELECT 'aa', seq, task_id, type, recorded_at, actor, request_id,
+			changes, hash, version, title, description, is_completed, created_at, updated_at, deleted_at
 			FROM {schema}.task_history WHERE user_id = 'user-01' AND seq = 1`,
 		[]string{`task_history: user="aa" task=% seq=1 member=row expected=none found=a row`}},
 	"a change": {`UPDATE {schema}.task_history SET changes = '{}' WHERE user_id = 'user-01' AND seq = 4`,

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"taskledger/events"
 )
@@ -133,6 +134,9 @@ func (v *verifier) event(e *events.Event) (err error) {
 	}
 	v.report.Events++
 	v.head++
+	if _, erased := e.Data.(events.UserErased); erased {
+		v.head = e.Seq
+	}
 	if e.Seq != v.head {
 		v.differ(Difference{
 			Table: events.Topic, UserID: e.UserID, Member: "seq", Expected: fmt.Sprint(v.head), Found: fmt.Sprint(e.Seq),
@@ -405,6 +409,8 @@ func show(value any) string {
 		return "null"
 	case [16]byte:
 		return uuid.UUID(value).String()
+	case pgtype.UUID:
+		return value.String()
 	case []byte:
 		return fmt.Sprintf("%x", value)
 	}

@@ -101,9 +101,13 @@ func (e *entry) append(b []byte) []byte {
 	b = strconv.AppendInt(b, e.seq, 10)
 	b = append(b, `,"type":`...)
 	b = events.AppendText(b, string(e.kind))
-	b = append(b, `,"task_id":"`...)
-	b = append(b, e.task.String()...)
-	b = append(b, `","recorded_at":"`...)
+	b = append(b, `,"task_id":`...)
+	if e.task == uuid.Nil {
+		b = append(b, `null`...)
+	} else {
+		b = append(append(append(b, '"'), e.task.String()...), '"')
+	}
+	b = append(b, `,"recorded_at":"`...)
 	b = e.recorded.UTC().AppendFormat(b, events.TimeLayout)
 	b = append(b, `","actor":`...)
 	b = events.AppendText(b, e.actor)

@@ -85,8 +85,8 @@ func (f *fixture) fill(n int) {
 		) i`, n, keys)
 	f.exec(`
 		INSERT INTO {schema}.task_history
-			(user_id, seq, task_id, type, skipped, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)
-		SELECT u, n, ('00000000-0000-7000-8000-' || lpad((n % 100)::text, 12, '0'))::uuid, 'TaskCreated', false,
+			(user_id, seq, task_id, type, version, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)
+		SELECT u, n, ('00000000-0000-7000-8000-' || lpad((n % 100)::text, 12, '0'))::uuid, 'TaskCreated', n,
 			`+at+` + n * interval '1 second', u, 'r', '{}', '\x00', 'task', false, `+at+`
 		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1::int) n`, n)
 	f.exec(`INSERT INTO {schema}.users (user_id, seq, live, hash) SELECT u, $1, 1, '' FROM unnest('{u,v}'::text[]) u`, n)
