@@ -176,7 +176,7 @@ func explain(err error) error {
 	case "42P01", "42703", "3F000": // undefined_table, undefined_column, invalid_schema_name
 		return refuse(NoSessionTables, noTables)
 	}
-	return fmt.Errorf("look up session: %s", plainCause(err))
+	return fmt.Errorf("look up session (in BETTER_AUTH_DATABASE_URL, else DATABASE_URL): %s", plainCause(err))
 }
 
 // plainCause leaves out what pgx tells of a connection: user, database and host are values of the database's URL.
