@@ -173,6 +173,22 @@ func TestBehindPgBouncer(t *testing.T) {
 	}
 }
 
+// More servers start at once than PgBouncer has connections to PostgreSQL: who waits to migrate keeps none of them.
+func TestManyStartBehindASmallPgBouncer(t *testing.T) {
+	t.Parallel()
+	_, pooled := startPooler(t, testdb.EmptyURL(t), "default_pool_size = 3")
+	var starts sync.WaitGroup
+	for range 5 {
+		starts.Go(func() {
+			got := finish(t, program(t, []string{"DATABASE_URL=" + pooled}, "migrate"))
+			if got.code != 0 {
+				t.Errorf("migrate: %+v", got)
+			}
+		})
+	}
+	starts.Wait()
+}
+
 // asOwner makes an ordinary role that may make schemas in the database, whom row level security binds.
 func asOwner(t *testing.T, direct string) string {
 	t.Helper()

@@ -216,7 +216,12 @@ func (s *settings) jwksURL() string {
 	if s.JWKSURL != "" || s.BetterAuthURL == "" {
 		return s.JWKSURL
 	}
-	base := strings.TrimRight(s.BetterAuthURL, "/")
+	better, err := url.Parse(s.BetterAuthURL)
+	if err != nil {
+		return s.BetterAuthURL // check has refused it
+	}
+	better.RawQuery, better.Fragment = "", ""
+	base := strings.TrimRight(better.String(), "/?")
 	if !strings.HasSuffix(base, "/api/auth") {
 		base += "/api/auth"
 	}
