@@ -177,8 +177,8 @@ func One(ctx context.Context, from Querier, text string, args []any, places ...a
 	return found, err
 }
 
-// SafeText is the text of an error without what pgx tells of a connection that could not be made. That has the user in it, and
-// PostgreSQL's own words; this says where the connection was to go, and why it is not there.
+// SafeText is the text of an error without what pgx tells of a connection that could not be made. That has the user in
+// it, and PostgreSQL's own words; this says where the connection was to go, and why it is not there.
 func SafeText(err error) string {
 	text := err.Error()
 	for _, failed := range connectErrors(err) {

@@ -11,8 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// NewAdmin serves /metrics and /debug/pprof/, which strangers must not see: it belongs on an address of its own. The command line is
-// not served: it may have the password of a database in it.
+// NewAdmin serves /metrics and /debug/pprof/, which strangers must not see: it belongs on an address of its own. The
+// command line is not served: it may have the password of a database in it.
 func NewAdmin(metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))

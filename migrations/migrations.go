@@ -169,9 +169,10 @@ func revoke(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	return nil
 }
 
-// locked calls work while a transaction on a connection outside of the pool has the lock: a pool of one connection would wait for
-// itself, and behind a transaction pooler only a transaction has a session to keep a lock in. Who waits for the lock asks again and
-// again, and keeps nothing meanwhile: a pooler may have fewer connections than there are processes that start.
+// locked calls work while a transaction on a connection outside of the pool has the lock: a pool of one connection
+// would wait for itself, and behind a transaction pooler only a transaction has a session to keep a lock in. Who waits
+// for the lock asks again and again, and keeps nothing meanwhile: a pooler may have fewer connections than there are
+// processes that start.
 func locked(ctx context.Context, pool *pgxpool.Pool, schema string, wait time.Duration, work func() error) error {
 	conn, err := connect(ctx, pool)
 	if err != nil {
@@ -225,8 +226,8 @@ func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
 	return pgx.ConnectConfig(ctx, config.ConnConfig)
 }
 
-// takeLock tells whether the lock could be had. It lifts the limits that a server may have for its sessions: who has it is idle while
-// the work is done elsewhere.
+// takeLock tells whether the lock could be had. It lifts the limits that a server may have for its sessions: who has it
+// is idle while the work is done elsewhere.
 func takeLock(ctx context.Context, tx pgx.Tx, schema string) (taken bool, err error) {
 	_, err = tx.Exec(ctx, `
 		SELECT set_config('statement_timeout', '0', true),

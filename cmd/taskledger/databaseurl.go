@@ -17,8 +17,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// databaseURL is what a URL of a PostgreSQL, or libpq's key=value, says to this program. It is written for other clients too: what
-// they say in words of their own is translated, and what concerns them alone is left out.
+// databaseURL is what a URL of a PostgreSQL, or libpq's key=value, says to this program. It is written for other
+// clients too: what they say in words of their own is translated, and what concerns them alone is left out.
 type databaseURL struct {
 	config  *pgxpool.Config // RuntimeParams have nothing but application_name and options
 	limited bool            // it says how many connections a pool may have
@@ -34,11 +34,12 @@ var (
 	errBadParameters = errors.New("has parameters that cannot be used: names, values or how they are percent-encoded")
 )
 
-// severalHostsTimeout is how long one of several hosts may take to answer, unless the URL says so: the next one is there for when
-// this one is not.
+// severalHostsTimeout is how long one of several hosts may take to answer, unless the URL says so: the next one is
+// there for when this one is not.
 const severalHostsTimeout = 3 * time.Second
 
-// readDatabaseURL reads a URL without connecting. Its errors go behind the name of the variable, and show no value of it.
+// readDatabaseURL reads a URL without connecting. Its errors go behind the name of the variable, and show no value of
+// it.
 func readDatabaseURL(text string) (databaseURL, error) {
 	address, given, err := takeApart(strings.TrimSpace(text))
 	if err != nil {
@@ -80,7 +81,8 @@ func (d databaseURL) tellUnknown(log *slog.Logger, variable string) {
 	}
 }
 
-// parameters are what is behind the ? of a URL, or all of libpq's key=value. Of two with the same name the last one counts.
+// parameters are what is behind the ? of a URL, or all of libpq's key=value. Of two with the same name the last one
+// counts.
 type parameters []parameter
 
 type parameter struct{ name, value string }
@@ -146,7 +148,8 @@ func queryParameters(query string) (given parameters, err error) {
 	return given, nil
 }
 
-// namedByAddress has libpq's hostaddr for a host where none is named: else another server would be asked, with the password.
+// namedByAddress has libpq's hostaddr for a host where none is named: else another server would be asked, with the
+// password.
 func namedByAddress(given parameters) parameters {
 	if address := given.get("hostaddr"); address != "" && !given.has("host") {
 		return append(given, parameter{"host", address})
@@ -156,7 +159,8 @@ func namedByAddress(given parameters) parameters {
 
 var (
 	// keyValue finds the first pair of libpq's connection strings: key=value or key='a value'.
-	keyValue = regexp.MustCompile(`(?s)^\s*([A-Za-z_]\w*)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?:\s+|$)`)
+	keyValue = regexp.MustCompile(`(?s)^\s*([A-Za-z_]\w*)\s*=\s*` +
+		`(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?:\s+|$)`)
 
 	escaped = regexp.MustCompile(`(?s)\\(.)`)
 
@@ -240,55 +244,55 @@ func words(text string) map[string]bool {
 
 // ours are the parameters that go to pgx as they are. Those that translate has an eye on stand among theirs.
 var ours = words(`
-	host port dbname database user password passfile service servicefile
-	connect_timeout target_session_attrs application_name options
-	sslkey sslcertmode sslnegotiation sslpassword sslsni
-	channel_binding require_auth krbspn krbsrvname min_protocol_version max_protocol_version
-	default_query_exec_mode
-	pool_max_conns pool_min_conns pool_min_idle_conns pool_max_conn_lifetime pool_max_conn_lifetime_jitter
-	pool_max_conn_idle_time pool_health_check_period`)
+	host port dbname database user password passfile service servicefile connect_timeout target_session_attrs
+	application_name options sslkey sslcertmode sslnegotiation sslpassword sslsni channel_binding require_auth
+	krbspn krbsrvname min_protocol_version max_protocol_version default_query_exec_mode pool_max_conns
+	pool_min_conns pool_min_idle_conns pool_max_conn_lifetime pool_max_conn_lifetime_jitter pool_max_conn_idle_time
+	pool_health_check_period`)
 
-// theirs are the parameters that make no difference to us, as far as translate makes nothing of them: how another client works inside,
-// and what this one has its own settings of, or an own bound for. Not among them is what would make a connection safer: who asks for
-// that, in words that we do not know, must hear of it.
+// theirs are the parameters that make no difference to us, as far as translate makes nothing of them: how another
+// client works inside, and what this one has its own settings of, or an own bound for. Not among them is what would
+// make a connection safer: who asks for that, in words that we do not know, must hear of it.
 var theirs = words(`
-	schema currentSchema search_path schema_search_path
-	pgbouncer supa pool_timeout pool_ping_timeout connection_limit statement_cache_capacity description_cache_capacity hostaddr
-	statement_timeout lock_timeout idle_in_transaction_session_timeout idle_session_timeout transaction_timeout
-	sslmode ssl sslcert sslrootcert sslaccept targetServerType
-	client_encoding datestyle DateStyle intervalstyle IntervalStyle timezone TimeZone extra_float_digits standard_conforming_strings
+	schema currentSchema search_path schema_search_path pgbouncer supa pool_timeout pool_ping_timeout
+	connection_limit statement_cache_capacity description_cache_capacity hostaddr statement_timeout lock_timeout
+	idle_in_transaction_session_timeout idle_session_timeout transaction_timeout sslmode ssl sslcert sslrootcert
+	sslaccept targetServerType client_encoding datestyle DateStyle intervalstyle IntervalStyle timezone TimeZone
+	extra_float_digits standard_conforming_strings
 	` + // libpq
-	`fallback_application_name gssencmode gsslib gssdelegation keepalives keepalives_idle keepalives_interval keepalives_count
-	load_balance_hosts replication sslcompression tcp_user_timeout
+	`fallback_application_name gssencmode gsslib gssdelegation keepalives keepalives_idle keepalives_interval
+	keepalives_count load_balance_hosts replication sslcompression tcp_user_timeout
 	` + // Prisma
 	`socket_timeout max_connection_lifetime max_idle_connection_lifetime single_use_connections statement_cache_size
 	` + // node-postgres, and postgres.js
-	`uselibpqcompat encoding max min query_timeout connectionTimeoutMillis idleTimeoutMillis maxUses maxLifetimeSeconds
-	allowExitOnIdle keepAlive keepAliveInitialDelayMillis enableChannelBinding binary parseInputDatesAsUTC
-	idle_timeout max_lifetime max_pipeline prepare fetch_types keep_alive backoff debug
+	`uselibpqcompat encoding max min query_timeout connectionTimeoutMillis idleTimeoutMillis maxUses
+	maxLifetimeSeconds allowExitOnIdle keepAlive keepAliveInitialDelayMillis enableChannelBinding binary
+	parseInputDatesAsUTC idle_timeout max_lifetime max_pipeline prepare fetch_types keep_alive backoff debug
 	` + // asyncpg, SQLAlchemy, Django and Rails
-	`timeout command_timeout max_cached_statement_lifetime max_cacheable_statement_size prepared_statement_cache_size async_fallback
-	conn_max_age conn_health_checks pool pool_size max_overflow pool_recycle pool_pre_ping prepared_statements statement_limit
-	checkout_timeout reaping_frequency
+	`timeout command_timeout max_cached_statement_lifetime max_cacheable_statement_size prepared_statement_cache_size
+	async_fallback conn_max_age conn_health_checks pool pool_size max_overflow pool_recycle pool_pre_ping
+	prepared_statements statement_limit checkout_timeout reaping_frequency
 	` + // JDBC
-	`ApplicationName adaptiveFetch adaptiveFetchMaximum adaptiveFetchMinimum allowEncodingChanges assumeMinServerVersion autosave
-	binaryTransfer binaryTransferDisable binaryTransferEnable cancelSignalTimeout cleanupSavepoints connectTimeout
-	databaseMetadataCacheFields databaseMetadataCacheFieldsMiB defaultRowFetchSize disableColumnSanitiser escapeSyntaxCallMode
-	gssEncMode gssResponseTimeout groupStartupParameters hideUnprivilegedObjects hostRecheckSeconds loadBalanceHosts
-	localSocketAddress logServerErrorDetail logUnclosedConnections loggerFile loggerLevel loginTimeout maxResultBuffer
-	preferQueryMode prepareThreshold preparedStatementCacheQueries preparedStatementCacheSizeMiB protocolVersion queryTimeout
+	`ApplicationName adaptiveFetch adaptiveFetchMaximum adaptiveFetchMinimum allowEncodingChanges
+	assumeMinServerVersion autosave binaryTransfer binaryTransferDisable binaryTransferEnable cancelSignalTimeout
+	cleanupSavepoints connectTimeout databaseMetadataCacheFields databaseMetadataCacheFieldsMiB defaultRowFetchSize
+	disableColumnSanitiser escapeSyntaxCallMode gssEncMode gssResponseTimeout groupStartupParameters
+	hideUnprivilegedObjects hostRecheckSeconds loadBalanceHosts localSocketAddress logServerErrorDetail
+	logUnclosedConnections loggerFile loggerLevel loginTimeout maxResultBuffer preferQueryMode prepareThreshold
+	preparedStatementCacheQueries preparedStatementCacheSizeMiB protocolVersion queryTimeout
 	quoteReturningIdentifiers reWriteBatchedInserts readOnlyMode receiveBufferSize sendBufferSize socketTimeout
 	sslResponseTimeout stringtype tcpKeepAlive tcpNoDelay unknownLength xmlFactoryFactory
 	` + // Npgsql
-	`Pooling Multiplexing Enlist Timeout CommandTimeout CancellationTimeout InternalCommandTimeout KeepAlive TcpKeepAlive
-	MinPoolSize MaxPoolSize ConnectionIdleLifetime ConnectionPruningInterval ConnectionLifetime MaxAutoPrepare AutoPrepareMinUsages
-	IncludeErrorDetail LogParameters NoResetOnClose ReadBufferSize WriteBufferSize SocketReceiveBufferSize SocketSendBufferSize
-	LoadTableComposites ServerCompatibilityMode ArrayNullabilityMode HostRecheckSeconds LoadBalanceHosts`)
+	`Pooling Multiplexing Enlist Timeout CommandTimeout CancellationTimeout InternalCommandTimeout KeepAlive
+	TcpKeepAlive MinPoolSize MaxPoolSize ConnectionIdleLifetime ConnectionPruningInterval ConnectionLifetime
+	MaxAutoPrepare AutoPrepareMinUsages IncludeErrorDetail LogParameters NoResetOnClose ReadBufferSize
+	WriteBufferSize SocketReceiveBufferSize SocketSendBufferSize LoadTableComposites ServerCompatibilityMode
+	ArrayNullabilityMode HostRecheckSeconds LoadBalanceHosts`)
 
 // lossy are the ways to say that a connection does not keep prepared statements.
 var lossy = parameters{
-	{"pgbouncer", "true"}, {"statement_cache_size", "0"}, {"statement_cache_capacity", "0"}, {"prepared_statement_cache_size", "0"},
-	{"prepare", "false"}, {"prepared_statements", "false"}, {"prepareThreshold", "0"},
+	{"pgbouncer", "true"}, {"prepare", "false"}, {"prepared_statements", "false"}, {"prepareThreshold", "0"},
+	{"statement_cache_size", "0"}, {"statement_cache_capacity", "0"}, {"prepared_statement_cache_size", "0"},
 }
 
 func (p parameters) losesStatements() bool {
@@ -308,7 +312,8 @@ func translate(given parameters) (kept parameters, unknown []string, err error) 
 			unknown = append(unknown, p.name)
 		}
 	}
-	if server := given.get("targetServerType"); !given.has("target_session_attrs") && (server == "primary" || server == "master") {
+	server := given.get("targetServerType")
+	if !given.has("target_session_attrs") && (server == "primary" || server == "master") {
 		kept = append(kept, parameter{"target_session_attrs", "primary"})
 	}
 	return append(kept, given.security()...), unknown, nil
@@ -339,7 +344,8 @@ func (p parameters) security() (said parameters) {
 	case p.get("sslmode") == "" && slices.Contains([]string{"false", "0", "off", "no"}, mode):
 		mode = ""
 	case mode == "no-verify":
-		return parameters{{"sslmode", "require"}, {"sslcert", cert}, {"sslrootcert", ""}} // with one, libpq's require verifies
+		// With a root certificate, and be it the one in the home directory, libpq's require verifies.
+		return parameters{{"sslmode", "require"}, {"sslcert", cert}, {"sslrootcert", ""}}
 	case mode == "require" && p.get("sslaccept") == "strict":
 		mode = "verify-full"
 	}
@@ -351,7 +357,8 @@ func (p parameters) security() (said parameters) {
 	return said
 }
 
-// schema is the one that the tables of other clients are in: their schema, else the first name of their search_path, else public.
+// schema is the one that the tables of other clients are in: their schema, else the first name of their search_path,
+// else public.
 func (p parameters) schema() string {
 	path := cmp.Or(p.get("currentSchema"), p.get("search_path"), p.get("schema_search_path"))
 	if path == "" {

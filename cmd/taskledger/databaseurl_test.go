@@ -17,7 +17,8 @@ import (
 	"taskledger/migrations/testdb"
 )
 
-// What is not a PostgreSQL's, or can't be used, is refused in one line that shows none of it: neither by a command nor by another.
+// What is not a PostgreSQL's, or can't be used, is refused in one line that shows none of it: neither by a command nor
+// by another.
 func TestBadDatabaseURLs(t *testing.T) {
 	t.Parallel()
 	for value, want := range map[string]string{
@@ -69,7 +70,8 @@ func TestBadDatabaseURLs(t *testing.T) {
 			}
 			continue
 		}
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3") || strings.Contains(err.Error(), "\n") {
+		if err == nil || !strings.Contains(err.Error(), want) || strings.ContainsAny(err.Error(), "\n") ||
+			strings.Contains(err.Error(), "s3") {
 			t.Errorf("%s: %v, want one line with %q in it and nothing secret", value, err, want)
 		}
 	}
@@ -85,7 +87,8 @@ func TestURLsOfOtherProgramsStopEveryCommand(t *testing.T) {
 		for _, variable := range []string{"DATABASE_URL", "BETTER_AUTH_DATABASE_URL"} {
 			got := finish(t, program(t, append([]string{variable + "=" + foreign}, elsewhere...), args...))
 			said := got.stdout + got.stderr
-			if got.code != exitUsage || strings.Count(said, "\n") != 1 || !strings.HasPrefix(said, "taskledger: "+variable+" must begin with postgres://") {
+			want := "taskledger: " + variable + " must begin with postgres://"
+			if got.code != exitUsage || strings.Count(said, "\n") != 1 || !strings.HasPrefix(said, want) {
 				t.Errorf("%s, %v: exit code %d, said %q", variable, args, got.code, said)
 			}
 		}
@@ -163,7 +166,8 @@ func TestParametersOfOtherClients(t *testing.T) {
 func TestServiceFile(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "services")
-	if err := os.WriteFile(file, []byte("[s]\nhost=elsewhere\ngssencmode=disable\nkeepalives_idle=30\napplication_name=x\n"), 0o600); err != nil {
+	const service = "[s]\nhost=elsewhere\ngssencmode=disable\nkeepalives_idle=30\napplication_name=x\n"
+	if err := os.WriteFile(file, []byte(service), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d, err := readDatabaseURL("service=s servicefile=" + file)
@@ -239,23 +243,28 @@ func TestSchemaOfTheSessionTables(t *testing.T) {
 	}
 }
 
-// No parameter that another client needs reaches PostgreSQL as a setting that it does not know, from either of our pools.
+// No parameter that another client needs reaches PostgreSQL as a setting that it does not know, from either of our
+// pools.
 func TestConnectionsWithParametersOfOtherClients(t *testing.T) {
 	t.Parallel()
 	plain := testdb.URL(t)
 	for _, text := range []string{
-		"schema=public", "pgbouncer=true&connection_limit=1&pool_timeout=0", "uselibpqcompat=true", "sslaccept=strict", "gssencmode=disable",
-		"keepalives_idle=30", "fallback_application_name=x", "load_balance_hosts=random", "application_name=x", "target_session_attrs=read-write",
-		"channel_binding=prefer", "channel_binding=disable", "replication=database", "search_path=%22MyApp%22", "search_path=%22MyApp%22,public",
-		"options=-csearch_path%3D%22MyApp%22", "options=-c%20statement_timeout=60000", "currentSchema=%22MyApp%22", "schema=My%20App",
-		"nobody_knows_this=1", "host=127.0.0.1", "statement_cache_capacity=0", "description_cache_capacity=0", "statement_timeout=1000",
+		"schema=public", "pgbouncer=true&connection_limit=1&pool_timeout=0", "uselibpqcompat=true",
+		"sslaccept=strict", "gssencmode=disable", "keepalives_idle=30", "fallback_application_name=x",
+		"load_balance_hosts=random", "application_name=x", "target_session_attrs=read-write",
+		"channel_binding=prefer", "channel_binding=disable", "replication=database", "search_path=%22MyApp%22",
+		"search_path=%22MyApp%22,public", "options=-csearch_path%3D%22MyApp%22",
+		"options=-c%20statement_timeout=60000", "currentSchema=%22MyApp%22", "schema=My%20App",
+		"nobody_knows_this=1", "host=127.0.0.1", "statement_cache_capacity=0", "description_cache_capacity=0",
+		"statement_timeout=1000",
 	} {
 		db, err := connect(t.Context(), plain+"&"+text, testdb.Schema)
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 			continue
 		}
-		if pooled := strings.Contains(text, "pgbouncer") || strings.HasPrefix(text, "statement_cache"); db.traits.pooled != pooled {
+		pooled := strings.Contains(text, "pgbouncer") || strings.HasPrefix(text, "statement_cache")
+		if db.traits.pooled != pooled {
 			t.Errorf("%s: pooled %v, want %v", text, db.traits.pooled, pooled)
 		}
 		sessions, err := openSessions(t.Context(), db.url)
@@ -305,7 +314,9 @@ func TestNamesThatNeedQuotes(t *testing.T) {
 	}
 	u.User, u.Path = url.UserPassword(name, "p:/@?%#"), "/"+name
 	for _, value := range []string{
-		u.String() + `&search_path=%22MyApp%22`, u.String() + `&options=-c%20search_path%3D%22MyApp%22`, u.String() + `&schema=My%20App`,
+		u.String() + `&search_path=%22MyApp%22`,
+		u.String() + `&options=-c%20search_path%3D%22MyApp%22`,
+		u.String() + `&schema=My%20App`,
 		fmt.Sprintf(`host=%s port=%s user='%s' password='p:/@?%%#' dbname='%s' search_path='"MyApp"'`,
 			u.Hostname(), u.Port(), strings.ReplaceAll(name, "'", `\'`), strings.ReplaceAll(name, "'", `\'`)),
 	} {
@@ -330,13 +341,14 @@ func TestSeveralHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = silent.Close() }()
-	name, password := plain.User.Username(), ""
-	password, _ = plain.User.Password()
+	name := plain.User.Username()
+	password, _ := plain.User.Password()
+	account, path := "postgres://"+name+":"+password+"@", plain.Host+plain.Path
 	for _, text := range []string{
-		fmt.Sprintf("postgres://%s:%s@127.0.0.1:1,%s%s?sslmode=disable", name, password, plain.Host, plain.Path),
-		fmt.Sprintf("postgres://%s:%s@127.0.0.1:1,%s%s?sslmode=disable&target_session_attrs=read-write", name, password, plain.Host, plain.Path),
-		fmt.Sprintf("postgres://%s:%s@%s,%s%s?sslmode=disable&connect_timeout=1", name, password, silent.Addr(), plain.Host, plain.Path),
-		fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=1,%s user=%s password=%s dbname=%s sslmode=disable target_session_attrs=primary",
+		account + "127.0.0.1:1," + path + "?sslmode=disable",
+		account + "127.0.0.1:1," + path + "?sslmode=disable&target_session_attrs=read-write",
+		account + silent.Addr().String() + "," + path + "?sslmode=disable&connect_timeout=1",
+		fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=1,%s user=%s password=%s dbname=%s target_session_attrs=primary",
 			plain.Port(), name, password, plain.Path[1:]),
 	} {
 		d, err := readDatabaseURL(text)
@@ -363,9 +375,10 @@ func TestSeveralHosts(t *testing.T) {
 		db.ledger.Pool().Close()
 	}
 	// None takes writes: said so, without the user.
-	readOnly := fmt.Sprintf("postgres://%s:%s@127.0.0.1:1,%s%s?options=-cdefault_transaction_read_only=on", name, password, plain.Host, plain.Path)
+	readOnly := account + "127.0.0.1:1," + path + "?options=-cdefault_transaction_read_only=on"
 	got := finish(t, program(t, []string{"DATABASE_URL=" + readOnly}, "verify"))
-	if got.code != exitFailed || !strings.Contains(got.stderr, "read only connection") || strings.Contains(got.stderr, "user=") {
+	if got.code != exitFailed || !strings.Contains(got.stderr, "read only connection") ||
+		strings.Contains(got.stderr, "user=") {
 		t.Errorf("%+v", got)
 	}
 }
@@ -386,7 +399,8 @@ func TestFailedConnectionsShowNoUser(t *testing.T) {
 		for _, command := range []string{"migrate", "verify", "rebuild", "parked"} {
 			got := finish(t, program(t, []string{"DATABASE_URL=" + u.String()}, command))
 			if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, want) ||
-				strings.Contains(got.stderr, "s3cret") || !strings.Contains(got.stderr, plain.Host) || !strings.Contains(got.stderr, plain.Path[1:]) {
+				strings.Contains(got.stderr, "s3cret") || !strings.Contains(got.stderr, plain.Host) ||
+				!strings.Contains(got.stderr, plain.Path[1:]) {
 				t.Errorf("%s: %+v", command, got)
 			}
 		}
@@ -403,7 +417,8 @@ func TestUnknownParametersAreNamedOnce(t *testing.T) {
 	}
 	d.tellUnknown(log, "DATABASE_URL")
 	said := logged.String()
-	if strings.Count(said, "\n") != 1 || !strings.Contains(said, `variable=DATABASE_URL parameters="one two"`) || strings.Contains(said, "s3cret") {
+	if strings.Count(said, "\n") != 1 || strings.Contains(said, "s3cret") ||
+		!strings.Contains(said, `variable=DATABASE_URL parameters="one two"`) {
 		t.Errorf("said %q", said)
 	}
 }
@@ -412,11 +427,13 @@ func TestArgumentsThatAreURLsAreNotShown(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		{"serve", "postgres://u:s3cret@h/d"}, {"postgres://u:s3cret@h/d"}, {"serve", "host=h password=s3cret"},
-		{"--port=postgres://u:s3cret@h/d"}, {"--databse-url=postgres://u:s3cret@h/d"}, {"--port", "postgres://u:s3cret@h/d"},
+		{"--port=postgres://u:s3cret@h/d"}, {"--port", "postgres://u:s3cret@h/d"},
+		{"--databse-url=postgres://u:s3cret@h/d"},
 		{"--database-url=mysql://u:s3cret@h/d"}, {"--database-url", "host=h sslmode=s3cret"},
 	} {
 		got := finish(t, program(t, nil, args...))
-		if got.code != exitUsage || strings.Count(got.stderr, "\n") != 1 || strings.Contains(got.stderr+got.stdout, "s3cret") {
+		said := got.stdout + got.stderr
+		if got.code != exitUsage || strings.Count(said, "\n") != 1 || strings.Contains(said, "s3cret") {
 			t.Errorf("%v: %+v", args, got)
 		}
 	}

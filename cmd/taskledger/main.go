@@ -89,7 +89,8 @@ func parse(c *cli, args []string, stdout, stderr io.Writer) (*kong.Context, erro
 	return command, c.Settings.check()
 }
 
-// withoutURLs takes out of a message the arguments that may be a database's URL, or libpq's key=value: there is a password in them.
+// withoutURLs takes out of a message the arguments that may be a database's URL, or libpq's key=value: there is a
+// password in them.
 func withoutURLs(message string, args []string) string {
 	for _, arg := range args {
 		value := arg

@@ -37,11 +37,11 @@ type pooler struct {
 	cmd    *exec.Cmd
 }
 
-// findPgBouncer finds the program, which Debian puts where only root looks. PgBouncer is not PostgreSQL: where it is missing, the rest
-// of the suite says as much as it can, except where the project is checked for good.
+// findPgBouncer finds the program, which Debian puts where only root looks. PgBouncer is not PostgreSQL: where it is
+// missing, the rest of the suite says as much as it can, except where the project is checked for good.
 func findPgBouncer(t *testing.T) string {
 	t.Helper()
-	for _, name := range []string{"pgbouncer", "/usr/sbin/pgbouncer", "/usr/local/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer"} {
+	for _, name := range []string{"pgbouncer", "/usr/sbin/pgbouncer", "/usr/local/sbin/pgbouncer"} {
 		if path, err := exec.LookPath(name); err == nil {
 			return path
 		}
@@ -54,8 +54,8 @@ func findPgBouncer(t *testing.T) string {
 	return ""
 }
 
-// startPooler starts a PgBouncer before the server of a URL, and gives the URL of the same database behind it. PgBouncer keeps few
-// connections to PostgreSQL for many clients.
+// startPooler starts a PgBouncer before the server of a URL, and gives the URL of the same database behind it.
+// PgBouncer keeps few connections to PostgreSQL for many clients.
 func startPooler(t *testing.T, server string, settings ...string) (p *pooler, pooled string) {
 	t.Helper()
 	p = &pooler{t: t, binary: findPgBouncer(t)}
@@ -77,7 +77,8 @@ func startPooler(t *testing.T, server string, settings ...string) (p *pooler, po
 		fmt.Sprintf("* = host=%s port=%s user=%s password=%s", u.Hostname(), u.Port(), u.User.Username(), password),
 		"[pgbouncer]",
 		"listen_addr =", "listen_port = 6432", "unix_socket_dir = " + p.dir,
-		"auth_type = any", "log_connections = 0", "log_disconnections = 0", "pool_mode = transaction", "default_pool_size = 8", "max_client_conn = 200",
+		"auth_type = any", "log_connections = 0", "log_disconnections = 0",
+		"pool_mode = transaction", "default_pool_size = 8", "max_client_conn = 200",
 	}, settings...)
 	if os.Geteuid() == 0 {
 		lines = append(lines, "user = nobody")
@@ -134,9 +135,9 @@ func knowsPrepared(t *testing.T) bool {
 	return major > 1 || minor >= 21
 }
 
-// Behind a PgBouncer in transaction mode, which nobody has told of: several users write and read through two servers, while tables are
-// altered, the read model is made anew and the pooler is killed. Nothing acknowledged is lost, nobody sees another's tasks, every read
-// shows what was written before it.
+// Behind a PgBouncer in transaction mode, which nobody has told of: several users write and read through two servers,
+// while tables are altered, the read model is made anew and the pooler is killed. Nothing acknowledged is lost, nobody
+// sees another's tasks, every read shows what was written before it.
 func TestBehindPgBouncer(t *testing.T) {
 	t.Parallel()
 	cases := []struct {
@@ -163,7 +164,8 @@ func TestBehindPgBouncer(t *testing.T) {
 			for _, s := range b.servers {
 				s.terminate()
 			}
-			if got := finish(t, program(t, b.env(), "verify")); got.code != 0 || !strings.HasSuffix(got.stdout, "; 0 parked\n") {
+			got := finish(t, program(t, b.env(), "verify"))
+			if got.code != 0 || !strings.HasSuffix(got.stdout, "; 0 parked\n") {
 				t.Errorf("verify: %+v", got)
 			}
 			if t.Failed() {
@@ -342,7 +344,8 @@ func (c *bouncingClient) run(ctx context.Context) {
 			return
 		}
 		if len(seen) != n+1 || seen[0].Title != title {
-			c.t.Errorf("%s: after %d tasks %d are listed, the last is %+v", c.user, n+1, len(seen), seen[:min(1, len(seen))])
+			c.t.Errorf("%s: after %d tasks %d are listed, the last is %+v",
+				c.user, n+1, len(seen), seen[:min(1, len(seen))])
 			return
 		}
 		for _, task := range seen {
@@ -376,7 +379,9 @@ func (c *bouncingClient) must(server, want int, method, body, key string) []byte
 	}
 }
 
-func (c *bouncingClient) ask(ctx context.Context, s *served, method, body, key string) (status int, answer []byte, err error) {
+func (c *bouncingClient) ask(
+	ctx context.Context, s *served, method, body, key string,
+) (status int, answer []byte, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, s.base+"/api/tasks", bytes.NewReader([]byte(body)))
 	if err != nil {
 		return 0, nil, err
