@@ -292,7 +292,8 @@ func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 		t.Errorf("%s events stored of %d acknowledged", events[1], acknowledged)
 	}
 	s.terminate()
-	if said := s.stderr.String(); !strings.Contains(said, "no connection to the database") || strings.Contains(said, "user=") {
+	said := s.stderr.String()
+	if !strings.Contains(said, "no connection to the database") || strings.Contains(said, "user=") {
 		t.Errorf("the log does not say where PostgreSQL should be, or says more: %s", said)
 	}
 }
