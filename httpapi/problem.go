@@ -199,7 +199,7 @@ func isOutage(err error) bool {
 }
 
 // safeCause is what may be logged of why a request failed: of PostgreSQL's errors only the code and the constraint, because the
-// message may quote a title.
+// message may quote a title, and nothing of the database's URL but host and database.
 func safeCause(p *problem) string {
 	var pgErr *pgconn.PgError
 	switch {
@@ -208,7 +208,7 @@ func safeCause(p *problem) string {
 	case errors.As(p.cause, &pgErr):
 		return "SQLSTATE " + pgErr.Code + " " + pgErr.ConstraintName
 	}
-	return p.cause.Error()
+	return events.SafeText(p.cause)
 }
 
 // writeProblem sends a problem; a HEAD request gets its header only.
