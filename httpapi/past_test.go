@@ -25,7 +25,7 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 	a := s.create("u", `{"title":"Änderung","description":"x"}`)                        // 1
 	b := s.create("u", `{"title":"apple","is_completed":true}`)                         // 2, 3: of the same moment
 	path := "/api/tasks/" + a.ID.String()                                               //
-	a2 := s.change("PATCH", path, `{"title":"zebra","description":null}`)                 // 4, 5
+	a2 := s.change("PATCH", path, `{"title":"zebra","description":null}`)               // 4, 5
 	s.want(204, call{method: "DELETE", path: "/api/tasks/" + b.ID.String(), user: "u"}) // 6
 	c := s.titled("u", "Mango")                                                         // 7
 	for _, query := range []string{
@@ -192,7 +192,7 @@ func TestRevert(t *testing.T) {
 	task := s.create("u", `{"title":"one","description":"d","is_completed":true}`) // 1, 2
 	path := "/api/tasks/" + task.ID.String()
 	s.change("PATCH", path, `{"title":"two","description":null,"is_completed":false}`) // 3, 4, 5
-	other := s.titled("u", "other")                                                  // 6
+	other := s.titled("u", "other")                                                    // 6
 	revert := func(version int) call {
 		return call{method: "POST", path: path + "/revert", user: "u", body: fmt.Sprintf(`{"version":%d}`, version)}
 	}
