@@ -2,12 +2,16 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
+	"net"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -173,4 +177,30 @@ func One(ctx context.Context, from Querier, text string, args []any, places ...a
 		return rows.Scan(places...)
 	})
 	return found, err
+}
+
+// Cause is what may be logged of an error of the database. PostgreSQL's messages may quote a title, and what is said of a connection names
+// the user, the database and the host.
+func Cause(err error) string {
+	var (
+		refused *pgconn.PgError
+		connect *pgconn.ConnectError
+		network net.Error
+		system  syscall.Errno
+	)
+	if errors.As(err, &refused) {
+		return strings.TrimSpace("SQLSTATE " + refused.Code + " " + refused.ConstraintName)
+	}
+	for _, ended := range []error{context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, ended) {
+			return ended.Error()
+		}
+	}
+	switch {
+	case errors.As(err, &system):
+		return system.Error()
+	case errors.As(err, &connect), errors.As(err, &network):
+		return "no connection"
+	}
+	return err.Error()
 }

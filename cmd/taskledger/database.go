@@ -80,9 +80,22 @@ func openShared(ctx context.Context, cfg *settings, log *slog.Logger) (*database
 func connectNamed(ctx context.Context, cfg *settings) (*database, error) {
 	db, err := connect(ctx, cfg.DatabaseURL, cfg.DatabaseSchema)
 	if err != nil {
-		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+		return nil, fmt.Errorf("DATABASE_URL: open the database: %s", refusal(err))
 	}
 	return db, nil
+}
+
+// refusal is why a database can't be opened, without a value of its URL.
+func refusal(err error) string {
+	known := map[string]string{
+		"28P01": "the user or the password is not accepted",
+		"28000": "the user is not accepted",
+		"3D000": "there is no such database",
+	}
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && known[pgErr.Code] != "" {
+		return known[pgErr.Code]
+	}
+	return events.Cause(err)
 }
 
 // openMigrated is openShared for a command that needs the schema of this program to be there.
@@ -125,7 +138,7 @@ func connect(ctx context.Context, url, schema string) (*database, error) {
 	}
 	db := &database{url: url, schema: schema, config: config}
 	if db.traits, err = inspect(ctx, config); err != nil {
-		return nil, fmt.Errorf("open the database: %w", err)
+		return nil, err
 	}
 	if db.ledger, err = db.openLedger(ctx, config.MaxConns, nil); err != nil {
 		return nil, err

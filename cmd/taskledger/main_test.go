@@ -101,11 +101,21 @@ func TestServerNeedsSomebodyWhoCanLogIn(t *testing.T) {
 	}
 }
 
-func TestUnreachableDatabaseIsOneLineWithoutThePassword(t *testing.T) {
+// What is said of a database that can't be opened has no value of its URL in it.
+func TestADatabaseThatCannotBeOpenedIsOneLine(t *testing.T) {
 	t.Parallel()
-	got := finish(t, program(t, []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/x"}, "migrate"))
-	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || strings.Contains(got.stderr, "s3cret") {
-		t.Errorf("exit code %d, stderr %q, want %d and one line without the password", got.code, got.stderr, exitFailed)
+	there := parseURL(t, testdb.URL(t))
+	there.Path = "/s3cret"
+	for url, want := range map[string]string{
+		"postgres://s3cret:s3cret@127.0.0.1:1/s3cret": "connection refused",
+		"host=/s3cret user=s3cret":                    "no such file",
+		there.String():                                "there is no such database",
+	} {
+		got := finish(t, program(t, []string{"DATABASE_URL=" + url}, "migrate"))
+		if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, want) ||
+			strings.Contains(got.stderr, "s3cret") || strings.Contains(got.stderr, "127.0.0.1") {
+			t.Errorf("exit code %d, stderr %q, want %d and one line with %q and without a value of the URL", got.code, got.stderr, exitFailed, want)
+		}
 	}
 }
 
