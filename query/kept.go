@@ -114,8 +114,8 @@ func (k *kept) wait(user string) (wake chan struct{}, leave func()) {
 }
 
 // awaitVersion waits until the user's stream has the version that is asked for, whichever process writes it.
-func (r *Reader) awaitVersion(ctx context.Context, ask Ask) error {
-	waiting, cancel := context.WithTimeout(ctx, patience)
+func (r *Reader) awaitVersion(ctx context.Context, ask Ask, deadline time.Time) error {
+	waiting, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	wake, leave := r.kept.wait(ask.UserID)
 	defer leave()

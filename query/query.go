@@ -167,14 +167,15 @@ var errBehind = errors.New("the read model is behind")
 // answer answers a question: from what is kept, if the stream still ends where it did, else from the read model, as soon as that shows
 // all that was in the log when the read began.
 func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error) {
+	deadline := time.Now().Add(patience)
 	if ask.MinVersion > 0 {
-		if err := r.awaitVersion(ctx, ask); err != nil {
+		if err := r.awaitVersion(ctx, ask, deadline); err != nil {
 			return Answer{}, err
 		}
 	}
 	kept, written := r.kept.get(ask.UserID, q.key)
 	if kept == nil && ask.Has == nil {
-		return r.ask(ctx, ask, q, r.look(ctx, ask.UserID), written)
+		return r.ask(ctx, ask, q, r.look(ctx, ask.UserID), written, deadline)
 	}
 	look, err := r.log.Head(ctx, ask.UserID)
 	if err != nil {
@@ -187,7 +188,7 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 	case kept != nil && kept.Head == head:
 		return *kept, nil
 	}
-	return r.ask(ctx, ask, q, func() (events.Look, error) { return look, nil }, written)
+	return r.ask(ctx, ask, q, func() (events.Look, error) { return look, nil }, written, deadline)
 }
 
 // look begins a look at where the user's stream ends; the function returned waits for what it tells.
@@ -207,14 +208,16 @@ func (r *Reader) look(ctx context.Context, user string) func() (events.Look, err
 	}
 }
 
-// ask asks the read model until it shows what it must, for a second at most. What this process wrote for the user is waited for beforehand,
+// ask asks the read model until it shows what it must, or the time is up. What this process wrote for the user is waited for beforehand,
 // which saves a statement.
-func (r *Reader) ask(ctx context.Context, ask Ask, q question, end func() (events.Look, error), written int64) (Answer, error) {
+func (r *Reader) ask(
+	ctx context.Context, ask Ask, q question, end func() (events.Look, error), written int64, deadline time.Time,
+) (Answer, error) {
 	mark := r.model.Mark()
 	if written > r.model.Shown() {
-		r.await(ctx, written, mark)
+		r.awaitWritten(ctx, end, written, mark, deadline)
 	}
-	for deadline := time.Now().Add(patience); ; {
+	for {
 		mark = r.model.Mark()
 		a, err := r.askOnce(ctx, ask, q, end, time.Now().After(deadline))
 		if err == nil && a.Seq < ask.MinVersion {
@@ -227,15 +230,28 @@ func (r *Reader) ask(ctx context.Context, ask Ask, q question, end func() (event
 		if err != nil {
 			return Answer{}, err
 		}
-		waiting, cancel := context.WithDeadline(ctx, deadline)
-		_ = r.model.Await(waiting, look.Position, mark) // when the time is up, the answer is what there is
-		cancel()
+		r.await(ctx, look.Position, mark, deadline)
 	}
 }
 
-// await waits for a position that the statement that follows will show, or not.
-func (r *Reader) await(ctx context.Context, position int64, mark uint64) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// awaitWritten waits for what this process wrote for the user, unless the log does not hold it: a standby that was behind may have taken
+// over since.
+func (r *Reader) awaitWritten(
+	ctx context.Context, end func() (events.Look, error), written int64, mark uint64, deadline time.Time,
+) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		if look, err := end(); err != nil || look.Position < written {
+			cancel()
+		}
+	}()
+	r.await(ctx, written, mark, deadline)
+}
+
+// await waits for a position. When the time is up, the answer is what there is.
+func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	_ = r.model.Await(ctx, position, mark)
 }
