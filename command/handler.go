@@ -214,7 +214,17 @@ func (a *attempt) once(ctx context.Context, release func()) (Result, error) {
 	if before, replayErr := replay(ctx, a.from, a.req, a.print); replayErr != nil || before != nil {
 		return answer(before, replayErr)
 	}
+	if err == nil {
+		err = a.durable(ctx)
+	}
 	return result, err
+}
+
+// durable waits until what is there is durable.
+func (a *attempt) durable(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	return events.Durable(ctx, a.from)
 }
 
 // decide decides on what is known of the stream: a commit or, when nothing is to be stored, the result or the reason why not.

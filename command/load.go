@@ -130,6 +130,14 @@ func replay(ctx context.Context, from events.Querier, req Request, print []byte)
 	}
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
+	result, err := findReplay(ctx, from, req, print)
+	if err == nil && result != nil {
+		err = events.Durable(ctx, from)
+	}
+	return result, err
+}
+
+func findReplay(ctx context.Context, from events.Querier, req Request, print []byte) (*Result, error) {
 	for range replayAttempts {
 		var (
 			task   uuid.UUID

@@ -135,6 +135,19 @@ func (l *Log) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	}
 }
 
+// Durable returns when all that was read from the log before is as durable as what Append has stored. Whoever tells a caller that a
+// command is carried out, because its events are there, asks for it: where PostgreSQL waits for a standby, a commit whose wait was cut
+// short is there for all to read, and the standby may take over without it.
+func Durable(ctx context.Context, in Querier) error {
+	_, err := in.Exec(ctx, `
+		SELECT pg_logical_emit_message(true, 'taskledger', '')
+		WHERE current_setting('synchronous_standby_names') <> ''`)
+	if err != nil {
+		return fmt.Errorf("wait until the log is durable: %w", err)
+	}
+	return nil
+}
+
 // run is the appender: it takes whatever is waiting, from all users, as the next batch. While one batch commits the next one
 // gathers, so the batch grows with the load by itself.
 func (l *Log) run() {
