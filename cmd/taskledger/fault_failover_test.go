@@ -391,9 +391,15 @@ func TestAFailoverToASynchronousStandby(t *testing.T) {
 	p := openPair(t, true)
 	env := []string{"DATABASE_URL=" + p.url, "BETTER_AUTH_SECRET=" + serveSecret, "LOG_LEVEL=warn"}
 	servers := []*served{startServer(t, env...), startServer(t, env...)}
-	crowd := gather(t, servers, 6, true)
+	crowd, quiet := gather(t, servers, 6, true), newSurvivor(t, servers, "quiet")
+	quiet.writeSome(1)
 	crowd.await(20)
 	p.relay.silence()
+	for shown := int64(0); shown < 2; {
+		quiet.mustNotComplete()
+		shown = value[int64](t, p.primary.URL(), `SELECT max(seq) FROM taskledger.task_events WHERE user_id = 'quiet'`)
+	}
+	quiet.mustNotComplete() // as far as can be seen it is done already
 	for begin := crowd.refused.Load(); crowd.refused.Load() < begin+15; {
 		if !tick(t.Context()) {
 			t.FailNow()
@@ -437,5 +443,14 @@ func (s *survivor) audit(from *served) {
 			s.t.Errorf("acknowledged %+v, stored %+v", a, entries[i])
 			return
 		}
+	}
+}
+
+// mustNotComplete tries to complete the task, and fails the test if that is acknowledged.
+func (s *survivor) mustNotComplete() {
+	s.t.Helper()
+	got, err := s.servers[0].send(s.token, "PUT", "/api/tasks/"+s.id+"/complete", "")
+	if err != nil || got.status != 503 {
+		s.t.Errorf("the standby can't have it: %d %s %v", got.status, got.body, err)
 	}
 }
