@@ -200,8 +200,8 @@ func (p *pending) chain(before *pending) bool {
 // the others theirs.
 func (l *Log) flush(batch []*pending) {
 	stored, err := l.publish(l.db.pool, batch)
-	if errors.Is(err, context.DeadlineExceeded) {
-		l.db.pool.Reset() // PostgreSQL may have gone without a word: its other connections are as dead as this one
+	if errors.Is(err, context.DeadlineExceeded) || isReadOnly(err) {
+		l.db.pool.Reset() // PostgreSQL may have gone without a word, or another one have taken over: other connections are as dead
 	}
 	if len(batch) > 1 && isRefusal(err) {
 		for _, p := range batch {
@@ -223,6 +223,12 @@ func (l *Log) flush(batch []*pending) {
 			p.done(nil)
 		}
 	}
+}
+
+// isReadOnly tells that the database takes no writes.
+func isReadOnly(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "25006"
 }
 
 // isRefusal tells an answer about the data, after which the rest of a batch can still succeed, from a fault of the database.

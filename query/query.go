@@ -217,7 +217,7 @@ func (r *Reader) ask(
 	if written > r.model.Shown() {
 		r.awaitWritten(ctx, end, written, mark, deadline)
 	}
-	for {
+	for shown := false; ; {
 		mark = r.model.Mark()
 		a, err := r.askOnce(ctx, ask, q, end, time.Now().After(deadline))
 		if err == nil && a.Seq < ask.MinVersion {
@@ -230,7 +230,10 @@ func (r *Reader) ask(
 		if err != nil {
 			return Answer{}, err
 		}
-		r.await(ctx, look.Position, mark, deadline)
+		if shown {
+			r.db.Pool().Reset() // what is shown elsewhere is not shown here: this is a database that another one has taken over from
+		}
+		shown = r.await(ctx, look.Position, mark, deadline)
 	}
 }
 
@@ -249,11 +252,11 @@ func (r *Reader) awaitWritten(
 	r.await(ctx, written, mark, deadline)
 }
 
-// await waits for a position. When the time is up, the answer is what there is.
-func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) {
+// await waits for a position, and tells whether it is shown. When the time is up, the answer is what there is.
+func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) (shown bool) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	_ = r.model.Await(ctx, position, mark)
+	return r.model.Await(ctx, position, mark) == nil
 }
 
 // askOnce runs the statement. Unless it is the last try, an answer that does not show the end of the stream is errBehind. No connection is

@@ -413,7 +413,7 @@ func TestAReadShowsWhatWasThereBefore(t *testing.T) {
 		t.Errorf("%+v after %d waits", a.Head, m.waits.Load())
 	}
 	f.Wrote("u", 1<<40)
-	if a := f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2}); a.Stale || a.Seq < 12 || m.waits.Load() != 3 {
+	if a := f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2}); a.Stale || a.Seq < 12 || m.waits.Load() < 2 {
 		t.Errorf("a read of this process's own write: %+v after %d waits", a.Head, m.waits.Load())
 	}
 }

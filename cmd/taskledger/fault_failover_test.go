@@ -100,7 +100,7 @@ func appendTo(file, text string) error {
 type crowd struct {
 	t         *testing.T
 	survivors []*survivor
-	promoted  atomic.Bool  // from now on, what is acknowledged must be read
+	reading   atomic.Bool  // what is acknowledged is read, and must be found
 	paused    atomic.Bool  // nobody begins another write
 	refused   atomic.Int64 // answers that the service is not available
 	stop      func()
@@ -120,8 +120,8 @@ func gather(t *testing.T, servers []*served, n int, keyed bool) *crowd {
 			for n := 0; ctx.Err() == nil && !t.Failed(); n++ {
 				for c.paused.Load() && tick(ctx) {
 				}
-				after := c.promoted.Load()
-				if a, ok := s.write(ctx, servers[n%2], n); ok && after {
+				reading := c.reading.Load()
+				if a, ok := s.write(ctx, servers[n%2], n); ok && reading {
 					s.read(servers[(n+1)%2], a)
 				}
 			}
@@ -306,7 +306,7 @@ func TestAFailoverToAStandbyThatWasBehind(t *testing.T) {
 			crash(p.primary)
 			acknowledged, kept := crowd.acknowledged()+lost.seq, p.promote()
 			p.takesWrites(servers)
-			crowd.promoted.Store(true)
+			crowd.reading.Store(true)
 			head := value[int64](t, p.url, `SELECT max(seq) FROM taskledger.task_events WHERE user_id = 'quiet'`)
 			if head >= lost.seq {
 				t.Fatalf("of the %d events of the quiet user %d are kept", lost.seq, head)
@@ -339,6 +339,27 @@ func TestAFailoverToAStandbyThatWasBehind(t *testing.T) {
 			p.audit()
 		})
 	}
+}
+
+// The primary is put to rest without a restart: it takes no more writes, and its connections stay. Servers leave it for the standby that
+// took over, with what they write and with what they read.
+func TestAPrimaryThatTakesNoMoreWritesIsLeft(t *testing.T) {
+	t.Parallel()
+	p := openPair(t, false)
+	env := []string{"DATABASE_URL=" + p.url, "BETTER_AUTH_SECRET=" + serveSecret, "LOG_LEVEL=warn"}
+	servers := []*served{startServer(t, env...), startServer(t, env...)}
+	crowd := gather(t, servers, 6, false)
+	crowd.reading.Store(true)
+	crowd.await(20)
+	crowd.reading.Store(false)
+	crowd.await(5)
+	execute(t, p.primary.URL(), `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
+	p.promote()
+	p.takesWrites(servers)
+	crowd.reading.Store(true)
+	crowd.await(20)
+	crowd.stop()
+	p.audit()
 }
 
 // audit holds the log and the read model against what is promised of them.
@@ -411,7 +432,7 @@ func TestAFailoverToASynchronousStandby(t *testing.T) {
 		t.Errorf("the primary showed %d events, the standby had %d: nothing is put to the test", shown, kept)
 	}
 	p.takesWrites(servers)
-	crowd.promoted.Store(true)
+	crowd.reading.Store(true)
 	crowd.await(20)
 	crowd.stop()
 	t.Logf("%d answers were that the service is not available", crowd.refused.Load())
