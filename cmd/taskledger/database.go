@@ -232,6 +232,9 @@ const lastWords = 250 * time.Millisecond
 // pingTimeout bounds the look whether a connection that was idle is still there.
 const pingTimeout = 500 * time.Millisecond
 
+// connectTimeout bounds the way to one host, unless the URL does: of several, the next one must be tried within the time of a statement.
+const connectTimeout = 4 * time.Second
+
 // poolConfig reads a URL. What it says of schemas is about other tables than ours. A mode in it other than the one that prepares
 // statements says that connections lose them.
 func poolConfig(url string) (*pgxpool.Config, error) {
@@ -247,6 +250,9 @@ func poolConfig(url string) (*pgxpool.Config, error) {
 		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
 	}
 	config.PingTimeout = pingTimeout
+	if config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = connectTimeout
+	}
 	if !strings.Contains(url, "pool_max_conns=") {
 		config.MaxConns = requestConnections
 	}
