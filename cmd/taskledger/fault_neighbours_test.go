@@ -37,7 +37,7 @@ func TestWaitersAskLittle(t *testing.T) {
 	}
 }
 
-// neighbours are eight users who write through two servers without a pause.
+// neighbours are 32 users who write through two servers without a pause.
 type neighbours struct {
 	t       *testing.T
 	servers []*served
@@ -48,7 +48,7 @@ func moveIn(t *testing.T) *neighbours {
 	t.Helper()
 	env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret, "LOG_LEVEL=warn"}
 	n := &neighbours{t: t, servers: []*served{startServer(t, env...), startServer(t, env...)}}
-	for i := range 8 {
+	for i := range 32 {
 		user := fmt.Sprint("neighbour-", i)
 		task := n.servers[i%2].must(201, user, "POST", "/api/tasks", `{"title":"a"}`)["id"].(string)
 		n.keep(user, func(token string) {
@@ -140,6 +140,7 @@ func TestAUserOfTwoServersCostsOthersLittle(t *testing.T) {
 	n := moveIn(t)
 	task := n.servers[0].must(201, "hot", "POST", "/api/tasks", `{"title":"a"}`)["id"].(string)
 	var toggles atomic.Int64
+	var work sync.WaitGroup
 	n.disturbed(func() func() {
 		var stops []func()
 		for _, s := range n.servers {
@@ -147,15 +148,18 @@ func TestAUserOfTwoServersCostsOthersLittle(t *testing.T) {
 			t.Cleanup(ticks.Stop)
 			stops = append(stops, n.keep("hot", func(token string) {
 				<-ticks.C
-				got, err := s.send(token, "PATCH", "/api/tasks/"+task+"/complete", "")
-				if err != nil || got.status != 200 {
-					t.Errorf("a toggle: %d %s %v", got.status, got.body, err)
-				}
-				toggles.Add(1)
+				work.Go(func() {
+					got, err := s.send(token, "PATCH", "/api/tasks/"+task+"/complete", "")
+					if err != nil || got.status != 200 {
+						t.Errorf("a toggle: %d %s %v", got.status, got.body, err)
+					}
+					toggles.Add(1)
+				})
 			}))
 		}
 		return together(stops)
 	})
+	work.Wait()
 	got := n.servers[1].must(200, "hot", "GET", "/api/tasks/"+task, "")
 	if got["version"] != float64(toggles.Load()+1) || got["is_completed"] != (toggles.Load()%2 == 1) {
 		t.Errorf("after %d toggles the task is %v", toggles.Load(), got)
