@@ -197,7 +197,6 @@ func (d *database) open(ctx context.Context, n int32, who, settings map[string]s
 	who["search_path"] = "pg_catalog" // whatever the URL, the role or the database has in its place
 	prelude := ""
 	if d.traits.pooled {
-		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		var set []string
 		for _, name := range slices.Sorted(maps.Keys(who)) {
 			set = append(set, fmt.Sprintf("pg_catalog.set_config('%s', '%s', true)", name, who[name]))
