@@ -267,7 +267,17 @@ func (a *attempt) once(ctx context.Context, release func()) (*outcome, error) {
 	if before, replayErr := a.replay(ctx, a.from); replayErr != nil || before != nil {
 		return before, replayErr
 	}
+	if err == nil {
+		err = a.durable(ctx)
+	}
 	return o, err
+}
+
+// durable waits until what is there is durable.
+func (a *attempt) durable(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	return events.Durable(ctx, a.from)
 }
 
 // decide decides on what is known of the stream: a commit or, when nothing is to be stored, the outcome or the reason why not.

@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -175,6 +176,15 @@ func One(ctx context.Context, from Querier, text string, args []any, places ...a
 		return rows.Scan(places...)
 	})
 	return found, err
+}
+
+// Cause is what may be logged of an error: SafeText, of what PostgreSQL says of the data only the code and the constraint, because the
+// message may quote a title.
+func Cause(err error) string {
+	if refused := (*pgconn.PgError)(nil); len(connectErrors(err)) == 0 && errors.As(err, &refused) {
+		return strings.TrimSpace("SQLSTATE " + refused.Code + " " + refused.ConstraintName)
+	}
+	return SafeText(err)
 }
 
 // SafeText is the text of an error without what pgx tells of a connection that could not be made. That has the user in

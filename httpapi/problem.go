@@ -198,17 +198,12 @@ func isOutage(err error) bool {
 	return errors.As(err, &network) || errors.As(err, &unfolded) || pgconn.SafeToRetry(err)
 }
 
-// safeCause is what may be logged of why a request failed: of PostgreSQL's errors only the code and the constraint, because the
-// message may quote a title, and nothing of the database's URL but host and database.
+// safeCause is what may be logged of why a request failed.
 func safeCause(p *problem) string {
-	var pgErr *pgconn.PgError
-	switch {
-	case p.cause == nil:
+	if p.cause == nil {
 		return p.Detail
-	case errors.As(p.cause, &pgErr):
-		return "SQLSTATE " + pgErr.Code + " " + pgErr.ConstraintName
 	}
-	return events.SafeText(p.cause)
+	return events.Cause(p.cause)
 }
 
 // writeProblem sends a problem; a HEAD request gets its header only.

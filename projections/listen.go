@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
 )
 
 const (
@@ -15,7 +17,7 @@ const (
 	listenCheck = 15 * time.Second
 	// listenRetry is when LISTEN is tried again.
 	listenRetry = time.Second
-	// listenLinger is how long a process goes on listening when nobody watches any more.
+	// listenLinger is how long a process goes on listening when nobody watches any more, and how often it looks when nothing is heard.
 	listenLinger = 5 * time.Second
 	// unheardPoll is how often the log is looked at while somebody watches and nothing can be heard: behind a transaction pooler.
 	unheardPoll = 250 * time.Millisecond
@@ -43,7 +45,7 @@ func (r *Runner) notify(ctx context.Context) {
 			)`, r.channel(), r.db.LockKey("listen"), int64(r.listener.Load()))
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			r.log.Debug("other processes could not be told", "err", safeError(err))
+			r.log.Debug("other processes could not be told", "err", events.Cause(err))
 		}
 		if pause(ctx, notifyPause) != nil {
 			return
@@ -75,7 +77,7 @@ func (r *Runner) listen(ctx context.Context) {
 			if r.db.Pooled() {
 				wait = unheardPoll
 			} else if err := r.listenOnce(ctx); err != nil && ctx.Err() == nil {
-				r.log.Debug("other processes can't be heard", "err", safeError(err))
+				r.log.Debug("other processes can't be heard", "err", events.Cause(err))
 			}
 			r.Look()
 			if pause(ctx, wait) != nil {
@@ -102,6 +104,7 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		return err
 	}
 	r.Look() // what was told before is not told again
+	r.lookAll()
 	checked := time.Now()
 	for !r.watch.none() {
 		waiting, cancel := context.WithTimeout(ctx, listenLinger)
@@ -111,9 +114,12 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		switch {
 		case err == nil:
 			r.Look()
+			continue
 		case !timeout:
 			return err
-		case time.Since(checked) > listenCheck:
+		}
+		r.Look() // who appended may have ended before it could apply that, and tell
+		if time.Since(checked) > listenCheck {
 			if err := ping(ctx, conn); err != nil {
 				return err
 			}
@@ -121,6 +127,14 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// lookAll has all who watch look: while nothing was heard the database may have been replaced by a standby, and positions stand for
+// other events than those that were told of.
+func (r *Runner) lookAll() {
+	r.watch.mu.Lock()
+	defer r.watch.mu.Unlock()
+	r.watch.tellAll()
 }
 
 // tune listens, and takes the advisory lock that tells others so.

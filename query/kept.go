@@ -11,8 +11,9 @@ import (
 const (
 	// maxKept is the largest answer that is kept, in bytes.
 	maxKept = 64 << 10
-	// firstLook and lastLook are the times between looks at the log for a version that another process may write.
-	firstLook = 5 * time.Millisecond
+	// firstLook and lastLook are the times between looks at the log for a version that another process may write. Each is a multiple of the
+	// one before.
+	firstLook = 20 * time.Millisecond
 	lastLook  = 80 * time.Millisecond
 )
 
@@ -114,8 +115,8 @@ func (k *kept) wait(user string) (wake chan struct{}, leave func()) {
 }
 
 // awaitVersion waits until the user's stream has the version that is asked for, whichever process writes it.
-func (r *Reader) awaitVersion(ctx context.Context, ask Ask) error {
-	waiting, cancel := context.WithTimeout(ctx, patience)
+func (r *Reader) awaitVersion(ctx context.Context, ask Ask, deadline time.Time) error {
+	waiting, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	wake, leave := r.kept.wait(ask.UserID)
 	defer leave()
@@ -127,7 +128,8 @@ func (r *Reader) awaitVersion(ctx context.Context, ask Ask) error {
 		if err != nil || look.Seq >= ask.MinVersion {
 			return err
 		}
-		timer := time.NewTimer(pause)
+		now := time.Now()
+		timer := time.NewTimer(now.Truncate(pause).Add(pause).Sub(now)) // together with all who wait, who then share a look
 		select {
 		case <-wake:
 		case <-timer.C:

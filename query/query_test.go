@@ -355,7 +355,29 @@ func TestAReadThatIsBehindSaysSo(t *testing.T) {
 	if took := time.Since(begin); !a.Stale || a.Seq != 10 || a.EventID != uuid.Nil || took < patience || took > 4*patience {
 		t.Errorf("%+v after %v", a.Head, took)
 	}
-	f.exec(`UPDATE {schema}.users SET parked_error = 'x', parked_at = now() WHERE user_id = 'u'`)
+	// What this process wrote, and what a version is waited for, is waited for within that second.
+	f.Wrote("u", 1)
+	begin = time.Now()
+	a = f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2})
+	if took := time.Since(begin); !a.Stale || took < patience || took > 7*patience/4 {
+		t.Errorf("%+v after %v", a.Head, took)
+	}
+	time.AfterFunc(3*patience/4, func() { f.head("u", 12) })
+	begin = time.Now()
+	_, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 12}, listing(t, TaskFilter{Sort: SortCreatedAt}, Page{Limit: 1}))
+	if took := time.Since(begin); !errors.Is(err, ErrNotYet) || took < patience || took > 3*patience/2 {
+		t.Errorf("min_version: %v after %v", err, took)
+	}
+	// What it wrote and the log does not hold, after a failover, is not waited for.
+	f.exec(`UPDATE {schema}.users SET seq = 12 WHERE user_id = 'u'`)
+	f.Wrote("u", 1<<40)
+	begin = time.Now()
+	a = f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2})
+	if took := time.Since(begin); a.Stale || a.Seq != 12 || took > patience/2 {
+		t.Errorf("%+v after %v", a.Head, took)
+	}
+	f.head("u", 13)
+	f.exec(`UPDATE {schema}.users SET seq = 10, parked_error = 'x', parked_at = now() WHERE user_id = 'u'`)
 	begin = time.Now()
 	a = f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2})
 	if took := time.Since(begin); !a.Stale || a.Seq != 10 || took > patience/2 {
@@ -396,7 +418,7 @@ func TestAReadShowsWhatWasThereBefore(t *testing.T) {
 		t.Errorf("%+v after %d waits", a.Head, m.waits.Load())
 	}
 	f.Wrote("u", 1<<40)
-	if a := f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2}); a.Stale || a.Seq < 12 || m.waits.Load() != 3 {
+	if a := f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2}); a.Stale || a.Seq < 12 || m.waits.Load() < 2 {
 		t.Errorf("a read of this process's own write: %+v after %d waits", a.Head, m.waits.Load())
 	}
 }

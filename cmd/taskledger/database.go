@@ -161,12 +161,12 @@ func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) 
 		encoding string
 	)
 	err = conn.QueryRow(ctx, `
-		SELECT pg_backend_pid(), getdatabaseencoding(), r.rolsuper OR r.rolbypassrls,
-			r.rolsuper OR pg_has_role(r.oid, $1, CASE
-				WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER'
+		SELECT pg_catalog.pg_backend_pid(), pg_catalog.getdatabaseencoding(), r.rolsuper OR r.rolbypassrls,
+			r.rolsuper OR pg_catalog.pg_has_role(r.oid, $1, CASE
+				WHEN pg_catalog.current_setting('server_version_num')::int < 160000 THEN 'MEMBER'
 				ELSE 'SET'
 			END)
-		FROM pg_roles r
+		FROM pg_catalog.pg_roles r
 		WHERE r.rolname = current_user`, pgx.QueryExecModeExec, readingRole).Scan(&pid, &encoding, &t.bypasses, &t.switches)
 	if err != nil {
 		return t, err
@@ -197,16 +197,16 @@ func (d *database) openReader(ctx context.Context, n int32, settings map[string]
 func (d *database) open(ctx context.Context, n int32, who, settings map[string]string) (*events.DB, error) {
 	config := d.config.Copy()
 	config.MaxConns = n
+	who["search_path"] = "pg_catalog" // whatever the URL, the role or the database has in its place
 	prelude := ""
 	if d.traits.pooled {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		var set []string
 		for _, name := range slices.Sorted(maps.Keys(who)) {
-			set = append(set, fmt.Sprintf("set_config('%s', '%s', true)", name, who[name]))
+			set = append(set, fmt.Sprintf("pg_catalog.set_config('%s', '%s', true)", name, who[name]))
 		}
 		prelude = "SELECT " + strings.Join(set, ", ")
 	} else {
-		config.ConnConfig.RuntimeParams["search_path"] = "pg_catalog"
 		maps.Copy(config.ConnConfig.RuntimeParams, who)
 		maps.Copy(config.ConnConfig.RuntimeParams, settings)
 	}
@@ -235,6 +235,9 @@ const lastWords = 250 * time.Millisecond
 // pingTimeout bounds the look whether a connection that was idle is still there.
 const pingTimeout = 500 * time.Millisecond
 
+// connectTimeout bounds the way to one host, unless the URL does: of several, the next one must be tried within the time of a statement.
+const connectTimeout = 4 * time.Second
+
 // poolConfig is what all pools on a URL have in common.
 func (d databaseURL) poolConfig() *pgxpool.Config {
 	config := d.config.Copy()
@@ -244,6 +247,9 @@ func (d databaseURL) poolConfig() *pgxpool.Config {
 		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
 	}
 	config.PingTimeout = pingTimeout
+	if config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = connectTimeout
+	}
 	if !d.limited {
 		config.MaxConns = requestConnections
 	}
