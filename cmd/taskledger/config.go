@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"taskledger/httpapi/auth"
 	"taskledger/migrations/postgres"
 )
 
@@ -134,8 +135,8 @@ func (s *settings) checkLogin() error {
 			return fmt.Errorf("%s must be a URL that begins with http:// or https://", name)
 		}
 	}
-	if s.BetterAuthSecret != nil && len(*s.BetterAuthSecret) < minSecret {
-		return fmt.Errorf("BETTER_AUTH_SECRET must have %d bytes or more, it has %d", minSecret, len(*s.BetterAuthSecret))
+	if s.BetterAuthSecret != nil && len(*s.BetterAuthSecret) < auth.MinSecret {
+		return fmt.Errorf("BETTER_AUTH_SECRET must have %d bytes or more, it has %d", auth.MinSecret, len(*s.BetterAuthSecret))
 	}
 	return nil
 }

@@ -165,6 +165,8 @@ func (s *keySource) report(err error) {
 	s.health = is
 	switch {
 	case is == was:
+	case is == keysAway && s.held.Load() == nil:
+		s.logger.Warn("jwks not reachable: tokens signed with its keys are answered with 503 until it is", "err", err)
 	case is == keysAway:
 		s.logger.Warn("jwks not reachable, serving the keys held", "err", err, "keys", s.count())
 	case is == keysNone:
@@ -291,6 +293,9 @@ func (s *keySource) download(ctx context.Context) (*keySet, error) {
 	}
 	request.Header.Set("Accept", "application/jwk-set+json, application/json")
 	answer, err := s.client.Do(request)
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		err = failed.Err // without the URL, which may have an API key in it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetch jwks: %w", err)
 	}
