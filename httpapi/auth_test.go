@@ -14,7 +14,9 @@ import (
 // What is away is told of once in a while, not with each request.
 func TestAnOutageDoesNotFloodTheLog(t *testing.T) {
 	t.Parallel()
-	away, err := auth.New(t.Context(), auth.Config{JWKSURL: "http://127.0.0.1:1/jwks", Logger: slog.New(slog.DiscardHandler)})
+	away, err := auth.New(t.Context(), auth.Config{
+		JWKSURL: "http://127.0.0.1:1/jwks", Logger: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,18 +29,19 @@ func TestAnOutageDoesNotFloodTheLog(t *testing.T) {
 	}
 	s.http.Close()
 	logged := s.logged.String()
-	if n := strings.Count(logged, `level=WARN msg="request failed"`); n != 1 || strings.Count(logged, "status=503") != 50 {
+	n := strings.Count(logged, `level=WARN msg="request failed"`)
+	if n != 1 || strings.Count(logged, "status=503") != 50 {
 		t.Errorf("%d lines for 50 requests in %s", n, logged)
 	}
-	var o outages
-	o.told = map[string]time.Time{}
+	o := outages{told: map[string]time.Time{}}
 	at := time.Now()
 	for _, tc := range []struct {
 		cause string
 		after time.Duration
 		news  bool
 	}{
-		{"a", 0, true}, {"b", 0, true}, {"a", outageEvery - 1, false}, {"a", outageEvery, true}, {"b", 3 * outageEvery, true},
+		{"a", 0, true}, {"b", 0, true}, {"a", outageEvery - 1, false}, {"a", outageEvery, true},
+		{"b", 3 * outageEvery, true},
 	} {
 		if got := o.isNews(tc.cause, at.Add(tc.after)); got != tc.news {
 			t.Errorf("%s after %v is news: %v", tc.cause, tc.after, got)

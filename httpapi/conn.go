@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"net"
 	"net/http"
@@ -28,8 +27,8 @@ func tcpOf(r *http.Request) *net.TCPConn {
 	return tcp
 }
 
-// conn is a client's connection. It tells whether a request has begun to come, and turns what net/http answers by itself, in plain
-// text, into problems.
+// conn is a client's connection. It tells whether a request has begun to come, and turns what net/http answers by
+// itself, in plain text, into problems.
 type conn struct {
 	net.Conn
 	refuse  func(plain []byte) []byte
@@ -90,15 +89,15 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 
 // unreadable says what is wrong with a request that net/http refuses by itself, by the status that it has for it.
 var unreadable = map[int]struct{ code, detail string }{
-	http.StatusBadRequest:                  {"validation_error", "the request is not the HTTP of RFC 9112"},
-	http.StatusExpectationFailed:           {"validation_error", "Expect: must be 100-continue"},
-	http.StatusRequestHeaderFieldsTooLarge: {"payload_too_large", fmt.Sprintf("the headers must not be over %d bytes", maxHeader)},
-	http.StatusNotImplemented:              {"validation_error", "Transfer-Encoding: must be chunked"},
-	http.StatusHTTPVersionNotSupported:     {"validation_error", "the version of HTTP must be 1.0 or 1.1"},
+	400: {"validation_error", "the request is not the HTTP of RFC 9112"},
+	417: {"validation_error", "Expect: must be 100-continue"},
+	431: {"payload_too_large", fmt.Sprintf("the headers must not be over %d bytes", maxHeader)},
+	501: {"validation_error", "Transfer-Encoding: must be chunked"},
+	505: {"validation_error", "the version of HTTP must be 1.0 or 1.1"},
 }
 
-// refuseUnreadable makes a problem of an answer of net/http's own, and counts and logs it. Nothing of the request is known: not its id,
-// nor its path, nor its origin.
+// refuseUnreadable makes a problem of an answer of net/http's own, and counts and logs it. Nothing of the request is
+// known: not its id, nor its path, nor its origin.
 func (s *Server) refuseUnreadable(plain []byte) []byte {
 	line, rest, _ := bytes.Cut(plain, []byte("\r\n"))
 	version, reason, _ := bytes.Cut(line, []byte(" "))
@@ -106,8 +105,11 @@ func (s *Server) refuseUnreadable(plain []byte) []byte {
 	if err != nil || status < http.StatusBadRequest {
 		return plain
 	}
-	why := unreadable[status]
-	p := newProblem(status, cmp.Or(why.code, "validation_error"), cmp.Or(why.detail, http.StatusText(status), "the request can't be read"))
+	why, ok := unreadable[status]
+	if !ok {
+		why = unreadable[http.StatusBadRequest]
+	}
+	p := newProblem(status, why.code, why.detail)
 	if _, more, ok := bytes.Cut(reason, []byte(": ")); ok {
 		p.Detail += ": " + string(more)
 	}

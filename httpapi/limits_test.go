@@ -110,7 +110,10 @@ func TestMediaTypes(t *testing.T) {
 	if a := post(http.Header{"Content-Type": nil}); a.StatusCode != 201 {
 		t.Errorf("no content type: %d %s", a.StatusCode, a.body)
 	}
-	for _, refused := range []string{"text/plain", "", "application/json; charset=latin1", "application/json; charset=utf-16", "application/x-www-form-urlencoded", "json", "application/merge-patch+json"} {
+	for _, refused := range []string{
+		"text/plain", "", "application/json; charset=latin1", "application/json; charset=utf-16",
+		"application/x-www-form-urlencoded", "json", "application/merge-patch+json",
+	} {
 		if a := post(http.Header{"Content-Type": {refused}}); a.StatusCode != 415 {
 			t.Errorf("%q: %d %s", refused, a.StatusCode, a.body)
 		}
@@ -163,7 +166,8 @@ func (s *service) raw(text string) (*http.Response, error) {
 	return http.ReadResponse(bufio.NewReader(conn), nil)
 }
 
-// What net/http refuses by itself, before it has a request for us, looks like all other errors, and is logged and counted.
+// What net/http refuses by itself, before it has a request for us, looks like all other errors, and is logged and
+// counted.
 func TestWhatIsNoHTTPIsAProblemToo(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
@@ -198,23 +202,25 @@ func TestWhatIsNoHTTPIsAProblemToo(t *testing.T) {
 			}
 			a := answers[len(answers)-1]
 			p := as[problemJSON](t, a)
-			if a.StatusCode != tc.status || p.Status != tc.status || p.Code != tc.code || !strings.Contains(p.Detail, tc.detail) ||
-				p.Message != p.Detail || p.Type != "about:blank" || p.Title != http.StatusText(tc.status) {
+			if a.StatusCode != tc.status || p.Status != tc.status || p.Code != tc.code || p.Type != "about:blank" ||
+				!strings.Contains(p.Detail, tc.detail) || p.Message != p.Detail || p.Title != http.StatusText(tc.status) {
 				t.Errorf("%.40q: %d %s", tc.request, a.StatusCode, a.body)
 			}
-			if a.Header.Get("Content-Type") != "application/problem+json" || a.Header.Get("X-Content-Type-Options") != "nosniff" ||
-				a.Header.Get("X-Request-Id") != p.RequestID || p.RequestID == "" || !a.Close {
-				t.Errorf("%.40q: %v", tc.request, a.Header)
+			h := a.Header
+			if h.Get("Content-Type") != "application/problem+json" || h.Get("X-Content-Type-Options") != "nosniff" ||
+				h.Get("X-Request-Id") != p.RequestID || p.RequestID == "" || !a.Close {
+				t.Errorf("%.40q: %v", tc.request, h)
 			}
 			ids = append(ids, p.RequestID)
 		}
 	}
-	if answers := s.rawAnswers("HEAD / HTTP/1.1\r\nExpect: miracles\r\n" + host); len(answers) != 1 || len(answers[0].body) > 0 {
-		t.Errorf("HEAD: %+v", answers)
+	head := s.rawAnswers("HEAD / HTTP/1.1\r\nExpect: miracles\r\n" + host)
+	if len(head) != 1 || len(head[0].body) > 0 {
+		t.Errorf("HEAD: %+v", head)
 	}
 	for _, target := range []string{"OPTIONS *", "CONNECT x:80"} {
-		if answers := s.rawAnswers(target + " HTTP/1.1\r\nConnection: close\r\n" + host); len(answers) != 1 || answers[0].StatusCode != 404 ||
-			as[problemJSON](t, answers[0]).RequestID == "" {
+		answers := s.rawAnswers(target + " HTTP/1.1\r\nConnection: close\r\n" + host)
+		if len(answers) != 1 || answers[0].StatusCode != 404 || as[problemJSON](t, answers[0]).RequestID == "" {
 			t.Errorf("%s: %+v", target, answers)
 		}
 	}
@@ -520,9 +526,9 @@ func TestCORS(t *testing.T) {
 			}
 		}
 	}
-	// As browsers send it: in lower case, sorted. Frameworks and error trackers add headers of their own to each request.
-	const sent = "authorization,baggage,cache-control,content-type,idempotency-key,if-match,if-none-match,last-event-id,sentry-trace," +
-		"traceparent,tracestate,x-request-id,x-requested-with"
+	// As browsers send it: in lower case, sorted. Frameworks and error trackers add headers of their own.
+	const sent = "authorization,baggage,cache-control,content-type,idempotency-key,if-match,if-none-match," +
+		"last-event-id,sentry-trace,traceparent,tracestate,x-request-id,x-requested-with"
 	ask := func(o string) answer {
 		return s.do(call{method: "OPTIONS", path: missing, header: http.Header{
 			"Origin": {o}, "Access-Control-Request-Method": {"DELETE"}, "Access-Control-Request-Headers": {sent},
@@ -755,7 +761,8 @@ func TestAServerWithoutRequestsStopsAtOnce(t *testing.T) {
 	}
 }
 
-// As long as one request is not answered, others come through, on old connections and new ones; then nobody listens any more.
+// As long as one request is not answered, others come through, on old connections and new ones; then nobody listens
+// any more.
 func TestABusyServerAnswersUntilItsLastRequestIsDone(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -829,7 +836,8 @@ func (c *connections) begun() (n int) {
 	return n
 }
 
-// A server that is never without a request stops too: when all is answered that had come before, and some time has passed.
+// A server that is never without a request stops too: when all is answered that had come before, and some time has
+// passed.
 func TestAServerThatIsNeverWithoutARequestStops(t *testing.T) {
 	t.Parallel()
 	s := start(t)

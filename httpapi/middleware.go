@@ -265,8 +265,8 @@ func (s *Server) answerError(err error, c echo.Context) {
 	writeProblem(c.Response(), p)
 }
 
-// logFailure tells why a request failed by no fault of its own. What is away is away for everybody, so that is told once in a while:
-// each request has its line with its status besides.
+// logFailure tells why a request failed by no fault of its own. What is away is away for everybody, so that is told
+// once in a while: each request has its line with its status besides.
 func (s *Server) logFailure(p *problem, id string) {
 	cause := safeCause(p)
 	switch {

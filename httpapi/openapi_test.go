@@ -389,7 +389,8 @@ func TestOpenAPIFiles(t *testing.T) {
 		}
 		// http.ServeContent would refuse these in plain text, or cut the file.
 		for name, value := range map[string]string{"Range": "bytes=99999999-", "If-Match": `"other"`} {
-			if got := getFile(t, test.handler, "/", http.Header{name: {value}}); got.Code != http.StatusOK || got.Body.Len() != len(test.want) {
+			got := getFile(t, test.handler, "/", http.Header{name: {value}})
+			if got.Code != http.StatusOK || got.Body.Len() != len(test.want) {
 				t.Errorf("%s with %s: %d with %d bytes", test.contentType, name, got.Code, got.Body.Len())
 			}
 		}

@@ -69,7 +69,8 @@ func unavailable(cause error) *problem {
 
 // noTask is the same whyever: who asks for another's task must not learn that there is one.
 func noTask() *problem {
-	return newProblem(http.StatusNotFound, "not_found", "there is no such task: it was deleted, perhaps in another tab, or never was")
+	return newProblem(http.StatusNotFound, "not_found",
+		"there is no such task: it was deleted, perhaps in another tab, or never was")
 }
 
 func noPath() *problem {
@@ -110,8 +111,9 @@ func problemOf(err error) *problem {
 	case errors.Is(err, command.ErrNotFound), errors.Is(err, query.ErrNotFound):
 		return noTask()
 	case errors.As(err, &precondition):
-		p := newProblem(http.StatusPreconditionFailed, "precondition_failed", fmt.Sprintf("the task is at version %d: it has changed, or "+
-			`a proxy has made its ETag weak (W/); take "version" from the body for If-Match`, precondition.Current))
+		p := newProblem(http.StatusPreconditionFailed, "precondition_failed", fmt.Sprintf("the task is at version %d: "+
+			`it has changed, or a proxy has made its ETag weak (W/); take "version" from the body for If-Match`,
+			precondition.Current))
 		p.CurrentVersion = precondition.Current
 		return p.with("ETag", etag(precondition.Current))
 	case errors.Is(err, query.ErrNotYet):

@@ -25,8 +25,8 @@ const (
 const (
 	// stopTimeout is how long requests may take to finish.
 	stopTimeout = 10 * time.Second
-	// drainTimeout is how long a server that is never without a request goes on listening: clients hear with each answer, and load
-	// balancers by its readiness, that they should leave.
+	// drainTimeout is how long a server that is never without a request goes on listening: clients hear with each answer,
+	// and load balancers by its readiness, that they should leave.
 	drainTimeout = 5 * time.Second
 	// settlePoll is how often connections are looked at.
 	settlePoll = 10 * time.Millisecond
@@ -50,9 +50,10 @@ func (s *Server) httpServer() *http.Server {
 	}
 }
 
-// Serve answers requests on l until ctx ends, and then stops without leaving a request unanswered: readiness fails, streams end, each
-// answer that begins is the last of its connection, and as soon as there is no request left l is closed. A server that has none stops
-// at once. Nobody holds up a stop for more than 10 seconds. It can be called once. It closes l.
+// Serve answers requests on l until ctx ends, and then stops without leaving a request unanswered: readiness fails,
+// streams end, each answer that begins is the last of its connection, and as soon as there is no request left l is
+// closed. A server that has none stops at once. Nobody holds up a stop for more than 10 seconds. It can be called once.
+// It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := s.httpServer()
 	ended := make(chan error, 1)
@@ -90,10 +91,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return server.Close()
 }
 
-// mayLeave tells whether a server that was asked to stop may stop listening: there is no request, or none but new ones for some time.
+// mayLeave tells whether a server that was asked to stop may stop listening: there is no request, or none but new ones
+// for some time.
 func (s *Server) mayLeave(asked time.Time) bool {
 	waited := time.Since(asked)
-	return s.connections.settled(time.Now()) || waited > stopTimeout || waited > s.drainTime && s.connections.settled(asked)
+	return s.connections.settled(time.Now()) || waited > stopTimeout ||
+		waited > s.drainTime && s.connections.settled(asked)
 }
 
 // isStopping tells whether the server is about to go. A client that hears so early finds another server in time.

@@ -136,7 +136,8 @@ func (s *settings) checkLogin() error {
 		}
 	}
 	if s.BetterAuthSecret != nil && len(*s.BetterAuthSecret) < auth.MinSecret {
-		return fmt.Errorf("BETTER_AUTH_SECRET must have %d bytes or more, it has %d", auth.MinSecret, len(*s.BetterAuthSecret))
+		return fmt.Errorf("BETTER_AUTH_SECRET must have %d bytes or more, it has %d",
+			auth.MinSecret, len(*s.BetterAuthSecret))
 	}
 	return nil
 }

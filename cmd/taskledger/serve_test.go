@@ -455,7 +455,8 @@ func TestAKeySetThatIsAway(t *testing.T) {
 	}
 }
 
-// The backend is there before the frontend, whose tables are not made yet, on plain http, where browsers send no Sec-Fetch-Site.
+// The backend is there before the frontend, whose tables are not made yet. All is plain http, where browsers send no
+// Sec-Fetch-Site.
 func TestAFrontendThatComesLater(t *testing.T) {
 	t.Parallel()
 	public, private, err := ed25519.GenerateKey(nil)
@@ -468,11 +469,13 @@ func TestAFrontendThatComesLater(t *testing.T) {
 			http.Error(w, `relation "jwks" does not exist`, http.StatusInternalServerError)
 			return
 		}
-		fmt.Fprintf(w, `{"keys":[{"kid":"k","kty":"OKP","crv":"Ed25519","x":%q}]}`, base64.RawURLEncoding.EncodeToString(public))
+		x := base64.RawURLEncoding.EncodeToString(public)
+		fmt.Fprintf(w, `{"keys":[{"kid":"k","kty":"OKP","crv":"Ed25519","x":%q}]}`, x)
 	}))
 	defer frontend.Close()
 	url := testdb.URL(t)
-	s := startServer(t, "DATABASE_URL="+url, "BETTER_AUTH_SECRET="+serveSecret, "BETTER_AUTH_URL="+frontend.URL) // and is ready
+	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret, "BETTER_AUTH_URL=" + frontend.URL}
+	s := startServer(t, env...) // and is ready
 
 	pool, err := pgxpool.New(t.Context(), url)
 	if err != nil {
@@ -514,7 +517,8 @@ func TestAFrontendThatComesLater(t *testing.T) {
 			t.Errorf("a page of %s: %d %s", origin, status, detail)
 		}
 	}
-	if status, detail := write(signed(serveSecret), "http://nas.lan:3000"); status != 403 || !strings.Contains(detail, "CORS_ORIGINS") {
+	status, detail := write(signed(serveSecret), "http://nas.lan:3000")
+	if status != 403 || !strings.Contains(detail, "CORS_ORIGINS") {
 		t.Errorf("a page of another origin: %d %s", status, detail)
 	}
 	if status, _ := write(signed(strings.Repeat("x", 32)), frontend.URL); status != 401 {
@@ -522,7 +526,8 @@ func TestAFrontendThatComesLater(t *testing.T) {
 	}
 
 	migrated.Store(true)
-	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{"sub": "ada", "exp": time.Now().Add(time.Hour).Unix()})
+	claims := jwt.MapClaims{"sub": "ada", "exp": time.Now().Add(time.Hour).Unix()}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
 	token.Header["kid"] = "k"
 	bearer, err := token.SignedString(private)
 	if err != nil {
