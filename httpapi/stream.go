@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -261,7 +260,7 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	}
 	st.last = last
 	s.noDeadline(c)
-	if conn, ok := c.Request().Context().Value(connKey{}).(*net.TCPConn); ok {
+	if conn := tcpOf(c.Request()); conn != nil {
 		if err := errors.Join(conn.SetWriteBuffer(streamBuffer), setUserTimeout(conn, s.takeTime)); err != nil {
 			return err
 		}

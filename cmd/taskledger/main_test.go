@@ -133,6 +133,10 @@ func TestDotEnvIsReadAndTheEnvironmentWins(t *testing.T) {
 		{"LOG_LEVEL=loud", nil, []string{"--log-level=info"}, 0},
 		{"LOG_LEVEL=info", []string{"LOG_LEVEL=loud"}, nil, exitUsage},
 		{"s3cret is no setting", nil, nil, exitUsage},
+		{"\ufeffLOG_LEVEL=loud", nil, nil, exitUsage}, // read, whatever an editor has put before it
+		{"\ufeffLOG_LEVEL=info\r\n# a comment\r\nLOG_FORMAT=json\r\n", nil, nil, 0},
+		{"\ufeff", nil, nil, 0},
+		{"\xff\xfeL\x00O\x00G\x00=\x00s3cret", nil, nil, exitUsage},
 	} {
 		cmd := program(t, tt.env, append(tt.args, "version")...)
 		if err := os.WriteFile(filepath.Join(cmd.Dir, ".env"), []byte(tt.file+"\n"), 0o600); err != nil {

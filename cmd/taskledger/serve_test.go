@@ -4,6 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/httpapi/auth"
@@ -461,6 +466,145 @@ func TestAKeySetThatIsAway(t *testing.T) {
 		if strings.Contains(s.stderr.String(), "s3cret") {
 			t.Errorf("the log tells a secret: %s", s.stderr)
 		}
+	}
+}
+
+// The backend is there before the frontend, whose tables are not made yet. All is plain http, where browsers send no
+// Sec-Fetch-Site.
+func TestAFrontendThatComesLater(t *testing.T) {
+	t.Parallel()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var migrated atomic.Bool
+	frontend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !migrated.Load() || r.URL.Path != "/api/auth/jwks" {
+			http.Error(w, `relation "jwks" does not exist`, http.StatusInternalServerError)
+			return
+		}
+		x := base64.RawURLEncoding.EncodeToString(public)
+		fmt.Fprintf(w, `{"keys":[{"kid":"k","kty":"OKP","crv":"Ed25519","x":%q}]}`, x)
+	}))
+	defer frontend.Close()
+	url := testdb.URL(t)
+	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret, "BETTER_AUTH_URL=" + frontend.URL}
+	s := startServer(t, env...) // and is ready
+
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if _, err := pool.Exec(t.Context(), `
+		CREATE TABLE public."user" ("id" text PRIMARY KEY);
+		CREATE TABLE public."session" ("token" text UNIQUE, "userId" text, "expiresAt" timestamptz);
+		INSERT INTO public."user" VALUES ('ada');
+		INSERT INTO public."session" VALUES ('abc', 'ada', now() + interval '1 hour')`); err != nil {
+		t.Fatal(err)
+	}
+	signed := func(secret string) string {
+		mac := hmac.New(sha256.New, []byte(secret))
+		mac.Write([]byte("abc"))
+		return "abc." + base64.StdEncoding.EncodeToString(mac.Sum(nil))
+	}
+	write := func(session, origin string) (status int, detail string) {
+		req, err := http.NewRequest("POST", s.base+"/api/tasks", strings.NewReader(`{"title":"a"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Cookie", "better-auth.session_token="+session)
+		req.Header.Set("Origin", origin)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var answer struct{ Detail string }
+		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, answer.Detail
+	}
+	for _, origin := range []string{frontend.URL, "http://localhost:3000"} {
+		if status, detail := write(signed(serveSecret), origin); status != 201 {
+			t.Errorf("a page of %s: %d %s", origin, status, detail)
+		}
+	}
+	status, detail := write(signed(serveSecret), "http://nas.lan:3000")
+	if status != 403 || !strings.Contains(detail, "CORS_ORIGINS") {
+		t.Errorf("a page of another origin: %d %s", status, detail)
+	}
+	if status, _ := write(signed(strings.Repeat("x", 32)), frontend.URL); status != 401 {
+		t.Errorf("signed with another secret: %d", status)
+	}
+
+	migrated.Store(true)
+	claims := jwt.MapClaims{"sub": "ada", "exp": time.Now().Add(time.Hour).Unix()}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
+	token.Header["kid"] = "k"
+	bearer, err := token.SignedString(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.await(200, func() (int, error) {
+		status, _, err := s.callAs(bearer, "GET", "/api/tasks", "")
+		return status, err
+	})
+	s.terminate()
+	for _, line := range []string{
+		"level=WARN msg=\"jwks not reachable", "level=INFO msg=\"jwks serves keys again\"",
+		"reason=cross_site detail=\"a write by cookie needs", "CORS_ORIGINS",
+		"reason=bad_signature detail=\"not signed with our secret: BETTER_AUTH_SECRET",
+	} {
+		if !strings.Contains(s.stderr.String(), line) {
+			t.Errorf("no %s in the log: %s", line, s.stderr)
+		}
+	}
+}
+
+// A request that takes its time when SIGTERM comes: until it is done others are answered too, on new connections.
+func TestABusyServerAnswersToTheEnd(t *testing.T) {
+	t.Parallel()
+	url := testdb.URL(t)
+	s := startServer(t, "DATABASE_URL="+url, "BETTER_AUTH_SECRET="+serveSecret)
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE taskledger.task_events IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	work.Go(func() { s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`) })
+	s.await(1, func() (waiting int, err error) {
+		err = pool.QueryRow(t.Context(), `
+			SELECT count(*)
+			FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting)
+		return min(waiting, 1), err
+	})
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.await(503, func() (int, error) { return s.status("/readyz") })
+	for range 20 {
+		if status, err := s.status("/livez"); status != 200 || err != nil {
+			t.Fatalf("with a request in flight: %d %v", status, err)
+		}
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	work.Wait()
+	if err := s.cmd.Wait(); err != nil {
+		t.Errorf("%v; the server said:\n%s", err, s.stderr)
 	}
 }
 
