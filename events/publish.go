@@ -28,6 +28,7 @@ const lockLog = `
 	       set_config('statement_timeout', '5s', true),
 	       set_config('idle_in_transaction_session_timeout', '5s', true),
 	       set_config('taskledger.ledger', 'on', true),
+	       set_config('row_security', 'on', true),
 	       pg_advisory_xact_lock($1)`
 
 // insertEvents stores those commits of a batch whose stream ends at the event that they, or the one they are chained to, were decided on. That is asked by the event's

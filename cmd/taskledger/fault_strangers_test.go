@@ -58,7 +58,7 @@ func leaveOpen(t *testing.T, url, sql string) {
 // A dump that is restored into a new cluster, whose transaction ids begin anew, goes on where it was.
 func TestADumpGoesOnInAnotherCluster(t *testing.T) {
 	t.Parallel()
-	from, to := testdb.URL(t), testdb.Server(t).URL()
+	from, to := testdb.URL(t), testdb.Server(t).AdminURL()
 	secret := "BETTER_AUTH_SECRET=" + serveSecret
 	before := startServer(t, "DATABASE_URL="+from, secret)
 	old := before.must(201, "u", "POST", "/api/tasks", `{"title":"old"}`)
