@@ -389,7 +389,8 @@ BEGIN
     END IF;
 END
 $$;
-SELECT {schema}.settle();
 
 -- The version of the oldest program that can work on this schema. A migration that ends the work of older programs raises it.
 CREATE FUNCTION {schema}.oldest_program() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT 1::bigint $$;
+
+SELECT {schema}.settle();

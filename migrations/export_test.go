@@ -10,6 +10,7 @@ import (
 
 // What tests need to run other migrations, and to be impatient.
 var (
+	Files   = files
 	Latest  = latest
 	LockKey = lockKey
 )

@@ -12,51 +12,39 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
 	// startPatience is how long a server that starts waits for its database, which may be starting too.
 	startPatience = time.Minute
-	// answerTimeout is how long a database may take to let us in.
-	answerTimeout = 5 * time.Second
 	// awaitPause is the time between two attempts.
 	awaitPause = 250 * time.Millisecond
 )
 
-// await returns when the database has answered, be it with a refusal: that will not go away by itself, and whoever connects next tells
-// it. It logs what it waits for, and for how long at most.
-func await(ctx context.Context, url string, patience time.Duration, log *slog.Logger) error {
-	config, err := poolConfig(url)
-	if err != nil {
-		return fmt.Errorf("database URL: %w", err)
-	}
-	waiting, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
+// patiently tries to open a database until it is there or has refused, or patience is at its end. It logs what it waits for.
+func patiently(
+	ctx context.Context, patience time.Duration, log *slog.Logger, open func(context.Context) (*database, error),
+) (*database, error) {
 	pause := time.NewTicker(awaitPause)
 	defer pause.Stop()
-	for told := ""; ; {
-		conn, err := pgx.ConnectConfig(waiting, config.ConnConfig)
-		if err == nil {
-			return conn.Close(waiting)
+	told := ""
+	for deadline := time.Now().Add(patience); ; {
+		db, err := open(ctx)
+		if err == nil || !isAway(err) || ctx.Err() != nil {
+			return db, err
 		}
-		if !isAway(err) {
-			return nil
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("%w (waited for it for %v)", err, patience)
 		}
-		why := awayReason(err)
-		if why != told && waiting.Err() == nil {
-			log.Warn("waiting for the database", "host", config.ConnConfig.Host, "port", config.ConnConfig.Port,
-				"database", config.ConnConfig.Database, "because", why, "at_most", patience)
+		if why := awayReason(err); why != told {
+			log.Warn("waiting for the database", append(whereabouts(err), "because", why, "at_most", patience.String())...)
 			told = why
 		}
 		select {
 		case <-pause.C:
-		case <-waiting.Done():
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			return fmt.Errorf("the database %s at %s is away for %v: %s", config.ConnConfig.Database, config.ConnConfig.Host, patience, told)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the database: %w", ctx.Err())
 		}
 	}
 }
@@ -73,6 +61,14 @@ func isAway(err error) bool {
 	}
 	_, network := errors.AsType[net.Error](err)
 	return network || pgconn.Timeout(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// whereabouts are, for a log, which database it is.
+func whereabouts(err error) []any {
+	if failed, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return []any{"host", failed.Config.Host, "database", failed.Config.Database}
+	}
+	return nil
 }
 
 // awayReason is what keeps a database away, without anything of its URL.

@@ -47,10 +47,7 @@ const readingRole = "pg_read_all_data"
 // is away is waited for.
 func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
-		if err := await(ctx, cfg.DatabaseURL, startPatience, log); err != nil {
-			return nil, fmt.Errorf("DATABASE_URL: %w", err)
-		}
-		return connectNamed(ctx, cfg)
+		return patiently(ctx, startPatience, log, func(ctx context.Context) (*database, error) { return connectNamed(ctx, cfg) })
 	}
 	dir, err := cfg.dataDir()
 	if err != nil {
@@ -243,6 +240,9 @@ const lastWords = 250 * time.Millisecond
 // pingTimeout bounds the look whether a connection that was idle is still there.
 const pingTimeout = 500 * time.Millisecond
 
+// connectTimeout bounds the way to one host, unless the URL does: of several, the next one must be tried within the time of a statement.
+const connectTimeout = 4 * time.Second
+
 // poolConfig reads a URL. What it says of schemas is about other tables than ours. A mode in it other than the one that prepares
 // statements says that connections lose them.
 func poolConfig(url string) (*pgxpool.Config, error) {
@@ -259,7 +259,7 @@ func poolConfig(url string) (*pgxpool.Config, error) {
 	}
 	config.PingTimeout = pingTimeout
 	if config.ConnConfig.ConnectTimeout == 0 {
-		config.ConnConfig.ConnectTimeout = answerTimeout
+		config.ConnConfig.ConnectTimeout = connectTimeout
 	}
 	if !strings.Contains(url, "pool_max_conns=") {
 		config.MaxConns = requestConnections

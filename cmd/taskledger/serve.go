@@ -262,10 +262,11 @@ func (a *app) tellSecondLock(ctx context.Context, role traits, registry promethe
 	return nil
 }
 
-// readable reads nothing from each table of the read model.
+// readable reads nothing from each table that answers are read from.
 const readable = `
 	SELECT
-	FROM {schema}.tasks
+	FROM {schema}.task_events
+	CROSS JOIN {schema}.tasks
 	CROSS JOIN {schema}.task_history
 	CROSS JOIN {schema}.users
 	CROSS JOIN {schema}.checkpoints
