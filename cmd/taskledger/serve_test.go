@@ -74,7 +74,15 @@ func startServer(t *testing.T, env ...string) *served {
 // launchServer starts a server process on a free port and waits until it has told its address.
 func launchServer(t *testing.T, env ...string) *served {
 	t.Helper()
-	s := &served{t: t, cmd: program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), stderr: &lockedBuffer{}}
+	s := &served{t: t, stderr: &lockedBuffer{}}
+	s.start(env...)
+	return s
+}
+
+func (s *served) start(env ...string) {
+	t := s.t
+	t.Helper()
+	s.cmd = program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve")
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +105,6 @@ func launchServer(t *testing.T, env ...string) *served {
 		t.Fatalf("the server told no address: %s", s.stderr)
 	}
 	s.base = found[1]
-	return s
 }
 
 // await asks until the answer has the status.
