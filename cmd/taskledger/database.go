@@ -224,11 +224,14 @@ func (d *database) open(ctx context.Context, n int32, who, settings map[string]s
 // mayStillWrite has a connection used once only that was opened while the database, by a setting, took no writes: it would take none for
 // as long as it lives.
 func mayStillWrite(_ context.Context, conn *pgx.Conn) (bool, error) {
+	if conn.PgConn().ParameterStatus("default_transaction_read_only") != "on" {
+		return true, nil
+	}
 	const used = "used"
 	data := conn.PgConn().CustomData()
 	again := data[used] != nil
 	data[used] = true
-	return !again || conn.PgConn().ParameterStatus("default_transaction_read_only") != "on", nil
+	return !again, nil
 }
 
 // plainSession is what our statements count on, whatever is set for the database or the role.
