@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"taskledger/migrations/testdb"
 )
 
@@ -120,6 +122,55 @@ func TestMetricsOfAUsedServer(t *testing.T) {
 		}
 	}
 	stop()
+}
+
+// Who scrapes an idle server has it ask its database nothing.
+func TestAScrapeWakesNoDatabase(t *testing.T) {
+	t.Parallel()
+	url := testdb.URL(t)
+	db, err := connect(t.Context(), url, testdb.Schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.ledger.Pool().Close()
+	a, err := newApp(t.Context(), &settings{MaxTasksPerUser: 100}, db, []byte(serveSecret), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	s := &served{t: t, stderr: &lockedBuffer{}}
+	stop := s.runApp(a)
+	defer stop()
+	s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
+	s.must(200, "u", "GET", "/api/tasks", "")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	onDatabase(t, url, func(_ context.Context, conn *pgx.Conn) error {
+		state := func() (state string, err error) {
+			err = conn.QueryRow(ctx, `
+				SELECT string_agg(concat_ws(' ', pid, state, state_change), ', ' ORDER BY pid)
+				FROM pg_stat_activity
+				WHERE datname = current_database() AND pid <> pg_backend_pid()`).Scan(&state)
+			return state, err
+		}
+		for {
+			before, err := state()
+			if err != nil {
+				return err
+			}
+			for range 20 {
+				scrape(t, a)
+				tick(ctx)
+			}
+			after, err := state()
+			if err != nil || before == after {
+				return err
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("never silent: %s, then %s", before, after)
+			}
+		}
+	})
 }
 
 // runApp serves until stop is called.
