@@ -84,8 +84,8 @@ func (k *known) heard(head int64, recorded time.Time) {
 	}
 }
 
-// stands notes what the database has said: how far the projection is, and how far the log is known to be. next is when the first event
-// behind it was recorded, as good as that is known.
+// stands notes what the database has said: how far the projection is, and how far the log is known to be. next is when
+// the first event behind it was recorded, as good as that is known.
 func (k *known) stands(applied, head int64, next time.Time) {
 	*k = known{head: max(applied, head), applied: applied, checked: time.Now()}
 	if k.head > applied {

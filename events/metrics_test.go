@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// A lag is known from what was heard, and ends with what the database says: also when that is less than was heard before a failover.
+// A lag is known from what was heard, and ends with what the database says: also when that is less than was heard,
+// as after a failover.
 func TestTheLagThatIsKnown(t *testing.T) {
 	t.Parallel()
 	at := func(minute int) time.Time { return time.Unix(int64(60*minute), 0) }

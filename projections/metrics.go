@@ -118,16 +118,19 @@ func (m *Metrics) showLag(projection string, lag func() events.Lag) {
 			Name: name, Help: help, ConstLabels: prometheus.Labels{"projection": projection},
 		}, func() float64 { return value(lag()) }))
 	}
-	show("taskledger_projection_lag_events", "Events of the log, as far as this process has heard of it, that the read model does not show yet.",
+	show("taskledger_projection_lag_events",
+		"Events of the log, as far as this process has heard of it, that the read model does not show yet.",
 		func(l events.Lag) float64 { return float64(l.Events) })
-	show("taskledger_projection_lag_seconds", "Age of the oldest event that this process knows the read model does not show yet; 0 without any.",
+	show("taskledger_projection_lag_seconds",
+		"Age of the oldest event that this process knows the read model does not show yet; 0 without any.",
 		func(l events.Lag) float64 {
 			if l.Oldest.IsZero() {
 				return 0
 			}
 			return max(0, time.Since(l.Oldest).Seconds())
 		})
-	show("taskledger_projection_checked_timestamp_seconds", "When the database last said how far the read model is; 0 is never.",
+	show("taskledger_projection_checked_timestamp_seconds",
+		"When the database last said how far the read model is; 0 is never.",
 		func(l events.Lag) float64 {
 			if l.Checked.IsZero() {
 				return 0

@@ -9,7 +9,8 @@ import (
 	"taskledger/events"
 )
 
-// Who reads the metrics of a process sees that its projection is held up, how much waits and for how long, and that it goes on.
+// Who reads the metrics of a process sees that its projection is held up, how much waits and for how long, and that it
+// goes on.
 func TestMetricsTellOfAProjectionThatIsHeldUp(t *testing.T) {
 	t.Parallel()
 	p := writer(t, newDB(t))
@@ -37,8 +38,8 @@ func TestMetricsTellOfAProjectionThatIsHeldUp(t *testing.T) {
 		return p.metric("taskledger_projection_failing") == 0 && p.metric("taskledger_projection_lag_events") == 0 &&
 			p.metric("taskledger_projection_lag_seconds") == 0
 	})
-	if n := p.metric("taskledger_projection_delay_seconds"); n < 2 || n != p.metric("taskledger_projection_batch_events") ||
-		n != p.metric("taskledger_projection_batch_duration_seconds") {
+	if n := p.metric("taskledger_projection_delay_seconds"); n < 2 ||
+		n != p.metric("taskledger_projection_batch_events") || n != p.metric("taskledger_projection_batch_duration_seconds") {
 		t.Errorf("%v batches", n)
 	}
 }

@@ -17,7 +17,8 @@ const (
 	shownParked = 20
 	// shownLocks bounds the waits for locks that a Status names.
 	shownLocks = 20
-	// tolerableLag is how old an event may be that the read model does not show, before it is asked whether that moves at all.
+	// tolerableLag is how old an event may be that the read model does not show, before it is asked whether that
+	// moves at all.
 	tolerableLag = 10 * time.Second
 	// progressPatience is how long it is waited for a move.
 	progressPatience = 1500 * time.Millisecond
@@ -35,8 +36,8 @@ type Status struct {
 	PostgreSQL  PostgreSQLStatus `json:"postgresql"`
 }
 
-// LogStatus is the size of the log and how it grows. What was appended of late is counted by positions: of users who were erased since
-// too.
+// LogStatus is the size of the log and how it grows. What was appended of late is counted by positions: of users who
+// were erased since too.
 type LogStatus struct {
 	Events         int64      `json:"events"`
 	Estimated      bool       `json:"events_estimated"`
@@ -118,8 +119,8 @@ type PostgreSQLStatus struct {
 	LongestSeconds    float64 `json:"longest_transaction_seconds"`
 }
 
-// ReadStatus looks how the ledger stands. It writes nothing, and what it costs does not grow with the log; it takes a second or two when
-// the read model is behind, to see whether it moves.
+// ReadStatus looks how the ledger stands. It writes nothing, and what it costs does not grow with the log; it takes a
+// second or two when the read model is behind, to see whether it moves.
 func ReadStatus(ctx context.Context, db *events.DB) (*Status, error) {
 	r := statusReader{db: db, Status: &Status{}}
 	err := db.Begin(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx *events.Tx) error {
@@ -163,14 +164,15 @@ func (r *statusReader) readTables(ctx context.Context, tx *events.Tx) error {
 		LEFT JOIN pg_stat_all_tables t ON t.relid = c.oid
 		WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1) AND c.relname = ANY ($2)
 		ORDER BY array_position($2, c.relname::text)`,
-		[]any{r.db.Schema(), []string{events.Topic, taskTable.name, historyTable.name, userTable.name}}, func(rows pgx.Rows) (err error) {
+		[]any{r.db.Schema(), []string{events.Topic, taskTable.name, historyTable.name, userTable.name}},
+		func(rows pgx.Rows) (err error) {
 			r.Tables, err = pgx.CollectRows(rows, pgx.RowToStructByPos[TableStatus])
 			return err
 		})
 }
 
-// readLog counts without reading the log: positions have few gaps, and later events have later positions, so that the first one since a
-// time is found by halving. An import brings old times with it: then that is a guess.
+// readLog counts without reading the log: positions have few gaps, and later events have later positions, so that the first
+// one since a time is found by halving. An import brings old times with it: then that is a guess.
 func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 	for _, t := range r.Tables {
 		if t.Name == events.Topic {
@@ -240,7 +242,8 @@ func (r *statusReader) readLag(ctx context.Context, tx *events.Tx) error {
 			)), 0)::float8
 		FROM {schema}.checkpoints c
 		WHERE c.projection = $1`, []any{Name, countedEvents},
-		&r.checkpoint.Position, &r.checkpoint.Generation, &r.ReadModel.Version, &r.ReadModel.LagEvents, &r.ReadModel.LagSeconds)
+		&r.checkpoint.Position, &r.checkpoint.Generation, &r.ReadModel.Version, &r.ReadModel.LagEvents,
+		&r.ReadModel.LagSeconds)
 	if err == nil && !found {
 		err = fmt.Errorf("there is no checkpoint of the projection %s", Name)
 	}
@@ -307,7 +310,8 @@ func readRebuild(ctx context.Context, db *events.DB, from events.Querier) (*Rebu
 			LIMIT 1
 		) holder ON true
 		LEFT JOIN pg_stat_activity a ON a.pid = holder.pid`,
-		[]any{db.SQL(`{schema}.task_history` + suffix), Name + suffix, db.LockKey("maintenance"), db.SQL(`{schema}.task_events`)},
+		[]any{db.SQL(`{schema}.task_history` + suffix), Name + suffix, db.LockKey("maintenance"),
+			db.SQL(`{schema}.task_events`)},
 		&there, &filled, &indexed, &out.Running, &out.Seconds, &copied, &out.TotalEvents)
 	if err != nil || !there {
 		return nil, err
@@ -365,8 +369,9 @@ func (r *statusReader) readPostgreSQL(ctx context.Context, tx *events.Tx) error 
 	p := &r.PostgreSQL
 	_, err := events.One(ctx, tx, `
 		SELECT current_setting('server_version'), pg_is_in_recovery(),
-			(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), current_setting('max_connections')::int,
-			pg_size_bytes(current_setting('shared_buffers')), current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on',
+			(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+			current_setting('max_connections')::int, pg_size_bytes(current_setting('shared_buffers')), current_setting('fsync') = 'on',
+			current_setting('full_page_writes') = 'on',
 			current_setting('synchronous_commit'), current_setting('autovacuum') = 'on', (
 				SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8
 				FROM pg_stat_activity
@@ -392,7 +397,8 @@ func (s *Status) Findings() (problems, notes []string) {
 	problem(s.Parked.Users > 0, "users are parked: %d; see taskledger parked", s.Parked.Users)
 	problem(s.ReadModel.Stuck, "the read model is %s behind and does not move: does a server run, and what does it log?",
 		time.Duration(s.ReadModel.LagSeconds)*time.Second)
-	note(!s.ReadModel.Stuck && s.ReadModel.LagSeconds > tolerableLag.Seconds(), "the read model is %s behind and catching up",
+	note(!s.ReadModel.Stuck && s.ReadModel.LagSeconds > tolerableLag.Seconds(),
+		"the read model is %s behind and catching up",
 		time.Duration(s.ReadModel.LagSeconds)*time.Second)
 	problem(s.ReadModel.Version != s.ReadModel.ProgramVersion,
 		"the read model was made by version %d of its code, this program has version %d: run taskledger rebuild",
@@ -405,8 +411,8 @@ func (s *Status) Findings() (problems, notes []string) {
 	for _, t := range s.Tables {
 		note(!t.RowSecurity, "row level security is off on %s: run taskledger migrate as the owner of the ledger", t.Name)
 		note(t.Rows >= 10_000 && t.AnalyzedAt == nil, "%s was never analyzed: run ANALYZE", t.Name)
-		note(t.AnalyzedAt != nil && t.Changed > max(10_000, t.Rows/2), "the statistics of %s are old: %d rows have changed since: run ANALYZE",
-			t.Name, t.Changed)
+		note(t.AnalyzedAt != nil && t.Changed > max(10_000, t.Rows/2),
+			"the statistics of %s are old: %d rows have changed since: run ANALYZE", t.Name, t.Changed)
 		note(t.DeadRows > max(10_000, t.Rows/2), "%s has %d dead rows for %d live ones: autovacuum does not keep up",
 			t.Name, t.DeadRows, t.Rows)
 	}
@@ -414,10 +420,13 @@ func (s *Status) Findings() (problems, notes []string) {
 	problem(p.Standby, "this PostgreSQL is a standby and takes no writes")
 	problem(!p.Fsync, "PostgreSQL has fsync off: a power cut can destroy the ledger")
 	problem(!p.FullPageWrites, "PostgreSQL has full_page_writes off: a power cut can destroy the ledger")
-	problem(p.SynchronousCommit == "off", "PostgreSQL has synchronous_commit off: a crash can lose writes that were acknowledged")
+	problem(p.SynchronousCommit == "off",
+		"PostgreSQL has synchronous_commit off: a crash can lose writes that were acknowledged")
 	problem(!p.Autovacuum, "PostgreSQL has autovacuum off: tables grow and plans go wrong")
-	problem(p.Connections >= p.MaxConnections*9/10, "of PostgreSQL's %d connections %d are taken", p.MaxConnections, p.Connections)
-	note(p.SharedBuffers < 64<<20, "PostgreSQL has shared_buffers of %d MB, 128 MB or more serve better", p.SharedBuffers>>20)
+	problem(p.Connections >= p.MaxConnections*9/10, "of PostgreSQL's %d connections %d are taken",
+		p.MaxConnections, p.Connections)
+	note(p.SharedBuffers < 64<<20, "PostgreSQL has shared_buffers of %d MB, 128 MB or more serve better",
+		p.SharedBuffers>>20)
 	note(p.LongestSeconds > 3600, "a transaction is open for %s: nothing it might see can be vacuumed",
 		(time.Duration(p.LongestSeconds) * time.Second).String())
 	return problems, notes

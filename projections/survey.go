@@ -8,14 +8,15 @@ import (
 )
 
 const (
-	// surveyEvery is how often a process that has work looks for what only the database knows: who is parked, and rebuilds.
+	// surveyEvery is how often a process that has work looks for what only the database knows: who is parked,
+	// and rebuilds.
 	surveyEvery = 30 * time.Second
 	// surveyRebuild is how often it does so while a rebuild is under way.
 	surveyRebuild = 5 * time.Second
 )
 
-// survey keeps the metrics of what only the database knows. It looks when the projections have just done something, and never by the
-// clock: nobody is to wake a database that sleeps, least of all who reads the metrics.
+// survey keeps the metrics of what only the database knows. It looks when the projections have just done something, and
+// never by the clock: nobody is to wake a database that sleeps, least of all who reads the metrics.
 func (r *Runner) survey(ctx context.Context) {
 	var last time.Time
 	every := surveyEvery
@@ -68,7 +69,8 @@ func (r *Runner) surveyOnce(ctx context.Context) (running bool, err error) {
 // surveyNow has the next survey not wait: something has changed.
 func (r *Runner) surveyNow() { r.due.Store(true) }
 
-// confirmed is told the generation of each checkpoint that was read. A new one says that an operator has changed the read model.
+// confirmed is told the generation of each checkpoint that was read. A new one says that an operator has changed the
+// read model.
 func (r *Runner) confirmed(generation int64) {
 	if r.generation.Swap(generation) != generation {
 		r.surveyNow()

@@ -18,7 +18,7 @@ type metrics struct {
 func newMetrics(bytes func() int) metrics {
 	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "taskledger_answers_total",
-		Help: "Reads by where their answer came from: kept in memory, unchanged (the client has it), or read from the read model.",
+		Help: "Reads by where their answer came from: kept in memory, unchanged (the client has it), or the read model.",
 	}, []string{"from"})
 	return metrics{
 		answers:   answers,

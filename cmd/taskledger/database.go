@@ -195,8 +195,8 @@ func (d *database) openReader(ctx context.Context, n int32, settings map[string]
 	return d.open(ctx, "reader", n, who, settings)
 }
 
-// open opens a pool whose connections act as who says: by settings of their own or, behind a pooler, of each transaction. What they are
-// for is told in their name, unless the URL has one.
+// open opens a pool whose connections act as who says: by settings of their own or, behind a pooler, of each transaction.
+// What they are for is told in their name, unless the URL has one.
 func (d *database) open(ctx context.Context, use string, n int32, who, settings map[string]string) (*events.DB, error) {
 	config := d.config.Copy()
 	config.MaxConns = n

@@ -59,7 +59,7 @@ var shownMetrics = map[string]string{
 	"taskledger_survey_timestamp_seconds":                 "gauge",
 }
 
-// Every metric is in the table with its type and follows Prometheus's conventions, and a server that was used shows that it was.
+// Every metric is in the table with its type and follows Prometheus's conventions, and a used server shows that.
 func TestMetricsOfAUsedServer(t *testing.T) {
 	t.Parallel()
 	keys := httptest.NewServer(http.NotFoundHandler())

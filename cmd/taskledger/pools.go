@@ -10,7 +10,7 @@ type poolMetrics map[string]*pgxpool.Pool
 
 var (
 	poolConnections = prometheus.NewDesc("taskledger_pool_connections",
-		"Connections to the database by pool, and whether they are acquired, idle or being made.", []string{"pool", "state"}, nil)
+		"Connections by pool, and whether they are acquired, idle or being made.", []string{"pool", "state"}, nil)
 	poolMax = prometheus.NewDesc("taskledger_pool_max_connections",
 		"Connections that a pool may have.", []string{"pool"}, nil)
 	poolAcquires = prometheus.NewDesc("taskledger_pool_acquires_total",

@@ -234,13 +234,13 @@ func ledgerText(row func(name, format string, args ...any), l *projections.Statu
 		row("rebuild", "%s, %d of about %d events, for %s", r.Phase, r.DoneEvents, r.TotalEvents, seconds(r.Seconds))
 	}
 	for i, t := range l.Tables {
-		row(choose(i == 0, "tables", ""), "%s: about %d rows, %d dead, %s, analyzed %s, vacuumed %s", t.Name, t.Rows, t.DeadRows,
-			size(t.Bytes), ago(t.AnalyzedAt), ago(t.VacuumedAt))
+		row(choose(i == 0, "tables", ""), "%s: about %d rows, %d dead, %s, analyzed %s, vacuumed %s", t.Name, t.Rows,
+			t.DeadRows, size(t.Bytes), ago(t.AnalyzedAt), ago(t.VacuumedAt))
 	}
 	p := l.PostgreSQL
-	row("postgresql", "%s%s, shared_buffers %s, fsync %s, full_page_writes %s, synchronous_commit %s, autovacuum %s", p.Version,
-		choose(p.Standby, " (standby)", ""), size(p.SharedBuffers), onOff(p.Fsync), onOff(p.FullPageWrites), p.SynchronousCommit,
-		onOff(p.Autovacuum))
+	row("postgresql", "%s%s, shared_buffers %s, fsync %s, full_page_writes %s, synchronous_commit %s, autovacuum %s",
+		p.Version, choose(p.Standby, " (standby)", ""), size(p.SharedBuffers), onOff(p.Fsync), onOff(p.FullPageWrites),
+		p.SynchronousCommit, onOff(p.Autovacuum))
 	row("connections", "%d of %d", p.Connections, p.MaxConnections)
 	for _, c := range l.Connections {
 		row("", "%d %s %s%s, up to %s", c.Count, cmp.Or(c.Application, "(no name)"), c.State,
@@ -248,8 +248,8 @@ func ledgerText(row func(name, format string, args ...any), l *projections.Statu
 	}
 	row("locks", "%s", choose(len(l.LockWaits) == 0, "nobody waits", fmt.Sprintf("%d wait", len(l.LockWaits))))
 	for _, w := range l.LockWaits {
-		row("", "process %d (%s) for %s since %s, blocked by %s", w.PID, cmp.Or(w.Application, "no name"), w.Lock, seconds(w.Seconds),
-			strings.Trim(fmt.Sprint(w.BlockedBy), "[]"))
+		row("", "process %d (%s) for %s since %s, blocked by %s", w.PID, cmp.Or(w.Application, "no name"), w.Lock,
+			seconds(w.Seconds), strings.Trim(fmt.Sprint(w.BlockedBy), "[]"))
 	}
 }
 

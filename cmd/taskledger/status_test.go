@@ -52,7 +52,8 @@ func TestStatusOfAServiceThatIsWell(t *testing.T) {
 		if l == nil || l.Log.Events != 1 || l.Log.Estimated || l.Log.LastDay != 1 || l.Log.LastHour != 1 || l.Log.Bytes == 0 {
 			t.Fatalf("the log: %s", got.stdout)
 		}
-		if l.ReadModel.Version != l.ReadModel.ProgramVersion || l.ReadModel.LagEvents != 0 || l.Rebuild != nil || len(l.Tables) != 4 {
+		if l.ReadModel.Version != l.ReadModel.ProgramVersion || l.ReadModel.LagEvents != 0 ||
+			l.Rebuild != nil || len(l.Tables) != 4 {
 			t.Errorf("the read model: %s", got.stdout)
 		}
 		if !st.Rows.On || !st.Rows.Binds || !st.Sessions.Reachable || st.Sessions.Tables || st.JWKS != nil {
@@ -67,7 +68,9 @@ func TestStatusOfAServiceThatIsWell(t *testing.T) {
 		}
 	}
 	screen := finish(t, program(t, env, "status"))
-	for _, want := range []string{"1 events", "nobody waits", "nothing needs anybody", "fsync on", "none is configured", "version 1"} {
+	for _, want := range []string{
+		"1 events", "nobody waits", "nothing needs anybody", "fsync on", "none is configured", "version 1",
+	} {
 		if screen.code != 0 || !strings.Contains(screen.stdout, want) {
 			t.Errorf("exit code %d, no %q in\n%s", screen.code, want, screen.stdout)
 		}
@@ -88,7 +91,8 @@ func TestStatusTellsWhatNeedsAPerson(t *testing.T) {
 	execute(t, url, `
 		INSERT INTO taskledger.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		VALUES ('u', 1, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r', now() - interval '2 hours')`,
+		VALUES ('u', 1, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r',
+			now() - interval '2 hours')`,
 		`INSERT INTO taskledger.users VALUES ('v', 6, 1, '\x00', 'the reason', now())`,
 		`UPDATE taskledger.checkpoints SET version = 0`,
 		`SELECT taskledger.create_read_model('_rebuild')`,
@@ -96,7 +100,8 @@ func TestStatusTellsWhatNeedsAPerson(t *testing.T) {
 		`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`)
 	s, got := statusOf(t, append(env, "JWKS_URL="+keys.URL)...)
 	for _, want := range []string{
-		"fsync off", "users are parked: 1", "does not move", "made by version 0", "the JWKS can't be read: fetch jwks: status 404",
+		"fsync off", "users are parked: 1", "does not move", "made by version 0",
+		"the JWKS can't be read: fetch jwks: status 404",
 	} {
 		if got.code != exitFailed || !hasLine(s.Problems, want) {
 			t.Errorf("exit code %d, no %q in %q", got.code, want, s.Problems)
@@ -105,15 +110,17 @@ func TestStatusTellsWhatNeedsAPerson(t *testing.T) {
 	if !hasLine(s.Notes, "interrupted rebuild") || s.Ledger.Rebuild == nil || s.Ledger.Rebuild.Running {
 		t.Errorf("what a rebuild has left: %q %+v", s.Notes, s.Ledger.Rebuild)
 	}
-	if l := s.Ledger; l.ReadModel.LagEvents != 1 || l.ReadModel.LagSeconds < 7000 || !l.ReadModel.Stuck || l.Log.LastHour != 0 ||
-		l.Log.LastDay != 1 {
+	if l := s.Ledger; l.ReadModel.LagEvents != 1 || l.ReadModel.LagSeconds < 7000 || !l.ReadModel.Stuck ||
+		l.Log.LastHour != 0 || l.Log.LastDay != 1 {
 		t.Errorf("lag: %s", got.stdout)
 	}
-	if p := s.Ledger.Parked; p.Users != 1 || p.First[0].UserID != "v" || p.First[0].Seq != 7 || p.First[0].Reason != "the reason" {
+	if p := s.Ledger.Parked; p.Users != 1 || p.First[0].UserID != "v" || p.First[0].Seq != 7 ||
+		p.First[0].Reason != "the reason" {
 		t.Errorf("parked: %+v", p)
 	}
 	screen := finish(t, program(t, env, "status"))
-	if screen.code != exitFailed || !strings.Contains(screen.stdout, `user="v" event=7`) || strings.Count(screen.stderr, "\n") != 1 {
+	if screen.code != exitFailed || !strings.Contains(screen.stdout, `user="v" event=7`) ||
+		strings.Count(screen.stderr, "\n") != 1 {
 		t.Errorf("%+v", screen)
 	}
 }
@@ -153,7 +160,8 @@ func TestStatusTellsOfLocksAndRebuilds(t *testing.T) {
 			t.Errorf("the rebuild: %s", got.stdout)
 		}
 		holder := int32(conn.PgConn().PID())
-		if w := st.Ledger.LockWaits; len(w) != 1 || !slices.Contains(w[0].BlockedBy, holder) || w[0].Application != "taskledger ledger" {
+		if w := st.Ledger.LockWaits; len(w) != 1 || !slices.Contains(w[0].BlockedBy, holder) ||
+			w[0].Application != "taskledger ledger" {
 			t.Errorf("the lock: %s", got.stdout)
 		}
 		return nil
