@@ -22,18 +22,23 @@ const (
 	tolerableLag = 10 * time.Second
 	// progressPatience is how long it is waited for a move.
 	progressPatience = 1500 * time.Millisecond
+	// statusLockWait is how long a table that is locked is waited for: a swap takes less.
+	statusLockWait = 2 * time.Second
 )
 
 // Status is how a ledger stands, for an operator. Sizes are in bytes, times in seconds.
 type Status struct {
-	Log         LogStatus        `json:"log"`
-	ReadModel   ReadModelStatus  `json:"read_model"`
-	Parked      ParkedStatus     `json:"parked"`
-	Rebuild     *RebuildStatus   `json:"rebuild"` // null: none is under way, and nothing is left of one
-	Connections []Connections    `json:"connections"`
-	LockWaits   []LockWait       `json:"lock_waits"`
-	Tables      []TableStatus    `json:"tables"`
-	PostgreSQL  PostgreSQLStatus `json:"postgresql"`
+	Log         LogStatus       `json:"log"`
+	ReadModel   ReadModelStatus `json:"read_model"`
+	Parked      ParkedStatus    `json:"parked"`
+	Rebuild     *RebuildStatus  `json:"rebuild"` // null: none is under way, and nothing is left of one
+	Connections []Connections   `json:"connections"`
+	LockWaits   []LockWait      `json:"lock_waits"`
+	// Locked: what the tables hold is not told, because somebody locks one of them.
+	Locked     bool             `json:"locked"`
+	LockedBy   []int32          `json:"locked_by"` // process ids, in PostgreSQL
+	Tables     []TableStatus    `json:"tables"`
+	PostgreSQL PostgreSQLStatus `json:"postgresql"`
 }
 
 // LogStatus is the size of the log and how it grows. What was appended of late is counted by positions: of users who
@@ -122,20 +127,15 @@ type PostgreSQLStatus struct {
 // ReadStatus looks how the ledger stands. It writes nothing, and what it costs does not grow with the log; it takes a
 // second or two when the read model is behind, to see whether it moves.
 func ReadStatus(ctx context.Context, db *events.DB) (*Status, error) {
-	r := statusReader{db: db, Status: &Status{}}
-	err := db.Begin(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx *events.Tx) error {
-		for _, read := range []func(context.Context, *events.Tx) error{
-			r.readTables, r.readLog, r.readLag, r.readParked, r.readConnections, r.readLockWaits, r.readPostgreSQL,
-		} {
-			if err := read(ctx, tx); err != nil {
-				return err
-			}
-		}
-		var err error
-		r.Rebuild, err = readRebuild(ctx, db, tx)
-		return err
-	})
-	if err == nil && r.ReadModel.LagSeconds > tolerableLag.Seconds() {
+	r := statusReader{db: db, Status: &Status{LockedBy: []int32{}, Tables: []TableStatus{}, Parked: ParkedStatus{First: []Parked{}}}}
+	err := r.read(ctx, r.readConnections, r.readLockWaits, r.readPostgreSQL)
+	if err == nil {
+		err = r.read(ctx, r.readTables, r.readLog, r.readLag, r.readParked, r.readRebuild)
+	}
+	if isLockTimeout(err) {
+		err = r.read(ctx, r.readLockedBy)
+	}
+	if err == nil && !r.Locked && r.ReadModel.LagSeconds > tolerableLag.Seconds() {
 		r.ReadModel.Stuck, err = r.stuck(ctx)
 	}
 	if err != nil {
@@ -149,6 +149,22 @@ type statusReader struct {
 	*Status
 	db         *events.DB
 	checkpoint events.Checkpoint
+}
+
+// read reads parts in one transaction, which waits for nobody long.
+func (r *statusReader) read(ctx context.Context, parts ...func(context.Context, *events.Tx) error) error {
+	return r.db.Begin(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx *events.Tx) error {
+		_, err := tx.Exec(ctx, `SELECT set_config('lock_timeout', $1, true)`, fmt.Sprint(statusLockWait.Milliseconds()))
+		if err != nil {
+			return err
+		}
+		for _, part := range parts {
+			if err := part(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (r *statusReader) readTables(ctx context.Context, tx *events.Tx) error {
@@ -267,7 +283,6 @@ func (r *statusReader) stuck(ctx context.Context) (bool, error) {
 }
 
 func (r *statusReader) readParked(ctx context.Context, tx *events.Tx) error {
-	r.Parked.First = []Parked{}
 	return tx.Query(ctx, `
 		SELECT user_id, seq + 1, parked_error, parked_at, count(*) OVER ()
 		FROM {schema}.users
@@ -365,6 +380,27 @@ func (r *statusReader) readLockWaits(ctx context.Context, tx *events.Tx) error {
 	})
 }
 
+// readLockedBy tells who locks a table of the ledger against all others.
+func (r *statusReader) readLockedBy(ctx context.Context, tx *events.Tx) error {
+	return tx.Query(ctx, `
+		SELECT DISTINCT l.pid
+		FROM pg_locks l
+		JOIN pg_class c ON c.oid = l.relation
+		JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND n.nspname = $1
+		AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		ORDER BY l.pid`, []any{r.db.Schema()}, func(rows pgx.Rows) (err error) {
+		r.Locked = true
+		r.LockedBy, err = pgx.CollectRows(rows, pgx.RowTo[int32])
+		return err
+	})
+}
+
+func (r *statusReader) readRebuild(ctx context.Context, tx *events.Tx) (err error) {
+	r.Rebuild, err = readRebuild(ctx, r.db, tx)
+	return err
+}
+
 func (r *statusReader) readPostgreSQL(ctx context.Context, tx *events.Tx) error {
 	p := &r.PostgreSQL
 	_, err := events.One(ctx, tx, `
@@ -400,7 +436,8 @@ func (s *Status) Findings() (problems, notes []string) {
 	note(!s.ReadModel.Stuck && s.ReadModel.LagSeconds > tolerableLag.Seconds(),
 		"the read model is %s behind and catching up",
 		time.Duration(s.ReadModel.LagSeconds)*time.Second)
-	problem(s.ReadModel.Version != s.ReadModel.ProgramVersion,
+	problem(s.Locked, "tables of the ledger are locked against all others by processes %v: what they hold is not told", s.LockedBy)
+	problem(!s.Locked && s.ReadModel.Version != s.ReadModel.ProgramVersion,
 		"the read model was made by version %d of its code, this program has version %d: run taskledger rebuild",
 		s.ReadModel.Version, s.ReadModel.ProgramVersion)
 	note(s.Rebuild != nil && !s.Rebuild.Running, "an interrupted rebuild has left tables behind; the next one drops them")

@@ -126,7 +126,7 @@ func (s *status) readLedger(ctx context.Context, db *database) (err error) {
 	}
 	problems, notes := s.Ledger.Findings()
 	s.Problems, s.Notes = append(s.Problems, problems...), append(s.Notes, notes...)
-	s.Rows.On = true
+	s.Rows.On = !s.Ledger.Locked
 	for _, t := range s.Ledger.Tables {
 		s.Rows.On = s.Rows.On && t.RowSecurity
 	}
@@ -189,8 +189,10 @@ func (s *status) text() []byte {
 	if s.Ledger != nil {
 		ledgerText(row, s.Ledger)
 	}
-	row("row level security", "%s, %s", choose(s.Rows.On, "on", "off"),
-		choose(s.Rows.Binds, "binds the connections that read", "does not bind the connections that read"))
+	if s.Ledger != nil && !s.Ledger.Locked {
+		row("row level security", "%s, %s", choose(s.Rows.On, "on", "off"),
+			choose(s.Rows.Binds, "binds the connections that read", "does not bind the connections that read"))
+	}
 	row("sessions", "%s", choose(!s.Sessions.Reachable, "not reachable: "+s.Sessions.Error,
 		choose(s.Sessions.Tables, "reachable", "reachable, Better Auth's tables are not there")))
 	switch {
@@ -215,6 +217,13 @@ func (s *status) text() []byte {
 }
 
 func ledgerText(row func(name, format string, args ...any), l *projections.Status) {
+	if !l.Locked {
+		tablesText(row, l)
+	}
+	serverText(row, l)
+}
+
+func tablesText(row func(name, format string, args ...any), l *projections.Status) {
 	row("log", "%s%d events, %s; the last one %s", choose(l.Log.Estimated, "about ", ""), l.Log.Events, size(l.Log.Bytes),
 		ago(l.Log.LastRecordedAt))
 	row("", "%d in the last minute, %d in the last hour (%.2f/s), %d in the last day (about %s)",
@@ -237,6 +246,9 @@ func ledgerText(row func(name, format string, args ...any), l *projections.Statu
 		row(choose(i == 0, "tables", ""), "%s: about %d rows, %d dead, %s, analyzed %s, vacuumed %s", t.Name, t.Rows,
 			t.DeadRows, size(t.Bytes), ago(t.AnalyzedAt), ago(t.VacuumedAt))
 	}
+}
+
+func serverText(row func(name, format string, args ...any), l *projections.Status) {
 	p := l.PostgreSQL
 	row("postgresql", "%s%s, shared_buffers %s, fsync %s, full_page_writes %s, synchronous_commit %s, autovacuum %s",
 		p.Version, choose(p.Standby, " (standby)", ""), size(p.SharedBuffers), onOff(p.Fsync), onOff(p.FullPageWrites),

@@ -164,6 +164,14 @@ func TestStatusTellsOfLocksAndRebuilds(t *testing.T) {
 			w[0].Application != "taskledger ledger" {
 			t.Errorf("the lock: %s", got.stdout)
 		}
+		// Nor does it wait for who has locked all others out.
+		if _, err := tx.Exec(ctx, `LOCK TABLE taskledger.task_events IN ACCESS EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		st, got = statusOf(t, env...)
+		if l := st.Ledger; got.code != exitFailed || !l.Locked || !slices.Contains(l.LockedBy, holder) {
+			t.Errorf("a table that is locked: %+v", got)
+		}
 		return nil
 	})
 	if err := rebuild.Wait(); err != nil {
