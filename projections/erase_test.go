@@ -37,7 +37,7 @@ func TestAnErasureThatIsNotShownYetIsNoDifference(t *testing.T) {
 	// What was on its way to the read model when its user was erased comes there behind the erasure.
 	p.append("user-01", uuid.New(), events.TaskCreated{Title: "late"})
 	for _, user := range []string{"user-01", "user-02", "user-03"} {
-		last = p.erase(user)
+		p.erase(user)
 	}
 	p.exec(`INSERT INTO {schema}.tasks SELECT 'user-01', id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body
 			FROM {schema}.tasks WHERE user_id = 'user-00';
