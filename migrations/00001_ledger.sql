@@ -163,12 +163,14 @@ BEGIN
         'CREATE INDEX %6$I ON {schema}.%1$I (user_id, version) WHERE deleted_at IS NOT NULL',
         'ALTER TABLE {schema}.%2$I ADD CONSTRAINT %7$I PRIMARY KEY (user_id, seq)',
         'CREATE INDEX %8$I ON {schema}.%2$I (user_id, task_id, seq)',
+        'CREATE INDEX %10$I ON {schema}.%2$I (user_id, type, seq)',
         'ALTER TABLE {schema}.%3$I ADD CONSTRAINT %9$I PRIMARY KEY (user_id)'
     ] LOOP
         EXECUTE pg_catalog.format(name,
             'tasks' || suffix, 'task_history' || suffix, 'users' || suffix,
             'tasks_pkey' || suffix, 'tasks_by_created_at' || suffix, 'tasks_deleted' || suffix,
-            'task_history_pkey' || suffix, 'task_history_by_task' || suffix, 'users_pkey' || suffix);
+            'task_history_pkey' || suffix, 'task_history_by_task' || suffix, 'users_pkey' || suffix,
+            'task_history_by_type' || suffix);
     END LOOP;
     FOREACH name IN ARRAY {schema}.read_model() LOOP
         PERFORM {schema}.protect(name || suffix);

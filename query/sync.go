@@ -113,7 +113,8 @@ func (r *Reader) Link(ctx context.Context, ask Ask, seq *int64) (Answer, error) 
 	LEFT JOIN LATERAL (
 		SELECT h.recorded_at, h.hash
 		FROM {schema}.task_history h
-		WHERE h.user_id = s.user_id AND h.seq = coalesce($2, (SELECT u.seq FROM {schema}.users u WHERE u.user_id = $1))
+		WHERE h.user_id = s.user_id
+		AND h.seq = (SELECT coalesce($2, (SELECT u.seq FROM {schema}.users u WHERE u.user_id = $1))) -- by the index: a value, no expression
 		LIMIT 1
 	) x ON true`),
 		args: []any{seq},
