@@ -451,3 +451,53 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 	}
 	s.verified()
 }
+
+// However long the deletion of a stream takes, nobody waits for it: the user can still write on another process, and what that did is
+// erased too.
+func TestALongErasureHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	other := startOn(t, s.pool)
+	task := s.titled("u", "secret")
+	s.titled("v", "a")
+	s.list("u", "")
+	s.exec(`CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			PERFORM pg_advisory_xact_lock_shared(42);
+			RETURN NULL;
+		END
+		$$`)
+	s.exec(`CREATE TRIGGER hold AFTER DELETE ON {schema}.task_events FOR EACH STATEMENT EXECUTE FUNCTION hold()`)
+	holder, err := s.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Release()
+	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_lock(42)`); err != nil {
+		t.Fatal(err)
+	}
+	erased := make(chan answer, 1)
+	go func() { erased <- s.do(call{method: "DELETE", path: "/api/me", user: "u"}) }()
+	s.eventually(func() (held bool) {
+		err := s.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks
+			WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&held)
+		return err == nil && held
+	})
+	other.change("PATCH", "/api/tasks/"+task.ID.String(), `{"title":"secret too"}`)
+	for _, on := range []*service{s, other} {
+		on.titled("v", "b")
+		if a := on.want(200, call{method: "GET", path: "/api/tasks", user: "v"}); a.Header.Get("X-Stale") != "" {
+			t.Errorf("what others read is stale: %s", a.body)
+		}
+	}
+	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_unlock(42)`); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-erased; a.StatusCode != 204 || a.Header.Get("X-Version") != "3" {
+		t.Errorf("%d %v", a.StatusCode, a.Header)
+	}
+	if got := s.historyOf("u"); len(got) != 1 || got[0].Seq != 3 {
+		t.Errorf("%+v", got)
+	}
+	s.verified()
+}

@@ -105,3 +105,40 @@ func fill(path string, seq int) string {
 
 // taskOf is the id of a task of the long stream.
 func taskOf(n int) uuid.UUID { return uuid.UUID(md5.Sum(fmt.Appendf(nil, "task %d", n))) }
+
+// BenchmarkEraseLongStream erases a user of 200,000 events, while another user writes and reads.
+func BenchmarkEraseLongStream(b *testing.B) {
+	var slowest time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		s := start(b).allow(1_000_000)
+		s.server.limits = newRateLimits(0, 0)
+		s.longStream(200_000)
+		stop, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				began := time.Now()
+				s.titled("other", strconv.Itoa(n))
+				s.want(200, call{method: "GET", path: "/api/tasks?limit=5", user: "other"})
+				slowest = max(slowest, time.Since(began))
+			}
+		}()
+		b.StartTimer()
+		s.erase("long")
+		b.StopTimer()
+		close(stop)
+		<-ended
+		if n := s.count(`user_id = 'long'`); n != 1 {
+			b.Fatalf("%d events are left", n)
+		}
+		s.verified()
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(slowest.Milliseconds()), "ms/slowest-write-and-read-beside")
+}

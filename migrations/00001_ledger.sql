@@ -199,12 +199,13 @@ BEGIN
 END
 $$;
 
--- Deletes what is derived of a user's events, and what an operator decided about them.
+-- Deletes what is derived of a user's events, and what an operator decided about them. The tasks come last: a projection that changes one
+-- waits for the end of the transaction.
 CREATE FUNCTION {schema}.forget_user(name text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM {schema}.tasks WHERE user_id = name;
-    DELETE FROM {schema}.task_history WHERE user_id = name;
     DELETE FROM {schema}.skipped_events WHERE user_id = name;
+    DELETE FROM {schema}.task_history WHERE user_id = name;
+    DELETE FROM {schema}.tasks WHERE user_id = name;
 END
 $$;
 
