@@ -84,6 +84,7 @@ func (p *player) play(deadline time.Time) {
 			if p.t.Failed() {
 				break
 			}
+			p.glance()
 		}
 		p.check()
 		if time.Now().After(deadline) {
@@ -124,6 +125,34 @@ func (p *player) step() {
 	}
 }
 
+// glance reads a little of what there is now: a read on any process shows every write that was acknowledged before it.
+func (p *player) glance() {
+	for range p.rand.IntN(4) {
+		switch id := p.someID(); {
+		case p.chance(20):
+			p.same("/api/tasks?", p.u.list(p.u.now(), modelList{}))
+		case p.chance(10):
+			p.same("/api/trash?", p.u.trash())
+		default:
+			status, want := 404, ""
+			if t := p.u.now()[id]; t.version > 0 && t.deleted == 0 {
+				status, want = 200, p.u.render(t)
+			}
+			if a := p.any().do(call{method: "GET", path: "/api/tasks/" + id, user: p.u.name}); a.StatusCode != status || status == 200 && string(a.body) != want {
+				p.errorf("%s is %d %s, want %d %s", id, a.StatusCode, a.body, status, want)
+			}
+		}
+	}
+}
+
+// someID is the id of a task, most likely of a late one.
+func (p *player) someID() string {
+	if len(p.ids) == 0 || p.chance(5) {
+		return uuid.NewString()
+	}
+	return p.ids[max(0, len(p.ids)-1-p.rand.IntN(12))]
+}
+
 // compose makes a command, sensible or not.
 func (p *player) compose(ops ...string) modelCommand {
 	c := modelCommand{op: pick(p, ops...)}
@@ -149,11 +178,7 @@ func (p *player) compose(ops ...string) modelCommand {
 	if c.op == "create" {
 		return c
 	}
-	c.id = uuid.NewString()
-	if len(p.ids) > 0 && p.chance(95) {
-		c.id = p.ids[max(0, len(p.ids)-1-p.rand.IntN(12))]
-	}
-	switch {
+	switch c.id = p.someID(); {
 	case p.chance(20):
 		c.ifMatch = p.u.now()[c.id].version
 	case p.chance(10):
