@@ -174,6 +174,16 @@ func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 		filter.TaskID = &id
 		columns, from, args = filter.sql(Page{Limit: 20, After: &Place{Seq: 500}})
 		f.inOrderOf("history of a task "+string(order), "task_history_by_task", f.plan(statement(columns, from), args))
+		columns, from, args = HistoryFilter{Order: order, Type: events.TypeTaskRestored}.sql(Page{Limit: 20, After: &Place{Seq: 500}})
+		f.inOrderOf("history of a type "+string(order), "task_history_by_type", f.plan(statement(columns, from), args))
+	}
+	columns, from, args := TaskFilter{AsOf: &Moment{Seq: 500}}.sql(Page{})
+	for name, plan := range map[string]string{
+		"link": f.plan(statement(`x.hash`, linkAt), []any{15_000}), "as of": f.plan(statement(columns, from), args),
+	} {
+		if strings.Contains(plan, "Rows Removed by Filter") {
+			t.Errorf("%s reads rows that it does not need:\n%s", name, plan)
+		}
 	}
 	if plan := f.plan(changes, []any{500, 100}); !strings.Contains(plan, "task_history_pkey") || strings.Contains(plan, "Seq Scan on task") {
 		t.Errorf("changes:\n%s", plan)
