@@ -202,8 +202,8 @@ BEGIN
 END
 $$;
 
--- Deletes what is derived of a user's events, and what an operator decided about them. The tasks come last: a projection that changes one
--- waits for the end of the transaction.
+-- Deletes what is derived of a user's events, and what an operator decided about them. The tasks come last: a projection that
+-- changes one waits for the end of the transaction.
 CREATE FUNCTION {schema}.forget_user(name text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM {schema}.skipped_events WHERE user_id = name;

@@ -135,8 +135,8 @@ func (r *rebuild) index(ctx context.Context, position int64) error {
 	return err
 }
 
-// catchUp applies what was appended meanwhile to the new tables, until there is no more. Where an event that this rests on is not in the log
-// any more, because its user was erased, it begins again at the checkpoint of the new tables.
+// catchUp applies what was appended meanwhile to the new tables, until there is no more. Where an event that this rests on is
+// not in the log any more, because its user was erased, it begins again at the checkpoint of the new tables.
 func (r *rebuild) catchUp(ctx context.Context, q events.Querier) error {
 	r.follower.db = newTables{q}
 	for {

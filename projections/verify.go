@@ -156,8 +156,8 @@ func (v *verifier) event(e *events.Event) (err error) {
 	return nil
 }
 
-// beginUser steps over the users who are not in the log, and over the rows of a user whose erasure the read model does not show yet: the
-// log they were made of is gone.
+// beginUser steps over the users who are not in the log, and over the rows of a user whose erasure the read model does not show
+// yet: the log they were made of is gone.
 func (v *verifier) beginUser(first *events.Event) error {
 	user := first.UserID
 	v.report.Users++

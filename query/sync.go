@@ -100,8 +100,8 @@ func readChanges(rows pgx.Rows, through int64, limit int, w *writer) error {
 	return rows.Err()
 }
 
-// linkAt is the link at a seq ($2), or the last one. The index is only used for a value: coalesce in its place is a filter, under row level
-// security.
+// linkAt is the link at a seq ($2), or the last one. The index is only used for a value: coalesce in its place is a filter, under
+// row level security.
 const linkAt = `
 	LEFT JOIN LATERAL (
 		SELECT h.recorded_at, h.hash
