@@ -74,7 +74,17 @@ func startServer(t *testing.T, env ...string) *served {
 // launchServer starts a server process on a free port and waits until it has told its address.
 func launchServer(t *testing.T, env ...string) *served {
 	t.Helper()
-	s := &served{t: t, cmd: program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), stderr: &lockedBuffer{}}
+	last := "curl "
+	if strings.HasPrefix(env[0], "DATABASE_URL=") {
+		last = "/docs"
+	}
+	return launch(t, program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), last)
+}
+
+// launch starts a server and waits until it has told all up to the line that has last in it.
+func launch(t *testing.T, cmd *exec.Cmd, last string) *served {
+	t.Helper()
+	s := &served{t: t, cmd: cmd, stderr: &lockedBuffer{}}
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -84,10 +94,6 @@ func launchServer(t *testing.T, env ...string) *served {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.cmd.Process.Kill() })
-	last := "curl "
-	if strings.HasPrefix(env[0], "DATABASE_URL=") {
-		last = "/docs"
-	}
 	for lines := bufio.NewScanner(stdout); !strings.Contains(s.banner, last) && lines.Scan(); {
 		s.banner += lines.Text() + "\n"
 	}
@@ -271,7 +277,7 @@ func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 	acknowledged := 1
 	for range 2 {
 		old := db.PID()
-		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		if err := kill9(old); err != nil {
 			t.Fatal(err)
 		}
 		s.await(1, func() (int, error) { // its children may answer for a moment more
