@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -42,6 +43,8 @@ type Log struct {
 
 	mu     sync.RWMutex // held for reading while sending on queue
 	closed bool
+
+	failed atomic.Bool // the last batch met with a fault of the database
 
 	subscribersMu sync.RWMutex
 	subscribers   map[*Subscriber]bool
@@ -210,6 +213,7 @@ func (l *Log) flush(batch []*pending) {
 		}
 		return
 	}
+	l.failed.Store(err != nil && !isRefusal(err))
 	if err == nil && stored.len() > 0 {
 		l.handOver(stored)
 	}

@@ -29,6 +29,7 @@ const lockLog = `
 	       pg_catalog.set_config('statement_timeout', '5s', true),
 	       pg_catalog.set_config('idle_in_transaction_session_timeout', '5s', true),
 	       pg_catalog.set_config('taskledger.ledger', 'on', true),
+	       pg_catalog.set_config('row_security', 'on', true),
 	       pg_catalog.pg_advisory_xact_lock($1)`
 
 // insertEvents stores those commits of a batch whose stream ends at the event that they, or the one they are chained to, were decided on. That is asked by the event's

@@ -180,8 +180,9 @@ func frameworkProblem(err *echo.HTTPError) *problem {
 // at odds with itself.
 var outageClasses = map[string]bool{"08": true, "25": true, "40": true, "53": true, "55": true, "57": true, "58": true, "XX": true}
 
-// insufficientPrivilege is what PostgreSQL says when a privilege was revoked.
-const insufficientPrivilege = "42501"
+// outageCodes are SQLSTATEs that mean so too: a privilege that was revoked; a schema or a table that is missing, as while a dump is
+// restored.
+var outageCodes = map[string]bool{"42501": true, "3F000": true, "42P01": true}
 
 // isOutage tells a database that is away, or too slow, from a fault of the program.
 func isOutage(err error) bool {
@@ -195,7 +196,7 @@ func isOutage(err error) bool {
 		return true
 	}
 	if errors.As(err, &pgErr) {
-		return outageClasses[pgErr.Code[:2]] || pgErr.Code == insufficientPrivilege
+		return outageClasses[pgErr.Code[:2]] || outageCodes[pgErr.Code]
 	}
 	for _, known := range []error{
 		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled, events.ErrClosed, command.ErrContended,

@@ -331,6 +331,11 @@ func (r *Reader) End(ctx context.Context, user string) (int64, error) {
 	return look.Seq, err
 }
 
+// taskKey begins the key of a question about one task as it is now, and of no other.
+const taskKey = "task "
+
+func keyOfTask(id uuid.UUID) string { return taskKey + string(id[:]) }
+
 // Task finds one live task of the user, as it is or, if asOf is not nil, as it was. The answer's Head is known when ErrNotFound or ErrFuture is
 // returned too.
 func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) (Answer, error) {
@@ -338,7 +343,7 @@ func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) 
 		return r.taskAsOf(ctx, ask, id, *asOf)
 	}
 	return r.answer(ctx, ask, question{
-		key: "task " + string(id[:]),
+		key: keyOfTask(id),
 		text: statement(`t.body, t.version`, `
 			LEFT JOIN LATERAL (
 				SELECT t.body, t.version

@@ -43,10 +43,11 @@ type traits struct {
 // readingRole is a role of every PostgreSQL, which may read every table and which row level security binds.
 const readingRole = "pg_read_all_data"
 
-// openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an error.
+// openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an error. One that
+// is away is waited for.
 func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
-		return connectNamed(ctx, cfg, log)
+		return patiently(ctx, startPatience, log, func(ctx context.Context) (*database, error) { return connectNamed(ctx, cfg, log) })
 	}
 	dir, err := cfg.dataDir()
 	if err != nil {
@@ -129,7 +130,8 @@ func connect(ctx context.Context, url, schema string) (*database, error) {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
 	db.traits.pooled = db.traits.pooled || read.pooled
-	if db.ledger, err = db.openLedger(ctx, db.config.MaxConns, nil); err != nil {
+	// What an operator asks for takes as long as it takes.
+	if db.ledger, err = db.openLedger(ctx, db.config.MaxConns, map[string]string{"statement_timeout": "0"}); err != nil {
 		return nil, err
 	}
 	return db, nil
@@ -181,12 +183,12 @@ func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) 
 // openLedger opens connections that may do everything with the ledger. Settings are those of each of them, beside those that all of
 // ours have; a pooler's have none.
 func (d *database) openLedger(ctx context.Context, n int32, settings map[string]string) (*events.DB, error) {
-	return d.open(ctx, n, map[string]string{"taskledger.ledger": "on"}, settings)
+	return d.open(ctx, n, map[string]string{"taskledger.ledger": "on", "row_security": "on"}, settings)
 }
 
 // openReader opens connections that row level security binds, where that can be had.
 func (d *database) openReader(ctx context.Context, n int32, settings map[string]string) (*events.DB, error) {
-	who := map[string]string{"taskledger.ledger": "off"}
+	who := map[string]string{"taskledger.ledger": "off", "row_security": "on"}
 	if d.traits.bypasses && d.traits.switches {
 		who["role"] = readingRole
 	}
@@ -198,6 +200,7 @@ func (d *database) open(ctx context.Context, n int32, who, settings map[string]s
 	config := d.config.Copy()
 	config.MaxConns = n
 	who["search_path"] = "pg_catalog" // whatever the URL, the role or the database has in its place
+	config.PrepareConn = mayStillWrite
 	prelude := ""
 	if d.traits.pooled {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
@@ -207,6 +210,7 @@ func (d *database) open(ctx context.Context, n int32, who, settings map[string]s
 		}
 		prelude = "SELECT " + strings.Join(set, ", ")
 	} else {
+		maps.Copy(config.ConnConfig.RuntimeParams, plainSession)
 		maps.Copy(config.ConnConfig.RuntimeParams, who)
 		maps.Copy(config.ConnConfig.RuntimeParams, settings)
 	}
@@ -215,6 +219,26 @@ func (d *database) open(ctx context.Context, n int32, who, settings map[string]s
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
 	return events.NewDB(pool, d.schema, prelude), nil
+}
+
+// mayStillWrite has a connection used once only that was opened while the database, by a setting, took no writes: it would take none for
+// as long as it lives.
+func mayStillWrite(_ context.Context, conn *pgx.Conn) (bool, error) {
+	if conn.PgConn().ParameterStatus("default_transaction_read_only") != "on" {
+		return true, nil
+	}
+	const used = "used"
+	data := conn.PgConn().CustomData()
+	again := data[used] != nil
+	data[used] = true
+	return !again, nil
+}
+
+// plainSession is what our statements count on, whatever is set for the database or the role.
+var plainSession = map[string]string{
+	"default_transaction_isolation": "read committed",
+	// Ours are idle only while this process is busy.
+	"idle_in_transaction_session_timeout": "60s",
 }
 
 // Connections of a process: for requests, which wait for one when all are busy, and for the log and the projections. A

@@ -27,7 +27,7 @@ type pair struct {
 	t                *testing.T
 	primary, standby *postgres.Server
 	relay            *relay
-	url              string // leads to whichever of them takes writes
+	url, adminURL    string // lead to whichever of them takes writes
 }
 
 func openPair(t *testing.T, synchronous bool) *pair {
@@ -42,7 +42,7 @@ func openPair(t *testing.T, synchronous bool) *pair {
 		t.Fatalf("copy the cluster: %v: %s", err, out)
 	}
 	p.primary = startPostgres(t, first)
-	p.relay = openRelay(t, p.primary.URL())
+	p.relay = openRelay(t, p.primary.AdminURL())
 	follow := fmt.Sprintf("\nprimary_conninfo = '%s'\n", p.relay.url)
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(second, "data", "standby.signal"), nil, 0o644),
@@ -51,12 +51,15 @@ func openPair(t *testing.T, synchronous bool) *pair {
 		t.Fatal(err)
 	}
 	p.standby = startPostgres(t, second)
-	one, two := parseURL(t, p.primary.URL()), parseURL(t, p.standby.URL())
-	one.Host += "," + two.Host
-	one.RawQuery += "&target_session_attrs=read-write"
-	p.url = one.String()
+	either := func(one, two *url.URL) string {
+		one.Host += "," + two.Host
+		one.RawQuery += "&target_session_attrs=read-write"
+		return one.String()
+	}
+	p.url = either(parseURL(t, p.primary.URL()), parseURL(t, p.standby.URL()))
+	p.adminURL = either(parseURL(t, p.primary.AdminURL()), parseURL(t, p.standby.AdminURL()))
 	if synchronous {
-		execute(t, p.url, `ALTER SYSTEM SET synchronous_standby_names = '*'`, `SELECT pg_reload_conf()`)
+		execute(t, p.adminURL, `ALTER SYSTEM SET synchronous_standby_names = '*'`, `SELECT pg_reload_conf()`)
 	}
 	return p
 }
@@ -307,7 +310,7 @@ func TestAFailoverToAStandbyThatWasBehind(t *testing.T) {
 			acknowledged, kept := crowd.acknowledged()+lost.seq, p.promote()
 			p.takesWrites(servers)
 			crowd.reading.Store(true)
-			head := value[int64](t, p.url, `SELECT max(seq) FROM taskledger.task_events WHERE user_id = 'quiet'`)
+			head := value[int64](t, p.adminURL, `SELECT max(seq) FROM taskledger.task_events WHERE user_id = 'quiet'`)
 			if head >= lost.seq {
 				t.Fatalf("of the %d events of the quiet user %d are kept", lost.seq, head)
 			}
@@ -353,7 +356,7 @@ func TestAPrimaryThatTakesNoMoreWritesIsLeft(t *testing.T) {
 	crowd.await(20)
 	crowd.reading.Store(false)
 	crowd.await(5)
-	execute(t, p.primary.URL(), `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
+	execute(t, p.primary.AdminURL(), `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
 	p.promote()
 	p.takesWrites(servers)
 	crowd.reading.Store(true)
@@ -365,7 +368,7 @@ func TestAPrimaryThatTakesNoMoreWritesIsLeft(t *testing.T) {
 // audit holds the log and the read model against what is promised of them.
 func (p *pair) audit() {
 	p.t.Helper()
-	holes := value[int64](p.t, p.url, `
+	holes := value[int64](p.t, p.adminURL, `
 		SELECT count(*) FROM (SELECT FROM taskledger.task_events GROUP BY user_id HAVING max(seq) <> count(*)) x`)
 	if holes > 0 {
 		p.t.Errorf("%d streams have holes", holes)
@@ -398,8 +401,8 @@ func (p *pair) takesWrites(servers []*served) {
 // promote makes the standby the primary. It returns how many events had come there.
 func (p *pair) promote() (kept int64) {
 	p.t.Helper()
-	kept = value[int64](p.t, p.standby.URL(), `SELECT count(*) FROM taskledger.task_events`)
-	if !value[bool](p.t, p.standby.URL(), `SELECT pg_promote()`) {
+	kept = value[int64](p.t, p.standby.AdminURL(), `SELECT count(*) FROM taskledger.task_events`)
+	if !value[bool](p.t, p.standby.AdminURL(), `SELECT pg_promote()`) {
 		p.t.Fatal("the standby is not promoted")
 	}
 	return kept
@@ -418,7 +421,7 @@ func TestAFailoverToASynchronousStandby(t *testing.T) {
 	p.relay.silence()
 	for shown := int64(0); shown < 2; {
 		quiet.mustNotComplete()
-		shown = value[int64](t, p.primary.URL(), `SELECT max(seq) FROM taskledger.task_events WHERE user_id = 'quiet'`)
+		shown = value[int64](t, p.primary.AdminURL(), `SELECT max(seq) FROM taskledger.task_events WHERE user_id = 'quiet'`)
 	}
 	quiet.mustNotComplete() // as far as can be seen it is done already
 	for begin := crowd.refused.Load(); crowd.refused.Load() < begin+15; {
@@ -426,7 +429,7 @@ func TestAFailoverToASynchronousStandby(t *testing.T) {
 			t.FailNow()
 		}
 	}
-	shown := value[int64](t, p.primary.URL(), `SELECT count(*) FROM taskledger.task_events`)
+	shown := value[int64](t, p.primary.AdminURL(), `SELECT count(*) FROM taskledger.task_events`)
 	crash(p.primary)
 	if kept := p.promote(); shown <= kept {
 		t.Errorf("the primary showed %d events, the standby had %d: nothing is put to the test", shown, kept)

@@ -114,7 +114,7 @@ func TestNotificationsOfStrangersDoNoHarm(t *testing.T) {
 // A dump that is restored into a new cluster, whose transaction ids begin anew, goes on where it was.
 func TestADumpGoesOnInAnotherCluster(t *testing.T) {
 	t.Parallel()
-	from, to := testdb.URL(t), testdb.Server(t).URL()
+	from, to := testdb.URL(t), testdb.Server(t).AdminURL()
 	secret := "BETTER_AUTH_SECRET=" + serveSecret
 	before := startServer(t, "DATABASE_URL="+from, secret)
 	old := before.must(201, "u", "POST", "/api/tasks", `{"title":"old"}`)

@@ -43,7 +43,8 @@ func TestImageNeedsNothingElse(t *testing.T) {
 	url := "DATABASE_URL=" + testdb.EmptyURL(t)
 	env := append(composeEnv(t, map[string]string{"BETTER_AUTH_SECRET": serveSecret}),
 		url, "PORT=0", "ADMIN_ADDR=", "JWKS_URL="+keys.URL)
-	s := launch(t, made.program(env), "/docs")
+	s := &served{t: t, stderr: &lockedBuffer{}}
+	s.run(made.program(env), "/docs")
 	s.await(200, func() (int, error) { return s.status("/readyz") })
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
 	select {

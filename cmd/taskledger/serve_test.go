@@ -74,17 +74,25 @@ func startServer(t *testing.T, env ...string) *served {
 // launchServer starts a server process on a free port and waits until it has told its address.
 func launchServer(t *testing.T, env ...string) *served {
 	t.Helper()
+	s := &served{t: t, stderr: &lockedBuffer{}}
+	s.start(env...)
+	return s
+}
+
+func (s *served) start(env ...string) {
+	s.t.Helper()
 	last := "curl "
 	if strings.HasPrefix(env[0], "DATABASE_URL=") {
 		last = "/docs"
 	}
-	return launch(t, program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), last)
+	s.run(program(s.t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), last)
 }
 
-// launch starts a server and waits until it has told all up to the line that has last in it.
-func launch(t *testing.T, cmd *exec.Cmd, last string) *served {
+// run starts the process and waits until it has told all up to the line that has last in it.
+func (s *served) run(cmd *exec.Cmd, last string) {
+	t := s.t
 	t.Helper()
-	s := &served{t: t, cmd: cmd, stderr: &lockedBuffer{}}
+	s.cmd = cmd
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +111,6 @@ func launch(t *testing.T, cmd *exec.Cmd, last string) *served {
 		t.Fatalf("the server told no address: %s", s.stderr)
 	}
 	s.base = found[1]
-	return s
 }
 
 // await asks until the answer has the status.
