@@ -1,13 +1,10 @@
 package main
 
 import (
-	"crypto/tls"
 	"debug/elf"
 	"encoding/pem"
 	"errors"
-	"io"
 	"io/fs"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -29,14 +26,12 @@ type image struct {
 	prefix string // of a path in the image, as the program sees it
 }
 
-// The image as compose starts it: nothing around the program, nowhere to write, process 1, a user without name and home.
+// The image as compose starts it: nothing around the program, nowhere to write, process 1, a user without a name and a
+// home.
 func TestImageNeedsNothingElse(t *testing.T) {
 	t.Parallel()
 	asked := make(chan struct{}, 100)
-	keys := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked <- struct{}{} }))
-	keys.Config.ErrorLog = log.New(io.Discard, "", 0)
-	keys.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
-	keys.StartTLS()
+	keys := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked <- struct{}{} }))
 	t.Cleanup(keys.Close)
 	made := makeImage(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: keys.Certificate().Raw}))
 
@@ -134,8 +129,8 @@ func buildProgram(t *testing.T, args []string, from, to string) {
 	}
 }
 
-// choose takes the way of running the program that is closest to a container's and that we may go: root's, root's where it may make no
-// namespaces, and everybody's.
+// choose takes the way of running the program that is closest to a container's and that we may go: root's, root's where
+// it may make no namespaces, and everybody's.
 func (i *image) choose(t *testing.T) {
 	t.Helper()
 	nobody := &syscall.Credential{Uid: 65532, Gid: 65532}

@@ -52,11 +52,14 @@ func TestComposeFileFitsTheProgram(t *testing.T) {
 			t.Errorf("${%s} is no setting", variable[1])
 		}
 	}
-	if on := ours.DependsOn["postgres"]; len(ours.DependsOn) != 1 || on.Condition != "service_healthy" || server.Healthcheck.Test == nil {
+	awaited := ours.DependsOn["postgres"].Condition
+	if len(ours.DependsOn) != 1 || awaited != "service_healthy" || server.Healthcheck.Test == nil {
 		t.Errorf("it waits for %v, want a healthy postgres", ours.DependsOn)
 	}
-	if want := argsOf(second(stages(t)), "EXPOSE")[0]; len(ours.Ports) != 1 || !strings.HasSuffix(ours.Ports[0], ":"+want) {
-		t.Errorf("ports %v, want %s of the container", ours.Ports, want)
+	_, final := stages(t)
+	port := argsOf(final, "EXPOSE")[0]
+	if len(ours.Ports) != 1 || !strings.HasSuffix(ours.Ports[0], ":"+port) {
+		t.Errorf("ports %v, want %s of the container", ours.Ports, port)
 	}
 	if len(server.Ports) != 0 {
 		t.Errorf("PostgreSQL, whose password is no secret, is open on %v", server.Ports)
@@ -65,8 +68,8 @@ func TestComposeFileFitsTheProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	user := server.Environment["POSTGRES_USER"]
-	if url.Host != "postgres" || url.User != user || url.Database != user || url.Password != server.Environment["POSTGRES_PASSWORD"] {
+	user, password := server.Environment["POSTGRES_USER"], server.Environment["POSTGRES_PASSWORD"]
+	if url.Host != "postgres" || url.User != user || url.Database != user || url.Password != password {
 		t.Errorf("DATABASE_URL is not that of the PostgreSQL beside it: %v", server.Environment)
 	}
 	for _, volume := range server.Volumes {
@@ -76,8 +79,6 @@ func TestComposeFileFitsTheProgram(t *testing.T) {
 		}
 	}
 }
-
-func second[A, B any](_ A, b B) B { return b }
 
 // instruction is one line of a Dockerfile.
 type instruction struct {

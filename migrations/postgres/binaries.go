@@ -43,8 +43,9 @@ func (b binaries) commandContext(ctx context.Context, name string, args ...strin
 	return cmd
 }
 
-// environment keeps what programs need to run and nothing else: PG* variables would change what they do, NOTIFY_SOCKET would make
-// PostgreSQL answer systemd in our name, and our secrets are none of its business. On Windows names have no case.
+// environment keeps what programs need to run and nothing else: PG* variables would change what they do, NOTIFY_SOCKET
+// would make PostgreSQL answer systemd in our name, and our secrets are none of its business. On Windows names have no
+// case.
 func environment(goos string, variables []string) []string {
 	needed := []string{"PATH", "HOME", "TMPDIR", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}
 	if goos == "windows" {
@@ -98,7 +99,8 @@ func (s search) find(ctx context.Context, dir string, log *slog.Logger) (binarie
 	}
 	found, err := s.download(ctx, filepath.Join(dir, "binaries"), major, log)
 	if err != nil {
-		return binaries{}, fmt.Errorf("%s is not installed, and it could not be downloaded (%w): %s", wanted(pinned), err, advice(runtime.GOOS, pinned))
+		return binaries{}, fmt.Errorf("%s is not installed, and it could not be downloaded (%w): %s",
+			wanted(pinned), err, advice(runtime.GOOS, pinned))
 	}
 	return found, nil
 }
