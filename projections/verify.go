@@ -71,6 +71,7 @@ type verifier struct {
 
 	fold    *userFold
 	head    int64 // the last seq seen of the user in the log
+	parked  bool
 	through int64 // fold no further than this seq: a parked user's read model stands there
 	changes []change
 }
@@ -166,7 +167,7 @@ func (v *verifier) beginUser(first *events.Event) error {
 		return cmp.Or(v.tasks.pass(user), v.history.pass(user), v.users.pass(user))
 	}
 	seq, parked, err := v.users.peek(user)
-	if parked {
+	if v.parked = parked; parked {
 		v.report.Parked++
 		v.through = seq
 	}
@@ -183,7 +184,7 @@ func (v *verifier) endUser() error {
 			return err
 		}
 	}
-	if v.fold.seq == 0 && v.fold.parked == nil {
+	if v.fold.seq == 0 && !v.parked {
 		return nil // not projected yet
 	}
 	return v.users.match(user, nil, &v.fold.userState)
