@@ -13,8 +13,8 @@ const { CHROMIUM, FRONTEND_URL, TASKLEDGER_URL, TASKLEDGER_DIRECT_URL, TASKLEDGE
 const { LISTED_ORIGIN, UNLISTED_ORIGIN, FOREIGN_ORIGIN } = process.env;
 const SESSION = 'better-auth.session_token';
 const EXPOSED = [
-  ...['allow', 'etag', 'idempotency-replayed', 'link', 'location', 'preference-applied', 'ratelimit', 'ratelimit-policy'],
-  ...['retry-after', 'www-authenticate', 'x-request-id', 'x-version'],
+  ...['allow', 'etag', 'idempotency-replayed', 'link', 'location', 'ratelimit', 'ratelimit-policy'],
+  ...['retry-after', 'www-authenticate', 'x-request-id', 'x-stale', 'x-version'],
 ];
 const ACCEPTED = ['Authorization', 'Content-Type', 'Idempotency-Key', 'If-Match', 'If-None-Match', 'Last-Event-ID', 'X-Request-Id', 'Cache-Control', 'X-Requested-With',
   'traceparent', 'tracestate', 'baggage', 'sentry-trace'];
