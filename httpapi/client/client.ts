@@ -41,6 +41,13 @@ export interface Command {
   readonly at: string; // when it was given
 }
 
+// What a client keeps: the copy of the tasks, the seq that it reflects, and the queue.
+interface Kept {
+  version: number;
+  tasks: Map<string, Task>;
+  queue: readonly Command[];
+}
+
 // Mine is the task as the user has it, with all that is queued; theirs as it is on the server. null: deleted.
 export interface Conflict {
   readonly command: Command;
@@ -75,12 +82,10 @@ const streamPause = 3_000; // as the server's retry
 export class Client {
   #options: Options;
   #storage: Storage;
-  #version = 0; // the seq that the copy reflects
+  #kept: Kept = { version: 0, tasks: new Map(), queue: [] };
   #head = 0; // the last seq that the stream told of
   #behind = true; // the copy must be synced before events may be applied to it
-  #tasks = new Map<string, Task>();
-  #unsaved = false; // the copy has changed since it was stored
-  #queue: readonly Command[] = [];
+  #unsaved = false; // events have changed the copy since it was stored
   #ids = new Map<string, string>(); // of created tasks, by the id that we had given them
   #saving: Promise<unknown> = Promise.resolve();
   #state: State = 'offline';
@@ -99,10 +104,11 @@ export class Client {
   // open shows what the storage has, and starts to send and to sync.
   static async open(options: Options): Promise<Client> {
     const client = new Client(options);
-    const copy = JSON.parse((await client.#storage.get('copy')) ?? '{"version":0,"tasks":[]}');
-    client.#version = copy.version;
-    client.#tasks = new Map(copy.tasks.map((task: Task) => [task.id, task]));
-    client.#queue = JSON.parse((await client.#storage.get('queue')) ?? '[]');
+    const text = await client.#storage.load();
+    if (text !== null) {
+      const kept = JSON.parse(text);
+      client.#kept = { ...kept, tasks: new Map(kept.tasks) };
+    }
     client.#running = client.#run();
     globalThis.addEventListener?.('online', client.wake);
     return client;
@@ -127,13 +133,13 @@ export class Client {
 
   // pending are the commands that the server has not answered, in order.
   get pending(): readonly Command[] {
-    return this.#queue;
+    return this.#kept.queue;
   }
 
   // tasks are those of the copy with what is pending on top, newest first.
   get tasks(): Task[] {
-    const tasks = new Map(this.#tasks);
-    for (const { op, id, data, at } of this.#queue) {
+    const tasks = new Map(this.#kept.tasks);
+    for (const { op, id, data, at } of this.#kept.queue) {
       const task = tasks.get(id);
       const times = { created_at: task?.created_at ?? at, updated_at: at };
       if (op === 'delete') tasks.delete(id);
@@ -161,31 +167,26 @@ export class Client {
   restore = (id: string): Promise<void> => this.#enqueue('restore', id);
 
   async #enqueue(op: Command['op'], given: string, data?: TaskChange): Promise<void> {
-    await this.#requeue((queue) => {
+    await this.#change(({ queue, tasks }) => {
       const id = this.#ids.get(given) ?? given;
-      const base = op === 'restore' ? null : (this.#tasks.get(id)?.version ?? null);
-      return [...queue, command(op, id, base, data)];
+      return { queue: [...queue, command(op, id, tasks.get(id)?.version ?? null, data)] };
     });
     this.#work.ring();
   }
 
-  // #requeue changes the queue, first where it is stored: what is not kept is not sent, and no two changes get mixed up.
-  #requeue(next: (queue: readonly Command[]) => readonly Command[]): Promise<void> {
+  // #change changes what is kept, first where it is stored: what is not kept is not sent and not shown. Changes are made
+  // one after the other; events change the copy in between, but not while it is behind, and who changes it here makes it so.
+  #change(next: (kept: Kept) => Partial<Kept>): Promise<void> {
     const changed = this.#saving.then(async () => {
-      const queue = next(this.#queue);
-      await this.#storage.set('queue', JSON.stringify(queue));
-      this.#queue = queue;
+      const change = next(this.#kept);
+      this.#unsaved = false;
+      const kept = { ...this.#kept, ...change };
+      await this.#storage.save(JSON.stringify({ ...kept, tasks: [...kept.tasks] }));
+      Object.assign(this.#kept, change);
       this.#options.changed?.();
     });
     this.#saving = changed.catch(() => {});
     return changed;
-  }
-
-  async #saveCopy(): Promise<void> {
-    if (!this.#unsaved) return;
-    this.#unsaved = false;
-    const copy = JSON.stringify({ version: this.#version, tasks: [...this.#tasks.values()] });
-    await this.#storage.set('copy', copy);
   }
 
   #enter(state: State): void {
@@ -201,12 +202,13 @@ export class Client {
         if (this.#behind) {
           await this.#sync();
           this.#listening ??= this.#listen();
-        } else if (this.#queue[0]) {
+        } else if (this.pending[0]) {
           this.#behind = true;
           this.#enter('busy');
-          while (this.#queue[0] && !this.#stop.signal.aborted) await this.#send(this.#queue[0]);
+          while (this.pending[0] && !this.#stop.signal.aborted) await this.#send(this.pending[0]);
+        } else if (this.#unsaved) {
+          await this.#change(() => ({}));
         } else {
-          await this.#saveCopy();
           this.#enter('current');
           await this.#work.wait();
         }
@@ -232,10 +234,10 @@ export class Client {
   }
 
   async #sync(): Promise<void> {
-    let since = this.#version;
+    let since = this.#kept.version;
     let erased = false;
     let stale = false;
-    const tasks = new Map(since > 0 ? this.#tasks : []);
+    const tasks = new Map(since > 0 ? this.#kept.tasks : []);
     for (let more = true; more; ) {
       const response = await this.#call(['get', '/api/sync'], { query: `?since=${since}&limit=500` });
       if (response.status === 422 && since > 0) { // a database that was set back: it has not come that far
@@ -252,18 +254,14 @@ export class Client {
       }
       [since, more, stale] = [page.version, page.has_more, response.headers.get('X-Stale') === 'true'];
     }
-    [this.#tasks, this.#version, this.#unsaved] = [tasks, since, true];
-    await this.#saveCopy();
-    if (erased) await this.#forget();
+    let dropped: readonly Command[] = [];
+    await this.#change(({ queue }) => {
+      if (erased) dropped = queue;
+      return { tasks, version: since, ...(erased && { queue: [] }) };
+    });
+    if (erased) this.#options.erased(dropped);
     if (stale) throw new TryLater(null);
     this.#behind = since < this.#head;
-    this.#options.changed?.();
-  }
-
-  async #forget(): Promise<void> {
-    let dropped: readonly Command[] = [];
-    await this.#requeue((queue) => ((dropped = queue), []));
-    this.#options.erased(dropped);
   }
 
   // #send sends the first command and takes note of the answer.
@@ -274,23 +272,20 @@ export class Client {
     const response = await this.#call(commandRoutes[op], { id, headers, ...(data && { body: data }) });
     const { status } = response;
     if (status === 412 || (status === 404 && op !== 'delete' && op !== 'restore')) return this.#ask(first);
-    if (status === 404 && op === 'delete') return this.#requeue((queue) => queue.slice(1)); // as it was to be
-    if (status === 409 && op === 'restore') return this.#requeue((queue) => queue.slice(1));
-    if (!response.ok) return this.#refuse(first, (await response.json()) as Problem);
-    const task: Task | null = status === 204 ? null : await answer(response);
-    // An answer that is given again is of then; the copy may be of later.
+    const settled = (status === 404 && op === 'delete') || (status === 409 && op === 'restore'); // as it was to be
+    if (!response.ok && !settled) return this.#refuse(first, (await response.json()) as Problem);
+    const task: Task | null = settled || status === 204 ? null : await answer(response);
     const version = task?.version ?? Number(response.headers.get('X-Version'));
-    if (version > this.#version) {
-      if (task) this.#tasks.set(task.id, task);
-      else this.#tasks.delete(id);
-      this.#unsaved = true;
-      await this.#saveCopy();
-    }
-    // What follows for the task was done on top of this.
-    await this.#requeue(([, ...rest]) => {
-      if (!task) return rest;
-      this.#ids.set(id, task.id);
-      return rest.map((one) => (one.id === id ? { ...one, id: task.id, base: Math.max(one.base ?? 0, version) } : one));
+    await this.#change(({ queue: [, ...rest], tasks, version: synced }) => {
+      if (task) this.#ids.set(id, task.id);
+      const copy = new Map(tasks);
+      if (version <= synced) {
+        // An answer that is given again is of then, and the copy of later.
+      } else if (task) copy.set(task.id, task);
+      else copy.delete(id);
+      // What follows for the task was done on top of this.
+      const next = (one: Command) => ({ ...one, id: task?.id ?? id, base: Math.max(one.base ?? 0, version) });
+      return { tasks: copy, queue: rest.map((one) => (task && one.id === id ? next(one) : one)) };
     });
   }
 
@@ -302,16 +297,17 @@ export class Client {
     const { op, id, data } = first;
     const again = choice === 'mine' ? [command(op, id, theirs?.version ?? null, data)] : [];
     if (again.length > 0 && !theirs) again.unshift(command('restore', id, null));
-    await this.#requeue(([, ...rest]) => [...again, ...rest]);
+    await this.#change(({ queue: [, ...rest] }) => ({ queue: [...again, ...rest] }));
   }
 
   // #refuse takes a command out, and what is queued for a task that will never be there.
   async #refuse(first: Command, problem: Problem): Promise<void> {
     const all = first.op === 'create' || first.op === 'restore';
-    const dropped: Command[] = [];
-    await this.#requeue((queue) => {
-      dropped.push(...queue.filter((one) => one === first || (all && one.id === first.id)));
-      return queue.filter((one) => !dropped.includes(one));
+    const hopeless = (one: Command) => one === first || (all && one.id === first.id);
+    let dropped: readonly Command[] = [];
+    await this.#change(({ queue }) => {
+      dropped = queue.filter(hopeless);
+      return { queue: queue.filter((one) => !hopeless(one)) };
     });
     this.#options.refused(dropped, problem);
   }
@@ -334,7 +330,7 @@ export class Client {
   }
 
   async #listenByFetch(): Promise<void> {
-    const headers = { 'Last-Event-ID': String(this.#version) };
+    const headers = { 'Last-Event-ID': String(this.#kept.version) };
     const response = await this.#call(['get', '/api/events'], { headers, timeout: null });
     if (!response.ok || !response.body) return; // 422: the copy is of a later time than the server
     for await (const event of readEvents(response.body)) this.#hear(event);
@@ -356,12 +352,12 @@ export class Client {
   // #hear applies an event that joins on to the copy. Any other only tells that there is something to sync.
   #hear({ id, event, data }: StreamEvent): void {
     this.#head = Math.max(this.#head, id);
-    if (id <= this.#version) return;
-    if (this.#behind || id !== this.#version + 1 || event === 'erased') return this.#stir();
+    if (id <= this.#kept.version) return;
+    if (this.#behind || id !== this.#kept.version + 1 || event === 'erased') return this.#stir();
     const change = JSON.parse(data) as Schemas['HistoryEntry'] & { task: Task | null };
-    if (change.task) this.#tasks.set(change.task.id, change.task);
-    else if (change.task_id) this.#tasks.delete(change.task_id);
-    this.#version = id;
+    if (change.task) this.#kept.tasks.set(change.task.id, change.task);
+    else if (change.task_id) this.#kept.tasks.delete(change.task_id);
+    this.#kept.version = id;
     this.#unsaved = true;
     this.#work.ring(); // to store the copy
     this.#options.changed?.();
