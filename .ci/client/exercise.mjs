@@ -175,6 +175,18 @@ async function conflicts() {
     await until('both show the same', () => sameVersions(here.tasks, there.tasks));
     assert.deepEqual(here.tasks, there.tasks);
   };
+  // A change that is told of while the copy is synced, and is not in the answer any more.
+  let release;
+  wire.hold = new Promise((resolve) => (release = resolve));
+  await here.complete(id);
+  await until('the other device has it', () => there.tasks[0].is_completed);
+  const { streamed } = wire.seen;
+  await there.update(id, { description: 'Two litres' });
+  await until('it is told of', () => wire.seen.streamed > streamed);
+  release();
+  await until('it is shown', () => here.tasks[0].description === 'Two litres');
+  done('told of in the middle of a sync');
+
   choice = 'theirs';
   await both(() => here.update(id, { title: 'Buy oat milk' }), () => there.update(id, { title: 'Buy soy milk' }));
   assert.deepEqual(asked.map(({ mine, theirs }) => [mine.title, theirs.title]), [['Buy oat milk', 'Buy soy milk']]);

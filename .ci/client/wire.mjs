@@ -4,9 +4,10 @@ import { connect, createServer } from 'node:net';
 
 // openWire listens on a free port of the loopback. `port` is where it leads to, and may change; while `down`, nothing gets
 // through. `cut` is the part of the writes whose connection is cut when the server answers: it has done them, and the client
-// does not know. `instead` are answers that the next writes get in place of the server's. `seen` counts.
+// does not know. `instead` are answers that the next writes get in place of the server's;
+// answers of sync wait for the promise `hold`. `seen` counts.
 export async function openWire() {
-  const wire = { port: 0, down: false, cut: 0, instead: [], seen: { cut: 0, limited: 0, replayed: 0 } };
+  const wire = { port: 0, down: false, cut: 0, instead: [], hold: null, seen: { cut: 0, limited: 0, replayed: 0, streamed: 0 } };
   const open = new Set();
   const proxy = createServer((client) => {
     if (wire.down) return client.destroy();
@@ -14,14 +15,14 @@ export async function openWire() {
     const end = () => (client.destroy(), server.destroy(), open.delete(end));
     open.add(end);
     for (const socket of [client, server]) socket.on('close', end).on('error', end);
-    let method = '';
+    let [method, path] = ['', ''];
     client.on('data', (data) => {
-      method = /^[A-Z]+(?= \S+ HTTP\/1\.1\r\n)/.exec(data.toString('latin1'))?.[0] ?? method;
+      [, method, path] = /^([A-Z]+) (\S+) HTTP\/1\.1\r\n/.exec(data.toString('latin1')) ?? [null, method, path];
       const instead = method === 'GET' ? undefined : wire.instead.shift();
       if (instead) client.end(instead);
       else server.write(data);
     });
-    server.on('data', (data) => {
+    server.on('data', async (data) => {
       const head = data.toString('latin1', 0, 2000);
       if (head.startsWith('HTTP/1.1 429')) wire.seen.limited++;
       if (/^Idempotency-Replayed: true/im.test(head)) wire.seen.replayed++;
@@ -29,6 +30,8 @@ export async function openWire() {
         wire.seen.cut++;
         return end();
       }
+      if (path === '/api/events') wire.seen.streamed += data.length;
+      if (path.startsWith('/api/sync')) await wire.hold;
       client.write(data);
     });
   });
