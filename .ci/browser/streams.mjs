@@ -1,5 +1,5 @@
-// Live changes in the browser: EventSource with the session's cookie through a reverse proxy, a reader by fetch with a bearer
-// token from another origin, and the client of httpapi/client, which uses the one or the other.
+// Live changes in the browser: EventSource with the session's cookie through a reverse proxy, a reader by fetch with a
+// bearer token from another origin, and the client of httpapi/client, which uses the one or the other.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -10,8 +10,8 @@ const dist = new URL('../../httpapi/client/dist/', import.meta.url);
 const changes = 240;
 const pace = 40; // milliseconds between them
 
-// openProxy listens on a port of the loopback: it serves a page and the client, and hands /api on to taskledger, as a proxy
-// does that buffers nothing. While `down`, it hangs up on requests to /api.
+// openProxy listens on a port of the loopback: it serves a page and the client, and hands /api on to taskledger, as a
+// proxy does that buffers nothing. While `down`, it hangs up on requests to /api.
 export async function openProxy(port, target) {
   const proxy = { down: false };
   const streams = new Set();
@@ -19,7 +19,9 @@ export async function openProxy(port, target) {
     const { method, url, rawHeaders } = incoming;
     const [, file] = /^\/client\/([a-z]+\.js)$/.exec(url) ?? [];
     if (file) return answer.setHeader('Content-Type', 'text/javascript').end(await readFile(new URL(file, dist)));
-    if (!url.startsWith('/api/')) return answer.setHeader('Content-Type', 'text/html').end('<!doctype html><title>page</title>');
+    if (!url.startsWith('/api/')) {
+      return answer.setHeader('Content-Type', 'text/html').end('<!doctype html><title>page</title>');
+    }
     if (proxy.down) return incoming.destroy();
     const outgoing = request(target + url, { method, headers: rawHeaders, agent: false, setHost: false }, (result) => {
       answer.writeHead(result.statusCode, result.rawHeaders);
@@ -37,8 +39,8 @@ export async function openProxy(port, target) {
   return proxy;
 }
 
-// liveChanges makes changes in Node while readers in the page are cut off at random moments, and holds that each hears every
-// change once, in order.
+// liveChanges makes changes in Node while readers in the page are cut off at random moments, and holds that each hears
+// every change once, in order.
 export async function liveChanges({ context, proxy, origin, direct, frontend, session, title, done }) {
   console.log('live changes');
   const headers = { Authorization: `Bearer ${session}`, 'Content-Type': 'application/json' };
@@ -75,7 +77,7 @@ export async function liveChanges({ context, proxy, origin, direct, frontend, se
   };
   const bySource = await heard(page, 'bySource');
   assert.ok(bySource > 1 && cuts > 0, `opened ${bySource} times, cut ${cuts} times`);
-  done(`EventSource with a cookie through a proxy: ${changes} changes, each once, in order, on ${bySource} connections`);
+  done(`EventSource with a cookie, through a proxy: ${changes} changes, once, in order, on ${bySource} connections`);
   const byFetch = await heard(page, 'byFetch');
   assert.ok(byFetch > 5, `opened ${byFetch} times`);
   done(`fetch with a bearer from another origin: the same, on ${byFetch} connections`);
@@ -133,14 +135,16 @@ export async function theClient({ context, proxy, origin, direct, session, title
       const told = (globalThis.told = []);
       const tell = (what) => (about) => void told.push([what, about]);
       const storage = browserStorage('tasks');
-      const options = { url: '', storage, conflict: tell('conflict'), refused: tell('refused'), erased: tell('erased') };
-      globalThis.client = await Client.open(options);
+      const callbacks = { conflict: tell('conflict'), refused: tell('refused'), erased: tell('erased') };
+      globalThis.client = await Client.open({ url: '', storage, ...callbacks });
     });
   };
   const becomes = (state, pending, title) =>
     page.waitForFunction(
       ([state, pending, title]) =>
-        client.state === state && client.pending.length === pending && (!title || client.tasks.some((task) => task.title === title)),
+        client.state === state &&
+        client.pending.length === pending &&
+        (!title || client.tasks.some((task) => task.title === title)),
       [state, pending, title],
     );
   await open();

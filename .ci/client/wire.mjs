@@ -2,12 +2,13 @@
 
 import { connect, createServer } from 'node:net';
 
-// openWire listens on a free port of the loopback. `port` is where it leads to, and may change; while `down`, nothing gets
-// through. `cut` is the part of the writes whose connection is cut when the server answers: it has done them, and the client
-// does not know. `instead` are answers that the next writes get in place of the server's;
-// answers of sync wait for the promise `hold`. `seen` counts.
+// openWire listens on a free port of the loopback. `port` is where it leads to, and may change; while `down`, nothing
+// gets through. `cut` is the part of the writes whose connection is cut when the server answers: it has done them,
+// and the client does not know. `instead` are answers that the next writes get in place of the server's; answers of
+// sync wait for the promise `hold`. `seen` counts.
 export async function openWire() {
-  const wire = { port: 0, down: false, cut: 0, instead: [], hold: null, seen: { cut: 0, limited: 0, replayed: 0, streamed: 0 } };
+  const seen = { cut: 0, limited: 0, replayed: 0, streamed: 0 };
+  const wire = { port: 0, down: false, cut: 0, instead: [], hold: null, seen };
   const open = new Set();
   const proxy = createServer((client) => {
     if (wire.down) return client.destroy();

@@ -1,8 +1,8 @@
-// A client of taskledger without dependencies that works offline. It keeps a copy of the tasks, which GET /api/sync brings
-// up to date and GET /api/events keeps fresh. What the user does is kept as a command in a queue and shown at once; commands
-// are sent in order, one at a time, each with an Idempotency-Key, until the server has answered: so nothing is lost and
-// nothing done twice, whichever side is cut off or started again in between. Every change of a task carries the version the
-// user saw (If-Match); where somebody else was first, the user is asked.
+// A client of taskledger without dependencies that works offline. It keeps a copy of the tasks, which GET /api/sync
+// brings up to date and GET /api/events keeps fresh. What the user does is kept as a command in a queue and shown at
+// once; commands are sent in order, one at a time, each with an Idempotency-Key, until the server has answered: so
+// nothing is lost and nothing done twice, whichever side is cut off or started again in between. Every change of a
+// task carries the version that the user saw (If-Match); where somebody else was first, the user is asked.
 
 import type { components, paths } from './schema.js';
 import { memoryStorage, type Storage } from './storage.js';
@@ -13,7 +13,7 @@ export { eventNames, readEvents, type StreamEvent } from './stream.js';
 
 type Schemas = components['schemas'];
 export type Task = Schemas['Task'];
-export type NewTask = { title: string; description?: string | null; is_completed?: boolean };
+export type NewTask = Pick<Schemas['NewTask'], 'title'> & Partial<Schemas['NewTask']>;
 export type TaskChange = Schemas['TaskChange'];
 export type Problem = Schemas['Problem'];
 
@@ -57,11 +57,12 @@ export interface Conflict {
 
 export interface Options {
   url: string; // of the server, without /api; the page's own origin is ''
-  // Gives the bearer token of each request; refused is the one that the server did not take, to get another for. Without
-  // token, the browser's cookie says who is calling.
+  // Gives the bearer token of each request; refused is the one that the server did not take, to get another for.
+  // Without token, the browser's cookie says who is calling.
   token?: (refused?: string) => string | Promise<string>;
   storage?: Storage; // of this user alone; in memory when absent
-  // Asks the user which one is to stand: theirs drops the command, mine makes it on top of theirs (and restores the task).
+  // Asks the user which one is to stand: theirs drops the command, mine does it on top of theirs, or to the task
+  // restored.
   conflict: (conflict: Conflict) => 'mine' | 'theirs' | Promise<'mine' | 'theirs'>;
   // Tells of commands that were taken out of the queue because the server will never take them.
   refused: (commands: readonly Command[], problem: Problem) => void;
@@ -174,8 +175,9 @@ export class Client {
     this.#work.ring();
   }
 
-  // #change changes what is kept, first where it is stored: what is not kept is not sent and not shown. Changes are made
-  // one after the other; events change the copy in between, but not while it is behind, and who changes it here makes it so.
+  // #change changes what is kept, first where it is stored: what is not stored is not sent and not shown. One change
+  // is made after the other. Events change the copy in between, but not while it is behind, as it is while this
+  // changes it.
   #change(next: (kept: Kept) => Partial<Kept>): Promise<void> {
     const changed = this.#saving.then(async () => {
       const change = next(this.#kept);
@@ -190,29 +192,31 @@ export class Client {
   }
 
   #enter(state: State): void {
+    if (this.#state === 'signed out') this.#reopen.ring();
     this.#state = state;
     this.#options.changed?.();
   }
 
-  // #run syncs and sends until close. The copy is synced before the queue is sent, so that an erasure is known, and after
-  // it, so that no event that was on its way can undo in the copy what was answered.
+  // #run syncs and sends until close. The copy is synced before the queue is sent, so that an erasure is known, and
+  // after it, so that no event that was on its way can undo in the copy what was answered.
   async #run(): Promise<void> {
     for (let failures = 0; !this.#stop.signal.aborted; ) {
       try {
         if (this.#behind) {
+          if (this.#state === 'current') this.#enter('busy');
           await this.#sync();
           this.#listening ??= this.#listen();
         } else if (this.pending[0]) {
           this.#behind = true;
           this.#enter('busy');
-          while (this.pending[0] && !this.#stop.signal.aborted) await this.#send(this.pending[0]);
+          for (; this.pending[0] && !this.#stop.signal.aborted; failures = 0) await this.#send(this.pending[0]);
         } else if (this.#unsaved) {
           await this.#change(() => ({}));
         } else {
+          failures = 0;
           this.#enter('current');
           await this.#work.wait();
         }
-        failures = 0;
       } catch (error) {
         this.#behind = true;
         await this.#pause(error, failures++);
@@ -220,7 +224,7 @@ export class Client {
     }
   }
 
-  // #pause waits until it makes sense to try again. What the server said about that holds, also when the network is back.
+  // #pause waits until it makes sense to try again. What the server said about that holds, whoever rings.
   async #pause(error: unknown, failures: number): Promise<void> {
     const { signal } = this.#stop;
     if (signal.aborted) return;
@@ -249,8 +253,9 @@ export class Client {
       if (page.reset) tasks.clear();
       erased ||= page.reset === true;
       for (const change of page.changes) {
-        if (change.op === 'delete') tasks.delete(change.id);
-        else if ((tasks.get(change.task.id)?.version ?? 0) <= change.task.version) tasks.set(change.task.id, change.task);
+        const id = change.op === 'delete' ? change.id : change.task.id;
+        if (change.op === 'delete') tasks.delete(id);
+        else if ((tasks.get(id)?.version ?? 0) <= change.task.version) tasks.set(id, change.task);
       }
       [since, more, stale] = [page.version, page.has_more, response.headers.get('X-Stale') === 'true'];
     }
@@ -279,10 +284,9 @@ export class Client {
     await this.#change(({ queue: [, ...rest], tasks, version: synced }) => {
       if (task) this.#ids.set(id, task.id);
       const copy = new Map(tasks);
-      if (version <= synced) {
-        // An answer that is given again is of then, and the copy of later.
-      } else if (task) copy.set(task.id, task);
-      else copy.delete(id);
+      const news = version > synced; // an answer that is given again is of then, and the copy may be of later
+      if (task && news) copy.set(task.id, task);
+      if (op === 'delete' && (settled || news)) copy.delete(id);
       // What follows for the task was done on top of this.
       const next = (one: Command) => ({ ...one, id: task?.id ?? id, base: Math.max(one.base ?? 0, version) });
       return { tasks: copy, queue: rest.map((one) => (task && one.id === id ? next(one) : one)) };
@@ -317,6 +321,10 @@ export class Client {
     const { signal } = this.#stop;
     const byCookie = !this.#options.token && typeof EventSource === 'function';
     while (!signal.aborted) {
+      if (this.#state === 'signed out') {
+        await this.#reopen.wait();
+        continue;
+      }
       let pause = streamPause * (0.5 + Math.random() / 2);
       try {
         await (byCookie ? this.#listenBySource() : this.#listenByFetch());
@@ -396,7 +404,8 @@ export class Client {
       }
       if (response.status === 401 || response.status === 403) throw new SignedOut(`${response.status}`);
       const type = response.headers.get('Content-Type') ?? '';
-      const ours = response.ok ? response.status === 204 || /json|event-stream/.test(type) : type.includes('problem+json');
+      const expected = response.ok ? /json|event-stream/ : /problem\+json/;
+      const ours = response.status === 204 || expected.test(type);
       if (response.status === 429 || response.status >= 500 || !ours) {
         throw new TryLater(retryAfter(response.headers.get('Retry-After')));
       }

@@ -10,9 +10,10 @@ export const eventNames = [
   'task.created', 'task.updated', 'task.completed', 'task.reopened', 'task.deleted', 'task.restored', 'erased',
 ] as const;
 
-// readEvents reads a stream by fetch, which unlike EventSource can send a bearer token. It ends with the stream, or when
-// not even a heartbeat, which comes every 15 s, was heard for `silence` milliseconds. Fetch it with cache: 'no-store', as
-// EventSource does: else Chromium, having kept a part of the stream before, asks twice, and leaves one open for 5 s.
+// readEvents reads a stream by fetch, which unlike EventSource can send a bearer token. It ends with the stream, or
+// when not even a heartbeat, which comes every 15 s, was heard for `silence` milliseconds. Fetch it with cache:
+// 'no-store', as EventSource does: else Chromium, having kept a part of the stream before, asks twice, and leaves one
+// open for 5 s.
 export async function* readEvents(body: ReadableStream<Uint8Array>, silence = 45_000): AsyncGenerator<StreamEvent> {
   const reader = body.pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>).getReader();
   let [rest, id, event, data] = ['', '', 'message', [] as string[]];
