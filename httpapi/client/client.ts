@@ -154,7 +154,7 @@ export class Client {
   }
 
   // The commands resolve when the storage has them. A created task has an id of ours until the server has made it; the
-  // commands take either.
+  // commands take either. A restored task, which the copy does not have, is shown when the server has answered.
   async create(task: NewTask): Promise<string> {
     const id = crypto.randomUUID();
     await this.#enqueue('create', id, task);
