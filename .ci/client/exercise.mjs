@@ -350,10 +350,10 @@ function current(client) {
 }
 
 async function until(what, holds) {
-  const deadline = Date.now() + 30_000;
+  const deadline = Date.now() + 60_000;
   while (!holds()) {
     if (broken) throw broken;
-    assert.ok(Date.now() < deadline, `not so after 30 s: ${what}`);
+    assert.ok(Date.now() < deadline, `not so after 60 s: ${what}`);
     await new Promise((later) => setTimeout(later, 10));
   }
 }
