@@ -1,0 +1,175 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
+)
+
+// ImportReport says what an import did.
+type ImportReport struct {
+	Users, Events int64
+	Took          time.Duration
+	Locked        time.Duration // how long nobody else could append
+}
+
+// Import puts an export into a ledger that has none of its users: into the log and into the read model, in one transaction. The export is
+// read twice: nothing is stored before all of it was checked. The error of a line that is wrong, or about a user who is there, is a
+// *events.LineError.
+func Import(ctx context.Context, db *events.DB, export io.ReadSeeker) (ImportReport, error) {
+	im := &importer{db: db}
+	start := time.Now()
+	err := im.check(export)
+	if err == nil {
+		err = maintain(ctx, db, func() error { return im.run(ctx, export) })
+	}
+	if err != nil {
+		return ImportReport{}, fmt.Errorf("import: nothing was kept: %w", err)
+	}
+	im.report.Took = time.Since(start)
+	return im.report, nil
+}
+
+type importer struct {
+	db     *events.DB
+	tx     *events.Tx
+	user   *userFold // whose lines are being stored
+	report ImportReport
+}
+
+func (im *importer) check(export io.ReadSeeker) error {
+	for audit := events.NewAudit(export); ; {
+		l, err := audit.Next()
+		if errors.Is(err, io.EOF) {
+			_, err := export.Seek(0, io.SeekStart)
+			return err
+		}
+		if err == nil {
+			err = l.Readable()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (im *importer) run(ctx context.Context, export io.Reader) error {
+	var began time.Time
+	err := im.db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) error {
+		im.tx = tx
+		log, err := events.BeginImport(ctx, tx, export)
+		if err != nil {
+			return err
+		}
+		if err := im.store(ctx, log); err != nil || log.Events == 0 {
+			return err
+		}
+		im.report.Users, im.report.Events = log.Users, log.Events
+		if err := CatchUp(ctx, im.db); err != nil { // most of it, while nobody waits
+			return err
+		}
+		began = time.Now()
+		if err := log.Join(ctx); err != nil {
+			return err
+		}
+		return im.show(ctx, log.Position)
+	})
+	if !began.IsZero() {
+		im.report.Locked = time.Since(began)
+	}
+	return err
+}
+
+// store stores the export, and the rows of the read model that are made of it.
+func (im *importer) store(ctx context.Context, log *events.Import) error {
+	for {
+		lines, err := log.Store(ctx)
+		if err != nil {
+			return err
+		}
+		if len(lines) == 0 {
+			return im.endUser(ctx)
+		}
+		changes := make([]change, 0, len(lines))
+		for i := range lines {
+			l := &lines[i]
+			if im.user == nil || im.user.user != l.UserID {
+				if err := im.endUser(ctx); err != nil {
+					return err
+				}
+				im.user = newUserFold(l.UserID)
+			}
+			if changes, err = im.user.apply(changes, &l.Event); err != nil {
+				return err
+			}
+			if im.user.parked != nil {
+				return &events.LineError{Line: l.Number, Err: errors.New(*im.user.parked)}
+			}
+		}
+		if err := write(ctx, im.tx, historyColumns.fresh(historyTable, changes)); err != nil {
+			return err
+		}
+	}
+}
+
+// endUser writes what the lines of the user have come to.
+func (im *importer) endUser(ctx context.Context) error {
+	if im.user == nil {
+		return nil
+	}
+	for tasks := range slices.Chunk(im.user.current(), maxEvents) {
+		if err := write(ctx, im.tx, taskColumns.fresh(taskTable, tasks)); err != nil {
+			return err
+		}
+	}
+	return write(ctx, im.tx, userColumns.fresh(userTable, []userState{im.user.userState}))
+}
+
+// show moves the checkpoint behind what was imported, whose rows are there: as soon as those of all that was before it are, too.
+func (im *importer) show(ctx context.Context, position int64) error {
+	if err := CatchUp(ctx, im.db); err != nil {
+		return err
+	}
+	_, err := im.tx.Exec(ctx, `
+		UPDATE {schema}.checkpoints
+		SET position = $2
+		WHERE projection = $1`, Name, position)
+	if err != nil {
+		return fmt.Errorf("move the checkpoint: %w", err)
+	}
+	return nil
+}
+
+// CatchUp brings the read model up to the end of the log, beside the processes that do so anyway.
+func CatchUp(ctx context.Context, db *events.DB) error {
+	f := newFollower(newReadModel(), Name, db, slog.New(slog.DiscardHandler), nil)
+	for {
+		var at events.Checkpoint
+		_, err := events.One(ctx, db, `SELECT position, generation FROM {schema}.checkpoints WHERE projection = $1`, []any{Name},
+			&at.Position, &at.Generation)
+		if err != nil {
+			return fmt.Errorf("catch up: %w", err)
+		}
+		b, err := events.Read(ctx, db, at.Position, maxEvents)
+		if err != nil {
+			return fmt.Errorf("catch up: %w", err)
+		}
+		if len(b.Events) == 0 {
+			return nil
+		}
+		err = f.apply(ctx, &events.Delivery{Batch: b, Generation: at.Generation})
+		if errors.Is(err, errOvertaken) {
+			f.forget()
+		} else if err != nil {
+			return fmt.Errorf("catch up: %w", err)
+		}
+	}
+}
