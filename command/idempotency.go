@@ -45,7 +45,7 @@ func fingerprint(steps []Step, several bool) ([]byte, error) {
 // layout is what is stored as the fingerprint: the request's, and how many events each of several commands came to, an octet each. By that
 // the answer can be given again.
 func layout(print []byte, d []decision, several bool) []byte {
-	if !several {
+	if !several || print == nil {
 		return print
 	}
 	out := print[:sha256.Size:sha256.Size]

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -173,4 +175,90 @@ func One(ctx context.Context, from Querier, text string, args []any, places ...a
 		return rows.Scan(places...)
 	})
 	return found, err
+}
+
+// SafeText is the text of an error without what pgx tells of a connection that could not be made. That has the user in
+// it, and PostgreSQL's own words; this says where the connection was to go, and why it is not there.
+func SafeText(err error) string {
+	text := err.Error()
+	for _, failed := range connectErrors(err) {
+		text = strings.ReplaceAll(text, failed.Error(), connectText(failed))
+	}
+	return text
+}
+
+func connectErrors(err error) (found []*pgconn.ConnectError) {
+	if failed, ok := err.(*pgconn.ConnectError); ok { // not errors.As: there may be more than one
+		return append(found, failed)
+	}
+	for _, cause := range causes(err) {
+		found = append(found, connectErrors(cause)...)
+	}
+	return found
+}
+
+// causes are what an error wraps.
+func causes(err error) []error {
+	switch err := err.(type) {
+	case interface{ Unwrap() error }:
+		if cause := err.Unwrap(); cause != nil {
+			return []error{cause}
+		}
+	case interface{ Unwrap() []error }:
+		return err.Unwrap()
+	}
+	return nil
+}
+
+func connectText(failed *pgconn.ConnectError) string {
+	var hosts, reasons []string
+	add := func(list *[]string, text string) {
+		if !slices.Contains(*list, text) {
+			*list = append(*list, text)
+		}
+	}
+	config := failed.Config
+	_, address := pgconn.NetworkAddress(config.Host, config.Port)
+	add(&hosts, address)
+	for _, f := range config.Fallbacks {
+		_, address := pgconn.NetworkAddress(f.Host, f.Port)
+		add(&hosts, address)
+	}
+	eachFirst(failed.Unwrap(), func(first error) { add(&reasons, firstText(first)) })
+	return fmt.Sprintf("no connection to the database %q at %s: %s",
+		config.Database, strings.Join(hosts, ", "), strings.Join(reasons, "; "))
+}
+
+// eachFirst calls do with each error that no other one is the cause of: what came first.
+func eachFirst(err error, do func(error)) {
+	wrapped := causes(err)
+	if len(wrapped) == 0 {
+		do(err)
+	}
+	for _, cause := range wrapped {
+		eachFirst(cause, do)
+	}
+}
+
+// refusals are why PostgreSQL, or a pooler, takes no connection. It says so itself, but with the name of the role.
+var refusals = map[string]string{
+	"08P01": "a parameter of the connection is not supported",
+	"28000": "this role may not log in from here",
+	"28P01": "the password is wrong",
+	"3D000": "there is no such database",
+	"42501": "this role may not connect to the database",
+	"42704": "options has a setting that is not known",
+	"53300": "too many connections",
+	"57P03": "it is starting, stopping or recovering",
+}
+
+func firstText(err error) string {
+	refused, ok := err.(*pgconn.PgError)
+	if !ok {
+		return err.Error()
+	}
+	if why := refusals[refused.Code]; why != "" {
+		return why + " (SQLSTATE " + refused.Code + ")"
+	}
+	return "SQLSTATE " + refused.Code
 }

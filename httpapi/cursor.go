@@ -39,12 +39,18 @@ func digest(text []byte) string {
 
 // tag is the weak entity tag of the page: of another one, or of another state of the user's tasks, it is another.
 func (p page) tag(h query.Head) string {
-	b := append([]byte(p.Name()), h.EventID[:]...)
-	for _, n := range []int64{events.TaskForm, h.Seq, h.Generation, int64(p.Limit)} {
-		b = strconv.AppendInt(append(b, ' '), n, 10)
-	}
+	b := strconv.AppendInt([]byte(p.Name()+" "), int64(p.Limit), 10)
 	if p.After != nil {
 		b = fmt.Appendf(b, " %d %x %s %d", p.After.Time.UnixNano(), p.After.Title, p.After.ID, p.After.Seq)
+	}
+	return headTag(h, b)
+}
+
+// headTag is the weak entity tag of an answer that reflects the head; what tells it from other answers is in name.
+func headTag(h query.Head, name []byte) string {
+	b := append(name, h.EventID[:]...)
+	for _, n := range []int64{events.TaskForm, h.Seq, h.Generation} {
+		b = strconv.AppendInt(append(b, ' '), n, 10)
 	}
 	return `W/"` + strconv.FormatInt(h.Seq, 10) + "-" + digest(b) + `"`
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -168,14 +169,18 @@ func syntaxDetail(err error) string {
 
 // input collects everything that is wrong with a request, so that it can be told together.
 type input struct {
+	at    string // where in the body the members that are read are, as a path with a slash at its end
 	wrong []inputProblem
 }
 
 func (in *input) add(p inputProblem) { in.wrong = append(in.wrong, p) }
 
-func (in *input) member(name, code, detail string) {
-	pointer := "/" + name
-	in.add(inputProblem{Pointer: &pointer, Code: code, Detail: detail})
+func (in *input) member(name, code, detail string) { in.add(atMember(in.at+name, code, detail)) }
+
+// atMember is a problem with a member of the body, whose pointer begins with a slash that path lacks.
+func atMember(path, code, detail string) inputProblem {
+	pointer := "/" + path
+	return inputProblem{Pointer: &pointer, Code: code, Detail: detail}
 }
 
 func (in *input) field(err *command.FieldError) {
@@ -245,4 +250,20 @@ func (in *input) boolean(o object, name string) *bool {
 	}
 	b := value.Kind() == 't'
 	return &b
+}
+
+// seq reads a member that is a version; 0 when it is absent, or wrong, which is noted.
+func (in *input) seq(o object, name string) int64 {
+	value, present := o[name]
+	if !present {
+		return 0
+	}
+	n, err := strconv.ParseInt(string(value), 10, 64)
+	switch {
+	case value.Kind() != '0' || errors.Is(err, strconv.ErrSyntax):
+		in.member(name, "invalid_type", "must be an integer")
+	case err != nil || n < 1:
+		in.member(name, "out_of_range", "must be a version, an integer from 1 on")
+	}
+	return n
 }

@@ -246,6 +246,7 @@ type problemJSON struct {
 	Status                             int
 	RequestID                          string `json:"request_id"`
 	CurrentVersion                     int64  `json:"current_version"`
+	Index                              *int
 	Errors                             []struct {
 		Pointer                 *string
 		Parameter, Code, Detail string

@@ -38,7 +38,7 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 				}
 				continue
 			}
-			for _, query := range []string{"", "?q=private", "?task_id=" + theirs.ID.String()} {
+			for _, query := range []string{"", "?q=private", "?task_id=" + theirs.ID.String(), "?as_of=1", "?since=1", "?seq=1"} {
 				c.path = route.Path + query
 				if a := s.want(200, c); strings.Contains(string(a.body), "private") || strings.Contains(string(a.body), theirs.ID.String()) {
 					t.Errorf("%s %s shows %s", c.method, c.path, a.body)
@@ -46,8 +46,8 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 			}
 			continue
 		}
-		if route.Method == "PUT" || route.Method == "PATCH" {
-			c.body = `{"title":"taken over"}`
+		if route.Method != "GET" && route.Method != "HEAD" {
+			c.body = `{"title":"taken over","version":1}`
 		}
 		for _, header := range []http.Header{{}, {"If-Match": {`"1"`}}, {"If-None-Match": {`"1"`}}, {"If-Match": {`"99"`}}} {
 			header.Set("X-Request-Id", "same")
@@ -64,7 +64,21 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 			}
 		}
 	}
-	if walked < 12 || count() != before {
+	for _, op := range []string{"update", "complete", "reopen", "delete", "restore"} {
+		refused := s.refused(404, "not_found", call{method: "POST", path: "/api/batch", user: "attacker",
+			body: fmt.Sprintf(`{"commands":[{"op":"create","data":{"title":"new"}},{"op":%q,"id":%q,"data":{"title":"taken over"}}]}`, op, theirs.ID)})
+		if refused.Index == nil || *refused.Index != 1 {
+			t.Errorf("%s: %+v", op, refused)
+		}
+	}
+	// The same id, chosen by another user, is another task.
+	s.want(200, call{method: "POST", path: "/api/batch", user: "thief",
+		body: fmt.Sprintf(`{"commands":[{"op":"create","id":%q,"data":{"title":"mine"}},{"op":"delete","id":%q}]}`, theirs.ID, theirs.ID)})
+	s.want(204, call{method: "DELETE", path: "/api/me", user: "thief"})
+	if found := s.list("victim", ""); len(found) != 1 || found[0].ID != theirs.ID || found[0].Title != theirs.Title || found[0].Version != 1 {
+		t.Errorf("the victim sees %+v", found)
+	}
+	if walked < 20 || count() != before+1 {
 		t.Errorf("%d routes walked, %d events appended", walked, count()-before)
 	}
 	if found := s.list("attacker", ""); len(found) != 1 || found[0].ID != own.ID {

@@ -82,7 +82,7 @@ func (s *Server) sendList(c echo.Context, a query.Answer, err error, p page) err
 	}
 	setHead(c, a.Head)
 	if err != nil {
-		return err
+		return future(err, "as_of")
 	}
 	etag := p.tag(a.Head)
 	c.Response().Header().Set("ETag", etag)
@@ -107,6 +107,7 @@ func (s *Server) tasks(in *input, _ echo.Context, values url.Values) listing {
 		Status: choice(in, values, "status", query.StatusAll, query.StatusPending, query.StatusCompleted),
 		Sort:   choice(in, values, "sort", query.SortCreatedAt, query.SortTitle, query.SortUpdatedAt),
 		Search: in.search(values),
+		AsOf:   in.moment(values, "as_of"),
 	}
 	if f.Sort == query.SortTitle {
 		f.Order = choice(in, values, "order", query.Ascending, query.Descending)
@@ -114,6 +115,10 @@ func (s *Server) tasks(in *input, _ echo.Context, values url.Values) listing {
 		f.Order = choice(in, values, "order", query.Descending, query.Ascending)
 	}
 	return listing{filter: f}
+}
+
+func (s *Server) trash(*input, echo.Context, url.Values) listing {
+	return listing{filter: query.TrashFilter{}, limit: maxLimit}
 }
 
 func (s *Server) history(in *input, _ echo.Context, values url.Values) listing {

@@ -210,16 +210,23 @@ func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 		c.Set(deadlineKey, timer)
 		r = r.WithContext(ctx)
 		r.Body = &timedBody{
-			ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, maxBody),
+			ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, bodyLimit(c)),
 			begin:      func() { timer.Reset(s.bodyTime + s.workTime) },
 			end:        func() { timer.Reset(s.workTime) },
 		}
 		c.SetRequest(r)
-		if r.ContentLength > maxBody && underAPI(r.URL.Path) && matched(c) {
-			return payloadTooLarge(maxBody)
+		if r.ContentLength > bodyLimit(c) && underAPI(r.URL.Path) && matched(c) {
+			return payloadTooLarge(bodyLimit(c))
 		}
 		return next(c)
 	}
+}
+
+func bodyLimit(c echo.Context) int64 {
+	if c.Path() == batchPath {
+		return maxBatchBody
+	}
+	return maxBody
 }
 
 // noDeadline lets a request go on for as long as it likes.

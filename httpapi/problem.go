@@ -28,6 +28,7 @@ type problem struct {
 	Message        string         `json:"message"` // repeats Detail: the client that exists reads it
 	Errors         []inputProblem `json:"errors,omitempty"`
 	CurrentVersion int64          `json:"current_version,omitzero"`
+	Index          *int           `json:"index,omitzero"` // of the command of a batch
 	RequestID      string         `json:"request_id"`
 
 	header http.Header
@@ -86,6 +87,14 @@ func (i inputProblem) describe() string {
 	return i.Detail
 }
 
+// future is the answer to a parameter that names a moment which is still to come; other errors stay as they are.
+func future(err error, parameter string) error {
+	if errors.Is(err, query.ErrFuture) {
+		return invalid([]inputProblem{{Parameter: parameter, Code: "out_of_range", Detail: "is past the last event"}})
+	}
+	return err
+}
+
 // problemOf is the one map from errors to answers.
 func problemOf(err error) *problem {
 	var (
@@ -93,6 +102,7 @@ func problemOf(err error) *problem {
 		refused      *auth.Error
 		precondition *command.PreconditionError
 		quota        *command.QuotaError
+		step         *command.StepError
 		framework    *echo.HTTPError
 	)
 	switch {
@@ -100,8 +110,14 @@ func problemOf(err error) *problem {
 		return p
 	case errors.As(err, &refused):
 		return authProblem(refused)
+	case errors.As(err, &step):
+		p := problemOf(step.Err)
+		p.Index = &step.Index
+		return p
 	case errors.Is(err, command.ErrNotFound), errors.Is(err, query.ErrNotFound):
 		return notFound()
+	case errors.Is(err, command.ErrLive), errors.Is(err, command.ErrExists):
+		return newProblem(http.StatusConflict, "version_conflict", err.Error())
 	case errors.As(err, &precondition):
 		p := newProblem(http.StatusPreconditionFailed, "precondition_failed", "the task has changed: it is at version "+
 			strconv.FormatInt(precondition.Current, 10))
@@ -183,7 +199,7 @@ func isOutage(err error) bool {
 }
 
 // safeCause is what may be logged of why a request failed: of PostgreSQL's errors only the code and the constraint, because the
-// message may quote a title.
+// message may quote a title, and nothing of the database's URL but host and database.
 func safeCause(p *problem) string {
 	var pgErr *pgconn.PgError
 	switch {
@@ -192,7 +208,7 @@ func safeCause(p *problem) string {
 	case errors.As(p.cause, &pgErr):
 		return "SQLSTATE " + pgErr.Code + " " + pgErr.ConstraintName
 	}
-	return p.cause.Error()
+	return events.SafeText(p.cause)
 }
 
 // writeProblem sends a problem; a HEAD request gets its header only.

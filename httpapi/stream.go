@@ -179,9 +179,15 @@ func (st *stream) sendChanges(changes []query.Change) error {
 		}
 		fmt.Fprintf(&page, "id: %d\nevent: %s\ndata: %s\n\n", c.Seq, eventNames[c.Type], c.JSON)
 		last = c.Seq
+		if c.Type == events.TypeUserErased {
+			break
+		}
 	}
 	if err := st.send(page.Bytes()); err != nil {
 		return err
+	}
+	if len(changes) > 0 && changes[0].Type == events.TypeUserErased { // it is the first there is
+		return errErased
 	}
 	st.last = last
 	more := len(changes) == streamPage || len(changes) > 0 && changes[len(changes)-1].Seq > last
@@ -197,6 +203,9 @@ func (st *stream) sendChanges(changes []query.Change) error {
 	}
 	return nil
 }
+
+// errErased ends a stream: what it told of is gone, and a reader begins anew behind it.
+var errErased = errors.New("the user was erased")
 
 // eventNames are the names of events on a stream.
 var eventNames = map[events.Type]string{

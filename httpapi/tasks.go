@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -16,14 +17,15 @@ import (
 func (s *Server) getTask(c echo.Context, caller auth.Caller) error {
 	var in input
 	id := in.taskID("id", c.Param("id"))
-	ask := s.ask(&in, caller, in.values(c.Request()))
+	values := in.values(c.Request())
+	ask, asOf := s.ask(&in, caller, values), in.moment(values, "as_of")
 	if err := in.problem(); err != nil {
 		return err
 	}
-	a, err := s.queries.Task(c.Request().Context(), ask, id)
+	a, err := s.queries.Task(c.Request().Context(), ask, id, asOf)
 	setHead(c, a.Head)
 	if err != nil {
-		return err
+		return future(err, "as_of")
 	}
 	tag := etag(a.Version)
 	c.Response().Header().Set("ETag", tag)
@@ -39,24 +41,13 @@ func (s *Server) createTask(c echo.Context, caller auth.Caller) error {
 	if err != nil {
 		return err
 	}
-	title, description, completed := in.title(body), in.description(body), in.boolean(body, "is_completed")
-	if _, present := body["title"]; !present && body != nil {
-		in.member("title", "required", "is required")
+	var create command.CreateTask
+	if body != nil {
+		create = in.create(body)
 	}
 	req := in.request(c, caller)
 	if err := in.problem(); err != nil {
 		return err
-	}
-	id, err := uuid.NewV7()
-	if err != nil {
-		return err
-	}
-	create := command.CreateTask{ID: id, Title: *title}
-	if description != nil {
-		create.Description = *description
-	}
-	if completed != nil {
-		create.Completed = *completed
 	}
 	result, err := s.do(c, req, create)
 	if err != nil {
@@ -64,6 +55,24 @@ func (s *Server) createTask(c echo.Context, caller auth.Caller) error {
 	}
 	c.Response().Header().Set("Location", "/api/tasks/"+result.Task.ID.String())
 	return sendTask(c, http.StatusCreated, result.Task)
+}
+
+// create reads a new task.
+func (in *input) create(body object) command.CreateTask {
+	create := command.CreateTask{ID: uuid.Must(uuid.NewV7())}
+	if title := in.title(body); title != nil {
+		create.Title = *title
+	}
+	if description := in.description(body); description != nil {
+		create.Description = *description
+	}
+	if completed := in.boolean(body, "is_completed"); completed != nil {
+		create.Completed = *completed
+	}
+	if _, present := body["title"]; !present {
+		in.member("title", "required", "is required")
+	}
+	return create
 }
 
 func (s *Server) updateTask(c echo.Context, caller auth.Caller) error {
@@ -106,6 +115,9 @@ func (s *Server) change(c echo.Context, caller auth.Caller, in *input, cmd comma
 		return err
 	}
 	result, err := s.do(c, req, cmd)
+	if errors.Is(err, command.ErrNotThen) {
+		return invalid([]inputProblem{atMember("version", "out_of_range", err.Error())})
+	}
 	if err != nil {
 		return err
 	}
@@ -115,17 +127,35 @@ func (s *Server) change(c echo.Context, caller auth.Caller, in *input, cmd comma
 	return sendTask(c, http.StatusOK, result.Task)
 }
 
-// do carries out a command and sets the headers that every answer to a write has.
+func (s *Server) revertTask(c echo.Context, caller auth.Caller) error {
+	var in input
+	body, err := in.object(c.Request())
+	if err != nil {
+		return err
+	}
+	revert := command.RevertTask{ID: in.taskID("id", c.Param("id")), Version: in.seq(body, "version")}
+	if _, present := body["version"]; !present && body != nil {
+		in.member("version", "required", "is required")
+	}
+	return s.change(c, caller, &in, revert)
+}
+
+// do carries out a command.
 func (s *Server) do(c echo.Context, req command.Request, cmd command.Command) (command.Result, error) {
 	result, err := s.commands.Do(c.Request().Context(), req, cmd)
 	if err != nil {
 		return result, err
 	}
-	setVersion(c, result.Seq)
-	if result.Replayed {
+	answerWrite(c, result.Seq, result.Replayed)
+	return result, nil
+}
+
+// answerWrite sets the headers that every answer to a write has.
+func answerWrite(c echo.Context, seq int64, replayed bool) {
+	setVersion(c, seq)
+	if replayed {
 		c.Response().Header().Set("Idempotency-Replayed", "true")
 	}
-	return result, nil
 }
 
 // setVersion tells the user's seq that the answer reflects.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +30,8 @@ const (
 	versionTable = "schema_versions"
 	// lockWait is longer than any migration of ours may take.
 	lockWait = 5 * time.Minute
+	// lockPause is between two looks whether another process has migrated.
+	lockPause = 50 * time.Millisecond
 )
 
 // VersionError says that the database has a schema that this program cannot work on.
@@ -168,32 +169,51 @@ func revoke(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	return nil
 }
 
-// locked calls work while a transaction on a connection outside of the pool has the lock: a pool of one connection would wait for
-// itself, and behind a transaction pooler only a transaction has a session to keep a lock in.
+// locked calls work while a transaction on a connection outside of the pool has the lock: a pool of one connection
+// would wait for itself, and behind a transaction pooler only a transaction has a session to keep a lock in. Who waits
+// for the lock asks again and again, and keeps nothing meanwhile: a pooler may have fewer connections than there are
+// processes that start.
 func locked(ctx context.Context, pool *pgxpool.Pool, schema string, wait time.Duration, work func() error) error {
 	conn, err := connect(ctx, pool)
 	if err != nil {
 		return fmt.Errorf("lock the migrations: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	var workErr error
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if err := takeLock(ctx, tx, schema, wait); err != nil {
+	for begin := time.Now(); ; {
+		var workErr error
+		done := false
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
+			if done, err = takeLock(ctx, tx, schema); done && err == nil {
+				workErr = work()
+			}
 			return err
+		})
+		switch {
+		case workErr != nil:
+			return workErr
+		case err == nil && !done && time.Since(begin) >= wait:
+			return fmt.Errorf("lock the migrations: another process has been migrating for %v", wait)
+		case err == nil && !done:
+			err = pause(ctx, lockPause)
 		}
-		workErr = work()
+		if err != nil {
+			return fmt.Errorf("lock the migrations: %w", err)
+		}
+		if done {
+			return nil
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
 		return nil
-	})
-	if workErr != nil {
-		return workErr
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "55P03" {
-		return fmt.Errorf("lock the migrations: another process has been migrating for %v: %w", wait, err)
-	}
-	if err != nil {
-		return fmt.Errorf("lock the migrations: %w", err)
-	}
-	return nil
 }
 
 func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
@@ -206,18 +226,17 @@ func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
 	return pgx.ConnectConfig(ctx, config.ConnConfig)
 }
 
-// takeLock lifts the limits that a server may have for its sessions: this one is meant to wait, and then to be idle.
-func takeLock(ctx context.Context, tx pgx.Tx, schema string, wait time.Duration) error {
-	_, err := tx.Exec(ctx, `
-		SELECT set_config('lock_timeout', $1, true),
-		       set_config('statement_timeout', '0', true),
-		       set_config('idle_in_transaction_session_timeout', '0', true)`,
-		strconv.FormatInt(wait.Milliseconds(), 10))
+// takeLock tells whether the lock could be had. It lifts the limits that a server may have for its sessions: who has it
+// is idle while the work is done elsewhere.
+func takeLock(ctx context.Context, tx pgx.Tx, schema string) (taken bool, err error) {
+	_, err = tx.Exec(ctx, `
+		SELECT set_config('statement_timeout', '0', true),
+		       set_config('idle_in_transaction_session_timeout', '0', true)`)
 	if err != nil {
-		return err
+		return false, err
 	}
-	_, err = tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockKey(schema))
-	return err
+	err = tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, lockKey(schema)).Scan(&taken)
+	return taken, err
 }
 
 // lockKey is the advisory lock of whoever migrates the schema.

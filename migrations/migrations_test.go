@@ -295,15 +295,15 @@ func count(t *testing.T, pool *pgxpool.Pool, sql string) int {
 	return n
 }
 
-// awaitWaiter returns when somebody waits for an advisory lock of the database.
+// awaitWaiter returns when somebody has asked for the lock in vain: nothing is held between two looks.
 func awaitWaiter(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	const waiters = `SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
-		WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()`
+	const waiters = `SELECT count(*) FROM pg_stat_activity
+		WHERE datname = current_database() AND state = 'idle' AND query = 'commit'`
 	for count(t, pool, waiters) == 0 {
 		select {
 		case <-ctx.Done():

@@ -231,11 +231,11 @@ func refusal(err error) string {
 	return "the read model refused it"
 }
 
-// safeError leaves out what PostgreSQL says of the data.
+// safeError leaves out what PostgreSQL says of the data, and what a failed connection tells of the database's URL.
 func safeError(err error) string {
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) {
 		return "SQLSTATE " + pgErr.Code
 	}
-	return err.Error()
+	return events.SafeText(err)
 }

@@ -14,12 +14,6 @@ import (
 	"taskledger/events"
 )
 
-// Moment is a point in a user's stream: a seq, or a time when Time is not zero.
-type Moment struct {
-	Seq  int64
-	Time time.Time
-}
-
 // HistoryFilter lists events, also those of deleted tasks.
 type HistoryFilter struct {
 	TaskID *uuid.UUID  // nil = of every task
@@ -45,8 +39,14 @@ func (f HistoryFilter) sql(page Page) (columns, from string, args []any) {
 	if f.Type != "" {
 		q.add(` AND h.type = $?`, string(f.Type))
 	}
-	q.moment(f.Since, ">")
-	q.moment(f.Until, "<=")
+	if f.Since != nil {
+		q.add(` AND h.seq > `)
+		q.seqAt(*f.Since)
+	}
+	if f.Until != nil {
+		q.add(` AND h.seq <= `)
+		q.seqAt(*f.Until)
+	}
 	if page.After != nil {
 		q.add(` AND h.seq `+f.Order.beyond()+` $?`, page.After.Seq)
 	}
@@ -55,30 +55,22 @@ func (f HistoryFilter) sql(page Page) (columns, from string, args []any) {
 	return `x.*`, q.lateral(), q.args
 }
 
-func (c *clauses) moment(m *Moment, operator string) {
-	switch {
-	case m == nil:
-	case m.Time.IsZero():
-		c.add(` AND h.seq `+operator+` $?`, m.Seq)
-	default:
-		c.add(` AND h.recorded_at `+operator+` $?`, m.Time)
-	}
+func (f HistoryFilter) read(rows pgx.Rows, _ state, page Page, a *Answer, w *writer) error {
+	return readItems(rows, page, a, w, readEntry, func(item []byte) (Place, error) {
+		var e struct {
+			Seq int64 `json:"seq"`
+		}
+		err := json.Unmarshal(item, &e)
+		return Place{Seq: e.Seq}, err
+	})
 }
 
-func (f HistoryFilter) items(b []byte, rows pgx.Rows) ([]byte, error) {
+func readEntry(b []byte, rows pgx.Rows) ([]byte, error) {
 	var e entry
 	if err := rows.Scan(places(e.columns()...)...); err != nil {
 		return nil, err
 	}
 	return append(e.append(b), '}'), nil
-}
-
-func (f HistoryFilter) place(item []byte) (p Place, err error) {
-	var e struct {
-		Seq int64 `json:"seq"`
-	}
-	err = json.Unmarshal(item, &e)
-	return Place{Seq: e.Seq}, err
 }
 
 // entry is one event as people read it.

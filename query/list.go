@@ -35,17 +35,15 @@ func (o Order) beyond() string {
 	return "<"
 }
 
-// Filter says what a list lists, and in which order: a TaskFilter or a HistoryFilter. Its JSON names the list, so that whatever tells
-// two lists apart is in cursors, in entity tags and in what answers are kept by.
+// Filter says what a list lists, and in which order: a TaskFilter, a TrashFilter or a HistoryFilter. Its JSON names the list, so that
+// whatever tells two lists apart is in cursors, in entity tags and in what answers are kept by.
 type Filter interface {
 	// list names the list.
 	list() string
-	// sql is the list as a LATERAL subquery x, each row of which has items.
+	// sql is the list as a LATERAL subquery x; where that has no row, the last of the columns is null.
 	sql(page Page) (columns, from string, args []any)
-	// items appends the items of a row to b, with a separator between them.
-	items(b []byte, rows pgx.Rows) ([]byte, error)
-	// place reads where an item stands in the list.
-	place(item []byte) (Place, error)
+	// read reads the list; rows stands on the first row.
+	read(rows pgx.Rows, st state, page Page, a *Answer, w *writer) error
 }
 
 // separator stands between the items of a list. A line break is in no item: JSON escapes those in its texts.
@@ -110,17 +108,26 @@ func (r *Reader) List(ctx context.Context, ask Ask, l Listing) (Answer, error) {
 		key:  l.key(),
 		text: statement(columns, from),
 		args: args,
-		read: func(rows pgx.Rows, a *Answer, w *writer) error { return readList(rows, l, a, w) },
+		read: func(rows pgx.Rows, st state, a *Answer, w *writer) error { return l.read(rows, st, l.Page, a, w) },
 	})
 }
 
-// readList reads the items; rows stands on the first row. Where there is no item, its last column is null.
-func readList(rows pgx.Rows, l Listing, a *Answer, w *writer) (err error) {
-	first := rows.RawValues()
-	size := len(first[len(first)-1])
+// lastColumn is the last column of the row, as the server sent it.
+func lastColumn(rows pgx.Rows) []byte {
+	values := rows.RawValues()
+	return values[len(values)-1]
+}
+
+// readItems reads a list. items appends the items of a row to b, with a separator between them; place reads where an item stands in the
+// list.
+func readItems(
+	rows pgx.Rows, page Page, a *Answer, w *writer,
+	items func(b []byte, rows pgx.Rows) ([]byte, error), place func(item []byte) (Place, error),
+) (err error) {
+	size := len(lastColumn(rows))
 	w.body = append(make([]byte, 0, size+size/8+2), '[')
 	for size > 0 {
-		if w.body, err = l.items(w.body, rows); err != nil {
+		if w.body, err = items(w.body, rows); err != nil {
 			return err
 		}
 		if !rows.Next() {
@@ -131,14 +138,14 @@ func readList(rows pgx.Rows, l Listing, a *Answer, w *writer) (err error) {
 			return err
 		}
 	}
-	if l.Limit > 0 && bytes.Count(w.body, []byte(separator)) == l.Limit { // one item more than the page has
+	if page.Limit > 0 && bytes.Count(w.body, []byte(separator)) == page.Limit { // one item more than the page has
 		w.body = w.body[:bytes.LastIndex(w.body, []byte(separator))]
 		last := w.body[max(1, bytes.LastIndex(w.body, []byte(separator))+len(separator)):]
-		place, err := l.place(last)
+		next, err := place(last)
 		if err != nil {
 			return fmt.Errorf("read where a page ends: %w", err)
 		}
-		a.Next = &place
+		a.Next = &next
 	}
 	w.body = append(w.body, ']')
 	if err := w.end(); err != nil {

@@ -18,6 +18,8 @@ import (
 var (
 	// ErrNotFound: the user has no such task.
 	ErrNotFound = errors.New("task not found")
+	// ErrFuture: the user's stream has not come to the moment that was asked for.
+	ErrFuture = errors.New("that moment is still to come")
 	// ErrNotYet: the read model does not show the version that was asked for.
 	ErrNotYet = errors.New("the read model does not show this version yet")
 )
@@ -106,7 +108,7 @@ type question struct {
 	key  string
 	text string
 	args []any // behind the user
-	read func(rows pgx.Rows, a *Answer, w *writer) error
+	read func(rows pgx.Rows, st state, a *Answer, w *writer) error
 }
 
 // statement is the beginning of every question: it names the user to row level security before anything else is read, and tells where the
@@ -134,6 +136,7 @@ func statement(columns, from string) string {
 
 // state is what a statement tells of the user.
 type state struct {
+	user   string
 	end    events.Look // where the stream ends
 	shown  int64       // seq that the read model shows
 	parked bool
@@ -147,7 +150,8 @@ func places(columns ...any) []any {
 	return append(make([]any, headColumns, headColumns+len(columns)), columns...)
 }
 
-func scanState(rows pgx.Rows) (st state, err error) {
+func scanState(rows pgx.Rows, user string) (st state, err error) {
+	st.user = user
 	to := make([]any, len(rows.RawValues()))
 	to[0], to[1], to[2] = &st.end.Seq, &st.end.Position, (*[16]byte)(&st.end.EventID)
 	to[3], to[4] = &st.shown, &st.end.Generation
@@ -243,7 +247,7 @@ func (r *Reader) askOnce(
 		if !rows.Next() {
 			return errors.Join(rows.Err(), errNoRow)
 		}
-		if st, err = scanState(rows); err != nil {
+		if st, err = scanState(rows, ask.UserID); err != nil {
 			return err
 		}
 		if began == 0 {
@@ -255,9 +259,9 @@ func (r *Reader) askOnce(
 		if ask.Stream != nil {
 			w.stream = func() io.Writer { return ask.Stream(st.head(began)) }
 		}
-		return q.read(rows, &a, w)
+		return q.read(rows, st, &a, w)
 	})
-	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, errBehind) {
+	if err != nil && !isAnswer(err) && !errors.Is(err, errBehind) {
 		return Answer{}, st.end, fmt.Errorf("read: %w", err)
 	}
 	a.Head, a.Body, a.Streamed = st.head(began), w.body, w.out != nil
@@ -266,6 +270,9 @@ func (r *Reader) askOnce(
 	}
 	return a, st.end, err
 }
+
+// isAnswer tells an error that says what is the case, and is no fault.
+func isAnswer(err error) bool { return errors.Is(err, ErrNotFound) || errors.Is(err, ErrFuture) }
 
 var errNoRow = errors.New("the database did not tell what it shows of the user")
 
@@ -305,8 +312,12 @@ func (r *Reader) End(ctx context.Context, user string) (int64, error) {
 	return look.Seq, err
 }
 
-// Task finds one live task of the user. The answer's Head is known when ErrNotFound is returned too.
-func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID) (Answer, error) {
+// Task finds one live task of the user, as it is or, if asOf is not nil, as it was. The answer's Head is known when ErrNotFound or ErrFuture is
+// returned too.
+func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) (Answer, error) {
+	if asOf != nil {
+		return r.taskAsOf(ctx, ask, id, *asOf)
+	}
 	return r.answer(ctx, ask, question{
 		key: "task " + string(id[:]),
 		text: statement(`t.body, t.version`, `
@@ -317,7 +328,7 @@ func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID) (Answer, error
 				LIMIT 1
 			) t ON true`),
 		args: []any{[16]byte(id)},
-		read: func(rows pgx.Rows, a *Answer, w *writer) error {
+		read: func(rows pgx.Rows, _ state, a *Answer, w *writer) error {
 			var version *int64
 			if err := rows.Scan(places(&w.body, &version)...); err != nil {
 				return err

@@ -249,7 +249,7 @@ func TestNobodysListIsEmptyAtZero(t *testing.T) {
 	if a, err := f.TaskHistory(t.Context(), Ask{UserID: "u"}, listing(t, HistoryFilter{TaskID: &never, Order: Ascending}, Page{})); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
 		t.Errorf("the history of a task that never was: %+v, %v", a, err)
 	}
-	if a, err := f.Task(t.Context(), Ask{UserID: "u"}, uuid.New()); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
+	if a, err := f.Task(t.Context(), Ask{UserID: "u"}, uuid.New(), nil); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
 		t.Errorf("a task that never was: %+v, %v", a, err)
 	}
 }
@@ -420,7 +420,7 @@ func TestAReadWaitsForItsVersion(t *testing.T) {
 	f.Wrote("u", 0)
 	work.Wait()
 	begin := time.Now()
-	if _, err := f.Task(t.Context(), Ask{UserID: "u", MinVersion: 99}, uuid.New()); !errors.Is(err, ErrNotYet) || time.Since(begin) < patience {
+	if _, err := f.Task(t.Context(), Ask{UserID: "u", MinVersion: 99}, uuid.New(), nil); !errors.Is(err, ErrNotYet) || time.Since(begin) < patience {
 		t.Errorf("a version that never comes: %v after %v", err, time.Since(begin))
 	}
 	if len(f.kept.waits) > 0 {
@@ -482,7 +482,7 @@ func BenchmarkQuestion(b *testing.B) {
 			return err
 		},
 		"get": func() error {
-			_, err := f.Task(b.Context(), Ask{UserID: "u"}, id)
+			_, err := f.Task(b.Context(), Ask{UserID: "u"}, id, nil)
 			return err
 		},
 	} {

@@ -33,12 +33,16 @@ type TaskFilter struct {
 	Status Status
 	Sort   Sort
 	Order  Order
-	Search string // found in title or description, literally, in any case; empty = all
+	Search string  // found in title or description, literally, in any case; empty = all
+	AsOf   *Moment `json:",omitzero"` // nil = now
 }
 
 func (f TaskFilter) list() string { return "tasks" }
 
 func (f TaskFilter) sql(page Page) (columns, from string, args []any) {
+	if f.AsOf != nil {
+		return f.sqlAsOf()
+	}
 	column := map[Sort]string{SortCreatedAt: "t.created_at", SortTitle: "t.title_key", SortUpdatedAt: "t.updated_at"}[f.Sort]
 	q := clauses{next: 2}
 	q.add(`
@@ -63,26 +67,58 @@ func (f TaskFilter) sql(page Page) (columns, from string, args []any) {
 	}
 	q.add(fmt.Sprintf(` ORDER BY %s %s, t.id %s`, column, f.Order.sql(), f.Order.sql()))
 	q.limit(page)
-	if page.Limit > 0 { // one row costs less than many, here and there
-		q.text = `
-			SELECT string_agg(i.items, '` + separator + `') AS items FROM (` + q.text + `) i`
-	}
+	q.gather(page)
 	return `x.items`, q.lateral(), q.args
 }
 
-func (f TaskFilter) items(b []byte, rows pgx.Rows) ([]byte, error) {
-	values := rows.RawValues()
-	return append(b, values[len(values)-1]...), nil
+func (f TaskFilter) read(rows pgx.Rows, st state, page Page, a *Answer, w *writer) error {
+	if f.AsOf != nil {
+		return f.readAsOf(rows, st, page, a, w)
+	}
+	return readItems(rows, page, a, w, readyItems, func(item []byte) (Place, error) {
+		t, err := events.ParseTask(item)
+		return f.placeOf(&t), err
+	})
 }
 
-func (f TaskFilter) place(item []byte) (Place, error) {
-	t, err := events.ParseTask(item)
+// readyItems are items that the read model has in JSON.
+func readyItems(b []byte, rows pgx.Rows) ([]byte, error) { return append(b, lastColumn(rows)...), nil }
+
+// placeOf is where a task stands in the list.
+func (f TaskFilter) placeOf(t *events.Task) Place {
 	switch f.Sort {
 	case SortTitle:
-		return Place{Title: events.TitleKey(t.Title), ID: t.ID}, err
+		return Place{Title: events.TitleKey(t.Title), ID: t.ID}
 	case SortUpdatedAt:
-		return Place{Time: t.UpdatedAt, ID: t.ID}, err
+		return Place{Time: t.UpdatedAt, ID: t.ID}
 	default:
-		return Place{Time: t.CreatedAt, ID: t.ID}, err
+		return Place{Time: t.CreatedAt, ID: t.ID}
 	}
+}
+
+// TrashFilter lists deleted tasks, with the time of their deletion, those deleted last first.
+type TrashFilter struct{}
+
+func (f TrashFilter) list() string { return "trash" }
+
+func (f TrashFilter) sql(page Page) (columns, from string, args []any) {
+	q := clauses{next: 2}
+	q.add(`
+			SELECT t.body AS items
+			FROM {schema}.tasks t
+			WHERE t.user_id = s.user_id AND t.deleted_at IS NOT NULL`)
+	if page.After != nil {
+		q.add(` AND t.version < $?`, page.After.Seq)
+	}
+	q.add(` ORDER BY t.version DESC`)
+	q.limit(page)
+	q.gather(page)
+	return `x.items`, q.lateral(), q.args
+}
+
+func (f TrashFilter) read(rows pgx.Rows, _ state, page Page, a *Answer, w *writer) error {
+	return readItems(rows, page, a, w, readyItems, func(item []byte) (Place, error) {
+		t, err := events.ParseTask(item)
+		return Place{Seq: t.Version}, err
+	})
 }

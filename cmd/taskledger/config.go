@@ -13,8 +13,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"taskledger/migrations/postgres"
 )
 
@@ -121,8 +119,8 @@ func (s *settings) checkDatabases() error {
 		if value == "" {
 			continue
 		}
-		if _, err := pgxpool.ParseConfig(value); err != nil {
-			return fmt.Errorf("%s must be the URL of a PostgreSQL, such as postgres://user:password@host:5432/database", name)
+		if _, err := readDatabaseURL(value); err != nil {
+			return fmt.Errorf("%s %w", name, err)
 		}
 	}
 	return nil

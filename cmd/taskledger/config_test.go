@@ -158,20 +158,3 @@ func TestTokenCommandRefuses(t *testing.T) {
 		}
 	}
 }
-
-// What a URL says of schemas and of pgx's modes does not change how our statements are run.
-func TestPoolConfig(t *testing.T) {
-	t.Parallel()
-	for _, url := range []string{
-		"postgres://h/d?search_path=x&schema=y&default_query_exec_mode=simple_protocol", "host=h search_path=x schema=y",
-	} {
-		config, err := poolConfig(url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		params := config.ConnConfig.RuntimeParams
-		if params["search_path"] != "" || params["schema"] != "" || params["client_encoding"] != "UTF8" {
-			t.Errorf("%s: %v", url, params)
-		}
-	}
-}

@@ -22,7 +22,7 @@ import (
 
 // database is a ledger in a PostgreSQL and, when this process runs that, the PostgreSQL too.
 type database struct {
-	url    string
+	url    databaseURL
 	schema string
 	config *pgxpool.Config // of any of our pools
 	traits traits
@@ -46,7 +46,7 @@ const readingRole = "pg_read_all_data"
 // openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an error.
 func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
-		return connectNamed(ctx, cfg)
+		return connectNamed(ctx, cfg, log)
 	}
 	dir, err := cfg.dataDir()
 	if err != nil {
@@ -59,7 +59,7 @@ func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, e
 // none, one for the duration of the command.
 func openShared(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
-		return connectNamed(ctx, cfg)
+		return connectNamed(ctx, cfg, log)
 	}
 	dir, err := cfg.dataDir()
 	if err != nil {
@@ -77,11 +77,12 @@ func openShared(ctx context.Context, cfg *settings, log *slog.Logger) (*database
 	return db, err
 }
 
-func connectNamed(ctx context.Context, cfg *settings) (*database, error) {
+func connectNamed(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	db, err := connect(ctx, cfg.DatabaseURL, cfg.DatabaseSchema)
 	if err != nil {
 		return nil, fmt.Errorf("DATABASE_URL: %w", err)
 	}
+	db.url.tellUnknown(log, "DATABASE_URL")
 	return db, nil
 }
 
@@ -119,23 +120,38 @@ func startOwn(ctx context.Context, dir, schema string, log *slog.Logger) (*datab
 }
 
 func connect(ctx context.Context, url, schema string) (*database, error) {
-	config, err := poolConfig(url)
+	read, err := readDatabaseURL(url)
 	if err != nil {
-		return nil, fmt.Errorf("database URL: %w", err)
+		return nil, err
 	}
-	db := &database{url: url, schema: schema, config: config}
-	if db.traits, err = inspect(ctx, config); err != nil {
+	db := &database{url: read, schema: schema, config: read.poolConfig()}
+	if db.traits, err = inspect(ctx, db.config); err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
-	if db.ledger, err = db.openLedger(ctx, config.MaxConns, nil); err != nil {
+	db.traits.pooled = db.traits.pooled || read.pooled
+	if db.ledger, err = db.openLedger(ctx, db.config.MaxConns, nil); err != nil {
 		return nil, err
 	}
 	return db, nil
 }
 
+// protocolViolation is what a pooler calls a setting that it does not take.
+const protocolViolation = "08P01"
+
+// dial makes the first connection. Where a pooler refuses the options of a session, none of ours has any.
+func dial(ctx context.Context, config *pgxpool.Config) (*pgx.Conn, error) {
+	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || refused.Code != protocolViolation || config.ConnConfig.RuntimeParams["options"] == "" {
+		return conn, err
+	}
+	delete(config.ConnConfig.RuntimeParams, "options")
+	return pgx.ConnectConfig(ctx, config.ConnConfig)
+}
+
 // inspect finds out what the connections are like. A pooler does not know the process that answers: it has told another one's id.
 func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) {
-	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
+	conn, err := dial(ctx, config)
 	if err != nil {
 		return t, err
 	}
@@ -158,7 +174,7 @@ func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) 
 	if encoding != "UTF8" {
 		return t, fmt.Errorf("the database has the encoding %s, it must be UTF8", encoding)
 	}
-	t.pooled = pid != conn.PgConn().PID() || config.ConnConfig.DefaultQueryExecMode != pgx.QueryExecModeCacheStatement
+	t.pooled = pid != conn.PgConn().PID()
 	return t, nil
 }
 
@@ -201,8 +217,8 @@ func (d *database) open(ctx context.Context, n int32, who, settings map[string]s
 	return events.NewDB(pool, d.schema, prelude), nil
 }
 
-// Connections of a process: for requests, which wait for one when all are busy, and for the log and the projections. A pool_max_conns
-// in the URL is for requests.
+// Connections of a process: for requests, which wait for one when all are busy, and for the log and the projections. A
+// pool_max_conns or connection_limit in the URL is for requests.
 const (
 	requestConnections = 16
 	ledgerConnections  = 10
@@ -219,26 +235,20 @@ const lastWords = 250 * time.Millisecond
 // pingTimeout bounds the look whether a connection that was idle is still there.
 const pingTimeout = 500 * time.Millisecond
 
-// poolConfig reads a URL. What it says of schemas is about other tables than ours. A mode in it other than the one that prepares
-// statements says that connections lose them.
-func poolConfig(url string) (*pgxpool.Config, error) {
-	config, err := pgxpool.ParseConfig(url)
-	if err != nil {
-		return nil, err
-	}
-	params := config.ConnConfig.RuntimeParams
-	delete(params, "search_path")
-	delete(params, "schema") // a word of other clients; PostgreSQL knows none
-	params["client_encoding"] = "UTF8"
+// poolConfig is what all pools on a URL have in common.
+func (d databaseURL) poolConfig() *pgxpool.Config {
+	config := d.config.Copy()
+	config.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
+	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
 	}
 	config.PingTimeout = pingTimeout
-	if !strings.Contains(url, "pool_max_conns=") {
+	if !d.limited {
 		config.MaxConns = requestConnections
 	}
 	config.MaxConns = max(config.MaxConns, leastConnections)
-	return config, nil
+	return config
 }
 
 // close returns when connections are closed and the PostgreSQL of this process has stopped.

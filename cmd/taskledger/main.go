@@ -19,6 +19,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/joho/godotenv"
+
+	"taskledger/events"
 )
 
 // Exit codes. A command may have its own reason to end with 1: verify does when it finds a difference.
@@ -82,9 +84,24 @@ func parse(c *cli, args []string, stdout, stderr io.Writer) (*kong.Context, erro
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		return nil, err
+		return nil, errors.New(withoutURLs(err.Error(), args))
 	}
 	return command, c.Settings.check()
+}
+
+// withoutURLs takes out of a message the arguments that may be a database's URL, or libpq's key=value: there is a
+// password in them.
+func withoutURLs(message string, args []string) string {
+	for _, arg := range args {
+		value := arg
+		if name, after, ok := strings.Cut(arg, "="); ok && strings.HasPrefix(name, "-") {
+			value = after
+		}
+		if strings.Contains(value, "://") || strings.Contains(value, "=") {
+			message = strings.ReplaceAll(message, value, "…")
+		}
+	}
+	return message
 }
 
 // loadDotEnv adds what the environment does not say itself. What the file has in it is never shown: it may be a secret.
@@ -138,7 +155,7 @@ func settingNames() []string {
 // fail prints one line.
 func fail(stderr io.Writer, err error, code int) int {
 	// There is nobody else to tell when this cannot be written.
-	_, _ = fmt.Fprintln(stderr, "taskledger: "+strings.Join(strings.Fields(err.Error()), " "))
+	_, _ = fmt.Fprintln(stderr, "taskledger: "+strings.Join(strings.Fields(events.SafeText(err)), " "))
 	return code
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -163,7 +162,10 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		log.Warn("row level security does not bind this database role: a second lock between users is not there",
 			"mend", "GRANT "+readingRole+" TO the role, or use one without BYPASSRLS")
 	}
-	sessionURL := cmp.Or(cfg.BetterAuthDatabaseURL, db.url)
+	sessionURL, err := cfg.sessionURL(db, log)
+	if err != nil {
+		return nil, err
+	}
 	sessions, err := openSessions(ctx, sessionURL)
 	if err != nil {
 		return nil, fmt.Errorf("open BETTER_AUTH_DATABASE_URL: %w", err)
@@ -175,7 +177,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		Audience:       cfg.JWTAudience,
 		JWKSURL:        cfg.jwksURL(),
 		Sessions:       sessions,
-		SessionSchema:  sessionSchema(sessionURL),
+		SessionSchema:  sessionURL.schema,
 		AllowedOrigins: cfg.origins(),
 		Logger:         log,
 		Metrics:        registry,
@@ -214,7 +216,12 @@ func (s *settings) jwksURL() string {
 	if s.JWKSURL != "" || s.BetterAuthURL == "" {
 		return s.JWKSURL
 	}
-	base := strings.TrimRight(s.BetterAuthURL, "/")
+	better, err := url.Parse(s.BetterAuthURL)
+	if err != nil {
+		return s.BetterAuthURL // check has refused it
+	}
+	better.RawQuery, better.Fragment = "", ""
+	base := strings.TrimRight(better.String(), "/?")
 	if !strings.HasSuffix(base, "/api/auth") {
 		base += "/api/auth"
 	}

@@ -292,6 +292,10 @@ func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 		t.Errorf("%s events stored of %d acknowledged", events[1], acknowledged)
 	}
 	s.terminate()
+	said := s.stderr.String()
+	if !strings.Contains(said, "no connection to the database") || strings.Contains(said, "user=") {
+		t.Errorf("the log does not say where PostgreSQL should be, or says more: %s", said)
+	}
 }
 
 // SIGTERM under load: what was acknowledged is there, and whoever got through to the server got an answer.
@@ -434,7 +438,7 @@ func (s *served) callWithCookie(cookie string) (status int) {
 // none.
 func TestAKeySetThatIsAway(t *testing.T) {
 	t.Parallel()
-	url, away := "DATABASE_URL="+testdb.URL(t), "JWKS_URL=http://127.0.0.1:1/jwks"
+	url, away := "DATABASE_URL="+testdb.URL(t), "JWKS_URL=http://u:s3cret@127.0.0.1:1/jwks?apikey=s3cret"
 	alone := launchServer(t, url, away)
 	alone.await(200, func() (int, error) { return alone.status("/livez") })
 	beside := startServer(t, url, away, "BETTER_AUTH_SECRET="+serveSecret)
@@ -446,6 +450,9 @@ func TestAKeySetThatIsAway(t *testing.T) {
 		s.terminate()
 		if !strings.Contains(s.stderr.String(), "jwks not reachable") {
 			t.Errorf("the log does not tell: %s", s.stderr)
+		}
+		if strings.Contains(s.stderr.String(), "s3cret") {
+			t.Errorf("the log tells a secret: %s", s.stderr)
 		}
 	}
 }
@@ -462,8 +469,12 @@ func TestCredentialsAreCountedWhereAnOperatorLooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.close()
-	shown := httptest.NewRecorder()
-	a.admin.Handler.ServeHTTP(shown, httptest.NewRequest("GET", "/metrics", nil))
+	ask := func(path string) *httptest.ResponseRecorder {
+		answer := httptest.NewRecorder()
+		a.admin.Handler.ServeHTTP(answer, httptest.NewRequest("GET", path, nil))
+		return answer
+	}
+	shown := ask("/metrics")
 	for _, name := range []string{
 		`taskledger_auth_accepted_total{credential="jwt"}`,
 		`taskledger_auth_refusals_total{credential="session",reason="bad_signature"}`,
@@ -471,6 +482,9 @@ func TestCredentialsAreCountedWhereAnOperatorLooks(t *testing.T) {
 		if !strings.Contains(shown.Body.String(), name) {
 			t.Errorf("no %s in %s", name, shown.Body)
 		}
+	}
+	if answer := ask("/debug/pprof/cmdline"); answer.Code != 404 { // --database-url has a password in it
+		t.Errorf("the command line: %d", answer.Code)
 	}
 }
 

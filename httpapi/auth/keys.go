@@ -291,6 +291,9 @@ func (s *keySource) download(ctx context.Context) (*keySet, error) {
 	}
 	request.Header.Set("Accept", "application/jwk-set+json, application/json")
 	answer, err := s.client.Do(request)
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		err = failed.Err // without the URL, which may have an API key in it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetch jwks: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -176,7 +177,7 @@ func explain(err error) error {
 	case "42P01", "42703", "3F000": // undefined_table, undefined_column, invalid_schema_name
 		return refuse(NoSessionTables, noTables)
 	}
-	return fmt.Errorf("look up session: %s", plainCause(err))
+	return fmt.Errorf("look up session (in BETTER_AUTH_DATABASE_URL, else DATABASE_URL): %s", plainCause(err))
 }
 
 // plainCause leaves out what pgx tells of a connection: user, database and host are values of the database's URL.
@@ -190,9 +191,11 @@ func plainCause(err error) string {
 			return ended.Error()
 		}
 	}
-	var system syscall.Errno
-	if errors.As(err, &system) {
+	if system, ok := errors.AsType[syscall.Errno](err); ok {
 		return system.Error()
+	}
+	if untrusted, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return untrusted.Error()
 	}
 	return "no connection"
 }

@@ -1,0 +1,399 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"taskledger/httpapi/auth"
+	"taskledger/migrations/testdb"
+)
+
+// pooler is a PgBouncer in transaction mode before a server of tests, on a Unix socket.
+type pooler struct {
+	t      *testing.T
+	binary string
+	dir    string
+	stderr lockedBuffer
+	cmd    *exec.Cmd
+}
+
+// findPgBouncer finds the program, which Debian puts where only root looks. PgBouncer is not PostgreSQL: where it is
+// missing, the rest of the suite says as much as it can, except where the project is checked for good.
+func findPgBouncer(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"pgbouncer", "/usr/sbin/pgbouncer", "/usr/local/sbin/pgbouncer"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	const missing = "PgBouncer is missing, which this test runs the server behind: install the package pgbouncer"
+	if os.Getenv("CI") != "" {
+		t.Fatal(missing)
+	}
+	t.Skip(missing)
+	return ""
+}
+
+// startPooler starts a PgBouncer before the server of a URL, and gives the URL of the same database behind it.
+// PgBouncer keeps few connections to PostgreSQL for many clients.
+func startPooler(t *testing.T, server string, settings ...string) (p *pooler, pooled string) {
+	t.Helper()
+	p = &pooler{t: t, binary: findPgBouncer(t)}
+	var err error
+	if p.dir, err = os.MkdirTemp("", "pgbouncer-"); err != nil { // a short path: that of a socket may have 107 bytes
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(p.dir) })
+	if err := os.Chmod(p.dir, 0o777); err != nil { // for the user that it runs as instead of root
+		t.Fatal(err)
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, _ := u.User.Password()
+	lines := append([]string{
+		"[databases]",
+		fmt.Sprintf("* = host=%s port=%s user=%s password=%s", u.Hostname(), u.Port(), u.User.Username(), password),
+		"[pgbouncer]",
+		"listen_addr =", "listen_port = 6432", "unix_socket_dir = " + p.dir,
+		"auth_type = any", "log_connections = 0", "log_disconnections = 0",
+		"pool_mode = transaction", "default_pool_size = 8", "max_client_conn = 200",
+	}, settings...)
+	if os.Geteuid() == 0 {
+		lines = append(lines, "user = nobody")
+	}
+	if err := os.WriteFile(p.config(), []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.start()
+	// PgBouncer takes no options: who has some in the URL is still served.
+	return p, fmt.Sprintf("postgres://anybody@%s?host=%s&port=6432&application_name=a&options=-csearch_path%%3Da",
+		u.Path, url.QueryEscape(p.dir))
+}
+
+func (p *pooler) config() string { return filepath.Join(p.dir, "pgbouncer.ini") }
+
+// start returns when it listens.
+func (p *pooler) start() {
+	p.cmd = exec.Command(p.binary, p.config())
+	p.cmd.Stderr = &p.stderr
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatalf("start PgBouncer: %v", err)
+	}
+	p.t.Cleanup(p.kill)
+	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
+	defer cancel()
+	for {
+		conn, err := net.Dial("unix", filepath.Join(p.dir, ".s.PGSQL.6432"))
+		if err == nil {
+			_ = conn.Close()
+			return
+		}
+		if !tick(ctx) {
+			p.t.Fatalf("PgBouncer does not listen: %v; it said:\n%s", err, &p.stderr)
+		}
+	}
+}
+
+func (p *pooler) kill() {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait() // it was killed
+}
+
+// knowsPrepared tells whether this PgBouncer, 1.21 or newer, can keep prepared statements.
+func knowsPrepared(t *testing.T) bool {
+	t.Helper()
+	out, err := exec.Command(findPgBouncer(t), "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(string(out), "PgBouncer %d.%d", &major, &minor); err != nil {
+		t.Fatalf("%q: %v", out, err)
+	}
+	return major > 1 || minor >= 21
+}
+
+// Behind a PgBouncer in transaction mode, which nobody has told of: several users write and read through two servers,
+// while tables are altered, the read model is made anew and the pooler is killed. Nothing acknowledged is lost, nobody
+// sees another's tasks, every read shows what was written before it.
+func TestBehindPgBouncer(t *testing.T) {
+	t.Parallel()
+	cases := []struct {
+		name, settings string
+		as             func(t *testing.T, url string) string // whose URL PgBouncer has
+	}{
+		{"a superuser", "", func(_ *testing.T, url string) string { return url }},
+		{"an owner", "", asOwner},
+		{"prepared statements are kept", "max_prepared_statements = 100", asOwner},
+	}
+	if knowsPrepared(t) {
+		cases[0].settings, cases[1].settings = "max_prepared_statements = 0", "max_prepared_statements = 0"
+	} else {
+		cases = cases[:2]
+	}
+	for _, tt := range cases {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			direct := testdb.EmptyURL(t)
+			p, pooled := startPooler(t, tt.as(t, direct), tt.settings)
+			b := &bouncing{t: t, pooler: p, direct: direct, pooled: pooled}
+			b.servers = [2]*served{startServer(t, b.env()...), startServer(t, b.env()...)}
+			b.play()
+			for _, s := range b.servers {
+				s.terminate()
+			}
+			got := finish(t, program(t, b.env(), "verify"))
+			if got.code != 0 || !strings.HasSuffix(got.stdout, "; 0 parked\n") {
+				t.Errorf("verify: %+v", got)
+			}
+			if t.Failed() {
+				t.Logf("PgBouncer said:\n%s", &p.stderr)
+			}
+		})
+	}
+}
+
+// More servers start at once than PgBouncer has connections to PostgreSQL: who waits to migrate keeps none of them.
+func TestManyStartBehindASmallPgBouncer(t *testing.T) {
+	t.Parallel()
+	_, pooled := startPooler(t, testdb.EmptyURL(t), "default_pool_size = 3")
+	var starts sync.WaitGroup
+	for range 5 {
+		starts.Go(func() {
+			got := finish(t, program(t, []string{"DATABASE_URL=" + pooled}, "migrate"))
+			if got.code != 0 {
+				t.Errorf("migrate: %+v", got)
+			}
+		})
+	}
+	starts.Wait()
+}
+
+// asOwner makes an ordinary role that may make schemas in the database, whom row level security binds.
+func asOwner(t *testing.T, direct string) string {
+	t.Helper()
+	u, err := url.Parse(direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	role, database := "owner_of_"+u.Path[1:], pgx.Identifier{u.Path[1:]}.Sanitize()
+	execute(t, direct, `CREATE ROLE `+role+` LOGIN PASSWORD 'secret'; GRANT CREATE ON DATABASE `+database+` TO `+role)
+	t.Cleanup(func() { execute(t, direct, `DROP OWNED BY `+role+` CASCADE; DROP ROLE `+role) })
+	u.User = url.UserPassword(role, "secret")
+	return u.String()
+}
+
+// execute runs statements on a connection of their own.
+func execute(t *testing.T, url, statements string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	if _, err := conn.Exec(ctx, statements); err != nil {
+		t.Errorf("%s: %v", statements, err)
+	}
+}
+
+type bouncing struct {
+	t              *testing.T
+	pooler         *pooler
+	direct, pooled string
+	servers        [2]*served
+	clients        []*bouncingClient
+}
+
+// bouncingClient is a user with one client.
+type bouncingClient struct {
+	*bouncing
+	user, token string
+	written     atomic.Int64 // and seen by the other server
+	unavailable atomic.Int64 // answers 503
+}
+
+func (b *bouncing) env() []string {
+	return []string{"DATABASE_URL=" + b.pooled, "BETTER_AUTH_SECRET=" + serveSecret}
+}
+
+func (b *bouncing) play() {
+	b.makeClients()
+	ctx, cancel := context.WithCancel(b.t.Context())
+	var work sync.WaitGroup
+	for _, c := range b.clients {
+		work.Go(func() { c.run(ctx) })
+	}
+	defer work.Wait()
+	defer cancel()
+	b.progress()
+	execute(b.t, b.direct, `ALTER TABLE taskledger.tasks ADD COLUMN added text DEFAULT 'x'`)
+	execute(b.t, b.direct, `ALTER TABLE taskledger.task_events ADD COLUMN added int`)
+	b.progress()
+	if got := finish(b.t, program(b.t, b.env(), "rebuild")); got.code != 0 {
+		b.t.Errorf("rebuild: %+v", got)
+	}
+	b.progress()
+	if n := b.refusals(); n > 0 {
+		b.t.Errorf("%d answers 503 while nothing was away", n)
+	}
+	b.pooler.kill()
+	b.pooler.start()
+	back := time.Now()
+	b.progress()
+	took := time.Since(back)
+	if took > recovery {
+		b.t.Errorf("all write again %v after the pooler is back", took)
+	}
+	cancel()
+	work.Wait()
+	var written int64
+	for _, c := range b.clients {
+		written += c.written.Load()
+	}
+	b.t.Logf("%d tasks of %d users written and seen; %v after the pooler was back all went on; %d answers 503",
+		written, len(b.clients), took.Round(time.Millisecond), b.refusals())
+}
+
+// makeClients makes users with tokens, and one whose session is in Better Auth's tables, behind the pooler too.
+func (b *bouncing) makeClients() {
+	execute(b.t, b.direct, `
+		CREATE SCHEMA a;
+		CREATE TABLE a."user" ("id" text);
+		CREATE TABLE a."session" ("token" text, "userId" text, "expiresAt" timestamptz);
+		INSERT INTO a."user" VALUES ('by session');
+		INSERT INTO a."session" VALUES ('a-session', 'by session', 'tomorrow');
+		GRANT USAGE ON SCHEMA a TO PUBLIC;
+		GRANT SELECT ON ALL TABLES IN SCHEMA a TO PUBLIC`)
+	mac := hmac.New(sha256.New, []byte(serveSecret))
+	mac.Write([]byte("a-session"))
+	session := "a-session." + base64.StdEncoding.EncodeToString(mac.Sum(nil))
+	b.clients = []*bouncingClient{{bouncing: b, user: "by session", token: session}}
+	for n := range 11 {
+		user := fmt.Sprint("user ", n)
+		token, err := auth.SignToken([]byte(serveSecret), user, "", "", time.Now(), time.Hour)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		b.clients = append(b.clients, &bouncingClient{bouncing: b, user: user, token: token})
+	}
+}
+
+// progress waits until each client has written and seen some more.
+func (b *bouncing) progress() {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
+	defer cancel()
+	wanted := make([]int64, len(b.clients))
+	for i, c := range b.clients {
+		wanted[i] = c.written.Load() + 5
+	}
+	for i, c := range b.clients {
+		for c.written.Load() < wanted[i] {
+			if b.t.Failed() || !tick(ctx) {
+				b.t.Errorf("%s: %d tasks are written and seen, %d wanted; the servers said:\n%s\n%s",
+					c.user, c.written.Load(), wanted[i], b.servers[0].stderr, b.servers[1].stderr)
+				return
+			}
+		}
+	}
+}
+
+func (b *bouncing) refusals() (n int64) {
+	for _, c := range b.clients {
+		n += c.unavailable.Load()
+	}
+	return n
+}
+
+// run writes through one server and looks through the other. What has begun is finished.
+func (c *bouncingClient) run(ctx context.Context) {
+	for n := 0; ctx.Err() == nil && !c.t.Failed(); n++ {
+		title := fmt.Sprintf("%s: %d", c.user, n)
+		c.must(n, 201, "POST", fmt.Sprintf(`{"title":%q}`, title), title)
+		var seen []struct {
+			Title string `json:"title"`
+			Owner string `json:"user_id"`
+		}
+		answer := c.must(n+1, 200, "GET", "", "")
+		if err := json.Unmarshal(answer, &seen); err != nil {
+			c.t.Errorf("%s: %v", c.user, err)
+			return
+		}
+		if len(seen) != n+1 || seen[0].Title != title {
+			c.t.Errorf("%s: after %d tasks %d are listed, the last is %+v",
+				c.user, n+1, len(seen), seen[:min(1, len(seen))])
+			return
+		}
+		for _, task := range seen {
+			if task.Owner != c.user || !strings.HasPrefix(task.Title, c.user+": ") {
+				c.t.Errorf("%s sees %+v", c.user, task)
+				return
+			}
+		}
+		c.written.Add(1)
+	}
+}
+
+// must asks again until it is answered otherwise than with 503, with the same key.
+func (c *bouncingClient) must(server, want int, method, body, key string) []byte {
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	for {
+		status, answer, err := c.ask(ctx, c.servers[server%2], method, body, key)
+		if err == nil && status == want {
+			return answer
+		}
+		if err == nil && status != http.StatusServiceUnavailable {
+			c.t.Errorf("%s: %s: %d %s", c.user, method, status, answer)
+			return nil
+		}
+		c.unavailable.Add(1)
+		if !tick(ctx) {
+			c.t.Errorf("%s: %s: %d %s %v", c.user, method, status, answer, err)
+			return nil
+		}
+	}
+}
+
+func (c *bouncingClient) ask(
+	ctx context.Context, s *served, method, body, key string,
+) (status int, answer []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, s.base+"/api/tasks", bytes.NewReader([]byte(body)))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	if key != "" {
+		req.Header.Set("Idempotency-Key", strings.ReplaceAll(key, " ", "-"))
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	answer, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, answer, errors.Join(err, resp.Body.Close())
+}

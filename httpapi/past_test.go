@@ -1,0 +1,382 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// change sends a write that must succeed.
+func (s *service) change(method, path, body string) taskJSON {
+	s.t.Helper()
+	return as[taskJSON](s.t, s.want(200, call{method: method, path: path, user: "u", body: body}))
+}
+
+// A list as of the present is the list, whatever is asked of it; of the past it is what was there then.
+func TestTasksAreAsTheyWere(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	a := s.create("u", `{"title":"Änderung","description":"x"}`)                        // 1
+	b := s.create("u", `{"title":"apple","is_completed":true}`)                         // 2, 3: of the same moment
+	path := "/api/tasks/" + a.ID.String()                                               //
+	a2 := s.change("PATCH", path, `{"title":"zebra","description":null}`)               // 4, 5
+	s.want(204, call{method: "DELETE", path: "/api/tasks/" + b.ID.String(), user: "u"}) // 6
+	c := s.titled("u", "Mango")                                                         // 7
+	for _, query := range []string{
+		"", "?sort=title", "?sort=title&order=desc", "?sort=updated_at", "?order=asc", "?status=completed", "?status=pending&limit=1",
+		"?q=ZEB", "?q=nothing", "?limit=1",
+	} {
+		now := s.want(200, call{method: "GET", path: "/api/tasks" + query, user: "u"})
+		separator := map[bool]string{true: "&", false: "?"}[query != ""]
+		then := s.want(200, call{method: "GET", path: "/api/tasks" + query + separator + "as_of=7", user: "u"})
+		if string(now.body) != string(then.body) || (now.Header.Get("Link") == "") != (then.Header.Get("Link") == "") {
+			t.Errorf("%s now:\n%s\nas of now:\n%s", query, now.body, then.body)
+		}
+	}
+	for _, tc := range []struct {
+		asOf string
+		want []string
+	}{
+		{"0", []string{}},
+		{"1", []string{"Änderung"}},
+		{"2", []string{"apple", "Änderung"}},
+		{"3", []string{"apple", "Änderung"}},
+		{"5", []string{"apple", "zebra"}},
+		{"6", []string{"zebra"}},
+		{"1970-01-01T00:00:00Z", []string{}},
+		{a.CreatedAt, []string{"Änderung"}},
+		{b.CreatedAt, []string{"apple", "Änderung"}},
+		{a2.UpdatedAt, []string{"apple", "zebra"}},
+		{c.CreatedAt, []string{"Mango", "zebra"}},
+		{before(t, a.CreatedAt), []string{}},
+		{before(t, c.CreatedAt), []string{"zebra"}},
+	} {
+		if got := titles(s.list("u", "?as_of="+url.QueryEscape(tc.asOf))); !slices.Equal(got, tc.want) {
+			t.Errorf("as of %s: %q, want %q", tc.asOf, got, tc.want)
+		}
+	}
+	if got := s.list("u", "?as_of=3&status=completed"); len(got) != 1 || got[0].Version != 3 || !got[0].IsCompleted {
+		t.Errorf("completed as of 3: %+v", got)
+	}
+	if got := s.list("u", "?as_of=2"); got[0].Version != 2 || got[0].IsCompleted {
+		t.Errorf("between two events of one moment: %+v", got)
+	}
+	one := s.want(200, call{method: "GET", path: path + "?as_of=3", user: "u"})
+	if task := as[taskJSON](t, one); task.Title != "Änderung" || task.Version != 1 || one.Header.Get("ETag") != `"1"` || one.Header.Get("X-Version") != "7" {
+		t.Errorf("one task: %s, %v", one.body, one.Header)
+	}
+	s.want(304, call{method: "GET", path: path + "?as_of=3", user: "u", header: http.Header{"If-None-Match": {`"1"`}}})
+	for _, gone := range []string{path + "?as_of=0", "/api/tasks/" + b.ID.String() + "?as_of=7", "/api/tasks/" + c.ID.String() + "?as_of=6"} {
+		s.refused(404, "not_found", call{method: "GET", path: gone, user: "u"})
+	}
+	for _, future := range []string{"8", "9223372036854775807", url.QueryEscape(time.Now().Add(time.Minute).Format(time.RFC3339Nano)), "-1", "x", ""} {
+		for _, p := range []string{"/api/tasks", path} {
+			if p := s.refused(422, "validation_error", call{method: "GET", path: p + "?as_of=" + future, user: "u"}); p.Errors[0].Parameter != "as_of" {
+				t.Errorf("as_of=%s: %+v", future, p)
+			}
+		}
+	}
+	if got := s.list("nobody", "?as_of=0"); len(got) != 0 {
+		t.Errorf("nobody: %+v", got)
+	}
+}
+
+// before is the microsecond before a time.
+func before(t *testing.T, at string) string {
+	t.Helper()
+	when, err := time.Parse(time.RFC3339Nano, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return when.Add(-time.Microsecond).Format(time.RFC3339Nano)
+}
+
+// follow reads a list page by page.
+func (s *service) follow(path string) (items []json.RawMessage) {
+	s.t.Helper()
+	for path != "" {
+		a := s.want(200, call{method: "GET", path: path, user: "u"})
+		items = append(items, as[[]json.RawMessage](s.t, a)...)
+		path = ""
+		if link := a.Header.Get("Link"); link != "" {
+			path = link[1:strings.Index(link, ">")]
+		}
+		if len(items) > 1000 {
+			s.t.Fatal("pages without an end")
+		}
+	}
+	return items
+}
+
+// The pages of a list of the past are that list, in every order.
+func TestPagesOfThePast(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *Config) { c.RateRPS = 0 })
+	for i := range 9 {
+		s.create("u", fmt.Sprintf(`{"title":"%d same %d","is_completed":%t}`, i%2, i%3, i%2 == 0))
+	}
+	for _, query := range []string{"as_of=11", "as_of=11&sort=title", "as_of=11&sort=updated_at&order=asc", "as_of=11&sort=title&order=desc&status=pending"} {
+		whole := s.follow("/api/tasks?" + query)
+		for limit := 1; limit <= len(whole)+1; limit++ {
+			pages := s.follow("/api/tasks?" + query + "&limit=" + strconv.Itoa(limit))
+			if fmt.Sprintf("%s", pages) != fmt.Sprintf("%s", whole) {
+				t.Errorf("%s by %d:\n%s\nwant\n%s", query, limit, pages, whole)
+			}
+		}
+	}
+	page := s.want(200, call{method: "GET", path: "/api/tasks?as_of=11&limit=2", user: "u"})
+	next := page.Header.Get("Link")
+	s.refused(422, "validation_error", call{method: "GET", path: strings.Replace(next[1:strings.Index(next, ">")], "as_of=11", "as_of=10", 1), user: "u"})
+}
+
+// The trash has what was deleted, the last first, with the time; a restored task is as it was.
+func TestTrashAndRestore(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	var all []taskJSON
+	for i := range 5 {
+		all = append(all, s.titled("u", fmt.Sprint(i)))
+	}
+	if got := s.follow("/api/trash"); len(got) != 0 {
+		t.Fatalf("an empty trash: %s", got)
+	}
+	for _, i := range []int{3, 1, 4} {
+		s.want(204, call{method: "DELETE", path: "/api/tasks/" + all[i].ID.String(), user: "u"})
+	}
+	type deleted struct {
+		taskJSON
+		DeletedAt string `json:"deleted_at"`
+	}
+	trash := as[[]deleted](t, s.want(200, call{method: "GET", path: "/api/trash", user: "u"}))
+	if len(trash) != 3 || trash[0].Title != "4" || trash[1].Title != "1" || trash[2].Title != "3" || trash[0].Version != 8 || trash[0].DeletedAt != trash[0].UpdatedAt {
+		t.Errorf("the trash: %+v", trash)
+	}
+	if whole, pages := s.follow("/api/trash"), s.follow("/api/trash?limit=1"); fmt.Sprintf("%s", whole) != fmt.Sprintf("%s", pages) {
+		t.Errorf("pages of the trash: %s", pages)
+	}
+	restore := func(i int) string { return "/api/tasks/" + all[i].ID.String() + "/restore" }
+	for _, match := range []string{`"4"`, `W/"8"`} {
+		s.refused(412, "precondition_failed", call{method: "POST", path: restore(4), user: "u", header: http.Header{"If-Match": {match}}})
+	}
+	key := http.Header{"If-Match": {`"8"`}, "Idempotency-Key": {"r"}}
+	first := s.want(200, call{method: "POST", path: restore(4), user: "u", header: key})
+	if task := as[taskJSON](t, first); task.Title != "4" || task.Version != 9 || task.CreatedAt != all[4].CreatedAt || first.Header.Get("ETag") != `"9"` {
+		t.Errorf("restored: %s", first.body)
+	}
+	again := s.want(200, call{method: "POST", path: restore(4), user: "u", header: key})
+	if string(again.body) != string(first.body) || again.Header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("the retry: %s %v", again.body, again.Header)
+	}
+	s.refused(409, "version_conflict", call{method: "POST", path: restore(4), user: "u"})
+	s.refused(409, "version_conflict", call{method: "POST", path: restore(0), user: "u"})
+	s.refused(404, "not_found", call{method: "POST", path: missing + "/restore", user: "u"})
+	if got := s.follow("/api/trash"); len(got) != 2 {
+		t.Errorf("the trash after it: %s", got)
+	}
+	for i := range 7 { // 3 are live, and the quota is 10
+		s.titled("u", fmt.Sprint("more ", i))
+	}
+	s.refused(422, "quota_exceeded", call{method: "POST", path: restore(1), user: "u"})
+}
+
+// A task goes back to what it was, by new events.
+func TestRevert(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	task := s.create("u", `{"title":"one","description":"d","is_completed":true}`) // 1, 2
+	path := "/api/tasks/" + task.ID.String()
+	s.change("PATCH", path, `{"title":"two","description":null,"is_completed":false}`) // 3, 4, 5
+	other := s.titled("u", "other")                                                    // 6
+	revert := func(version int) call {
+		return call{method: "POST", path: path + "/revert", user: "u", body: fmt.Sprintf(`{"version":%d}`, version)}
+	}
+	back := as[taskJSON](t, s.want(200, revert(2))) // 7, 8, 9
+	if back.Title != "one" || *back.Description != "d" || !back.IsCompleted || back.Version != 9 || back.CreatedAt != task.CreatedAt {
+		t.Errorf("back at 2: %+v", back)
+	}
+	if same := as[taskJSON](t, s.want(200, revert(9))); same != back && (same.Version != 9 || same.UpdatedAt != back.UpdatedAt) {
+		t.Errorf("to itself: %+v", same)
+	}
+	open := as[taskJSON](t, s.want(200, revert(1))) // 10
+	if open.Title != "one" || open.IsCompleted || open.Version != 10 {
+		t.Errorf("back at 1, between two events of one command: %+v", open)
+	}
+	if entries := as[[]historyJSON](t, s.want(200, call{method: "GET", path: path + "/history", user: "u"})); len(entries) != 9 {
+		t.Errorf("%d entries: nothing is erased", len(entries))
+	}
+	keyed := revert(5)
+	keyed.header = http.Header{"Idempotency-Key": {"k"}, "If-Match": {`"10"`}}
+	first := s.want(200, keyed) // 11, 12
+	s.change("PATCH", path, `{"title":"three"}`)
+	if again := s.want(200, keyed); string(again.body) != string(first.body) || again.Header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("the retry: %s, first %s", again.body, first.body)
+	}
+	stale := revert(5)
+	stale.header = http.Header{"If-Match": {`"10"`}}
+	s.refused(412, "precondition_failed", stale)
+	otherPath := "/api/tasks/" + other.ID.String()
+	for name, c := range map[string]call{
+		"before its creation": {method: "POST", path: otherPath + "/revert", user: "u", body: `{"version":5}`},
+		"past the head":       revert(99),
+		"0":                   revert(0),
+		"negative":            revert(-1),
+		"no number":           {method: "POST", path: path + "/revert", user: "u", body: `{"version":"1"}`},
+		"a fraction":          {method: "POST", path: path + "/revert", user: "u", body: `{"version":1.5}`},
+		"too large":           {method: "POST", path: path + "/revert", user: "u", body: `{"version":9223372036854775808}`},
+		"nothing":             {method: "POST", path: path + "/revert", user: "u", body: `{}`},
+		"null":                {method: "POST", path: path + "/revert", user: "u", body: `{"version":null}`},
+	} {
+		if p := s.refused(422, "validation_error", c); p.Errors[0].Pointer == nil || *p.Errors[0].Pointer != "/version" {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+	s.want(204, call{method: "DELETE", path: path, user: "u"}) // 14
+	s.refused(404, "not_found", revert(2))
+	s.want(200, call{method: "POST", path: path + "/restore", user: "u"}) // 15
+	s.refused(422, "validation_error", revert(14))
+	if as[taskJSON](t, s.want(200, revert(13))).Title != "three" {
+		t.Error("a version before the deletion")
+	}
+	s.refused(404, "not_found", call{method: "POST", path: missing + "/revert", user: "u", body: `{"version":1}`})
+}
+
+type syncJSON struct {
+	Changes []struct {
+		Op      string    `json:"op"`
+		Task    *taskJSON `json:"task"`
+		ID      string    `json:"id"`
+		Version int64     `json:"version"`
+	} `json:"changes"`
+	Version int64 `json:"version"`
+	HasMore bool  `json:"has_more"`
+	Reset   bool  `json:"reset"`
+}
+
+func (s *service) sync(query string) syncJSON {
+	s.t.Helper()
+	return as[syncJSON](s.t, s.want(200, call{method: "GET", path: "/api/sync" + query, user: "u"}))
+}
+
+// copyOf is a copy of the tasks, kept by syncing from a version on, so many changes at a time.
+func (s *service) copyOf(has map[string]int64, since int64, limit int) (int64, map[string]int64) {
+	s.t.Helper()
+	for {
+		page := s.sync(fmt.Sprintf("?since=%d&limit=%d", since, limit))
+		if page.Reset {
+			clear(has)
+		}
+		for _, c := range page.Changes {
+			switch {
+			case c.Op == "delete":
+				delete(has, c.ID)
+			case c.Task.Version <= since && !page.Reset:
+				s.t.Errorf("a change of version %d since %d", c.Task.Version, since)
+			default:
+				has[c.Task.ID.String()] = c.Task.Version
+			}
+		}
+		if since = page.Version; !page.HasMore {
+			return since, has
+		}
+	}
+}
+
+// Whoever stands at any version comes to the same copy.
+func TestSyncFromEveryVersion(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *Config) { c.RateRPS = 0 })
+	if page := s.sync(""); page.Version != 0 || page.HasMore || len(page.Changes) != 0 {
+		t.Fatalf("nothing: %+v", page)
+	}
+	copies := map[int64]map[string]int64{0: {}}
+	take := func() {
+		version, has := s.copyOf(map[string]int64{}, 0, 500)
+		copies[version] = has
+	}
+	var tasks []taskJSON
+	for i := range 6 {
+		tasks = append(tasks, s.titled("u", fmt.Sprint(i)))
+		take()
+	}
+	path := func(i int) string { return "/api/tasks/" + tasks[i].ID.String() }
+	for _, i := range []int{2, 0, 2} {
+		s.change("PATCH", path(i)+"/complete", "")
+		take()
+	}
+	s.want(204, call{method: "DELETE", path: path(1), user: "u"})
+	take()
+	s.want(204, call{method: "DELETE", path: path(5), user: "u"})
+	take()
+	s.want(200, call{method: "POST", path: path(1) + "/restore", user: "u"})
+	head, want := s.copyOf(map[string]int64{}, 0, 500)
+	for since, has := range copies {
+		for _, limit := range []int{1, 2, 3, 500} {
+			mine := map[string]int64{}
+			for id, version := range has {
+				mine[id] = version
+			}
+			if version, got := s.copyOf(mine, since, limit); version != head || fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("from %d by %d: %v at %d, want %v at %d", since, limit, got, version, want, head)
+			}
+		}
+	}
+	whole := s.sync("")
+	if len(whole.Changes) != 5 || slices.ContainsFunc(as[syncJSON](t, s.want(200, call{method: "GET", path: "/api/sync?since=0", user: "u"})).Changes,
+		func(c struct {
+			Op      string    `json:"op"`
+			Task    *taskJSON `json:"task"`
+			ID      string    `json:"id"`
+			Version int64     `json:"version"`
+		}) bool {
+			return c.Op != "upsert"
+		}) {
+		t.Errorf("from nothing: %+v", whole)
+	}
+	for _, wrong := range []string{"?since=13", "?since=-1", "?since=x", "?since=", "?limit=0", "?limit=501", "?since=9223372036854775808"} {
+		s.refused(422, "validation_error", call{method: "GET", path: "/api/sync" + wrong, user: "u"})
+	}
+	a := s.want(200, call{method: "GET", path: "/api/sync?since=3", user: "u"})
+	s.want(304, call{method: "GET", path: "/api/sync?since=3", user: "u", header: http.Header{"If-None-Match": {a.Header.Get("ETag")}}})
+}
+
+type linkJSON struct {
+	Seq        int64   `json:"seq"`
+	Hash       string  `json:"hash"`
+	RecordedAt *string `json:"recorded_at"`
+}
+
+// The ledger tells every link of the chain, as the history has it.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	link := func(query string) linkJSON {
+		t.Helper()
+		return as[linkJSON](t, s.want(200, call{method: "GET", path: "/api/ledger" + query, user: "u"}))
+	}
+	if l := link(""); l.Seq != 0 || l.Hash != strings.Repeat("0", 64) || l.RecordedAt != nil {
+		t.Errorf("nothing: %+v", l)
+	}
+	s.create("u", `{"title":"a","is_completed":true}`)
+	s.titled("u", "b")
+	history := as[[]historyJSON](t, s.want(200, call{method: "GET", path: "/api/history?order=asc", user: "u"}))
+	for _, e := range history {
+		if l := link("?seq=" + strconv.FormatInt(e.Seq, 10)); l.Seq != e.Seq || l.Hash != e.Hash || *l.RecordedAt != e.RecordedAt {
+			t.Errorf("%+v is not as in the history: %+v", l, e)
+		}
+	}
+	if last, l := history[2], link(""); l.Seq != 3 || l.Hash != last.Hash {
+		t.Errorf("the last: %+v", l)
+	}
+	if l := link("?seq=0"); l.Seq != 0 || l.Hash != strings.Repeat("0", 64) {
+		t.Errorf("before the first: %+v", l)
+	}
+	for _, wrong := range []string{"4", "-1", "x", "", "9223372036854775808"} {
+		s.refused(422, "validation_error", call{method: "GET", path: "/api/ledger?seq=" + wrong, user: "u"})
+	}
+}

@@ -1,0 +1,203 @@
+package query
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
+)
+
+// Moment is a point in a user's stream: a seq, or a time when Time is not zero.
+type Moment struct {
+	Seq  int64
+	Time time.Time
+}
+
+// seqAt adds the last seq at a moment. That of a time is found by halving: seqs rise with time, and no index has the times.
+func (c *clauses) seqAt(m Moment) {
+	if m.Time.IsZero() {
+		c.add(`$?::bigint`, m.Seq)
+		return
+	}
+	c.add(`(
+				WITH RECURSIVE search (low, high) AS (
+					SELECT 0::bigint, coalesce((SELECT u.seq FROM {schema}.users u WHERE u.user_id = $1), 0)
+					UNION ALL
+					SELECT CASE WHEN h.recorded_at <= m.at THEN h.seq ELSE b.low END,
+						CASE WHEN h.recorded_at <= m.at THEN b.high ELSE (b.low + b.high + 1) / 2 - 1 END
+					FROM search b
+					CROSS JOIN (SELECT $?::timestamptz AS at) m
+					CROSS JOIN LATERAL (
+						SELECT h.seq, h.recorded_at
+						FROM {schema}.task_history h
+						WHERE h.user_id = $1 AND h.seq >= (b.low + b.high + 1) / 2
+						ORDER BY h.seq
+						LIMIT 1
+					) h
+					WHERE b.low < b.high
+				)
+				SELECT max(low) FROM search
+			)`, m.Time)
+}
+
+// isFuture adds whether a moment is still to come, as the database's clock has it; a seq is compared when the answer is there.
+func (c *clauses) isFuture(m Moment) {
+	if m.Time.IsZero() {
+		c.add(`false`)
+		return
+	}
+	c.add(`$?::timestamptz > clock_timestamp()`, m.Time)
+}
+
+// isFuture tells whether the moment is still to come.
+func (st state) isFuture(m Moment, byClock bool) bool {
+	return byClock || m.Time.IsZero() && m.Seq > max(st.shown, st.end.Seq)
+}
+
+// sqlAsOf has a row for each task that was live. Filtering and ordering the few that a user has is left to readAsOf: the past has no
+// columns for it.
+func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
+	q := clauses{next: 2}
+	q.add(`
+	CROSS JOIN (SELECT `)
+	q.seqAt(*f.AsOf)
+	q.add(` AS seq, `)
+	q.isFuture(*f.AsOf)
+	q.add(` AS future) m
+	LEFT JOIN LATERAL (
+		SELECT h.*
+		FROM {schema}.tasks t
+		CROSS JOIN LATERAL (
+			SELECT ` + events.HistoryTaskColumns + `
+			FROM {schema}.task_history h
+			WHERE h.user_id = t.user_id AND h.task_id = t.id AND h.seq <= m.seq
+			ORDER BY h.seq DESC
+			LIMIT 1
+		) h
+		WHERE t.user_id = s.user_id AND (t.deleted_at IS NULL OR t.version > m.seq) AND h.version > 0 AND h.deleted_at IS NULL`)
+	switch f.Status {
+	case StatusPending:
+		q.add(` AND NOT h.is_completed`)
+	case StatusCompleted:
+		q.add(` AND h.is_completed`)
+	}
+	q.add(`
+	) x ON true`)
+	return `m.future, x.task_id, x.*`, q.text, q.args
+}
+
+// placed is a task with its place in a list.
+type placed struct {
+	Place
+	task events.Task
+}
+
+// compare orders two places of one list.
+func (o Order) compare(a, b Place) int {
+	order := cmp.Or(a.Time.Compare(b.Time), slices.Compare(a.Title, b.Title), slices.Compare(a.ID[:], b.ID[:]))
+	if o == Descending {
+		return -order
+	}
+	return order
+}
+
+func (f TaskFilter) readAsOf(rows pgx.Rows, st state, page Page, a *Answer, w *writer) error {
+	var (
+		found  []placed
+		search = events.FoldCase(f.Search)
+		most   = page.Limit + 1 // one more than the page has tells whether there is a next one
+	)
+	sort := func() {
+		slices.SortFunc(found, func(a, b placed) int { return f.Order.compare(a.Place, b.Place) })
+		if page.Limit > 0 && len(found) > most {
+			found = slices.Delete(found, most, len(found))
+		}
+	}
+	err := f.visitAsOf(rows, st, func(t events.Task) {
+		p := placed{f.placeOf(&t), t}
+		switch {
+		case f.Search != "" && !strings.Contains(events.SearchText(t.Title, t.Description), search):
+			return
+		case page.After != nil && f.Order.compare(p.Place, *page.After) <= 0:
+			return
+		}
+		if found = append(found, p); page.Limit > 0 && len(found) >= 2*most {
+			sort()
+		}
+	})
+	if err != nil {
+		return err
+	}
+	sort()
+	if page.Limit > 0 && len(found) == most {
+		found = found[:page.Limit]
+		a.Next = &found[page.Limit-1].Place
+	}
+	w.body = append(w.body, '[')
+	for i, p := range found {
+		if i > 0 {
+			w.body = append(w.body, separator...)
+		}
+		w.body = p.task.AppendJSON(w.body)
+	}
+	w.body = append(w.body, ']')
+	return nil
+}
+
+// visitAsOf calls visit with the tasks of the rows.
+func (f TaskFilter) visitAsOf(rows pgx.Rows, st state, visit func(events.Task)) error {
+	var future bool
+	if err := rows.Scan(places(&future, nil, nil, nil, nil, nil, nil, nil, nil, nil)...); err != nil {
+		return err
+	}
+	if st.isFuture(*f.AsOf, future) {
+		return ErrFuture
+	}
+	for there := rows.RawValues()[headColumns+1] != nil; there; there = rows.Next() {
+		t, err := events.ScanHistoryTask(rows, st.user, places(nil, nil)...)
+		if err != nil {
+			return err
+		}
+		visit(t)
+	}
+	return rows.Err()
+}
+
+// taskAsOf finds a task as it was, if it was live.
+func (r *Reader) taskAsOf(ctx context.Context, ask Ask, id uuid.UUID, m Moment) (Answer, error) {
+	q := clauses{next: 3}
+	q.add(`
+	CROSS JOIN (SELECT `)
+	q.isFuture(m)
+	q.add(` AS future) m
+	LEFT JOIN LATERAL (
+		SELECT ` + events.HistoryTaskColumns + `
+		FROM {schema}.task_history h
+		WHERE h.user_id = s.user_id AND h.task_id = $2 AND h.seq <= `)
+	q.seqAt(m)
+	q.add(`
+		ORDER BY h.seq DESC
+		LIMIT 1
+	) x ON true`)
+	return r.answer(ctx, ask, question{
+		key:  fmt.Sprintf("task %s as of %d %d", id, m.Seq, m.Time.UnixNano()),
+		text: statement(`m.future, x.task_id, x.*`, q.text),
+		args: append([]any{[16]byte(id)}, q.args...),
+		read: func(rows pgx.Rows, st state, a *Answer, w *writer) error {
+			err := ErrNotFound
+			visitErr := TaskFilter{AsOf: &m}.visitAsOf(rows, st, func(t events.Task) {
+				if t.Live() {
+					err, a.Version, w.body = nil, t.Version, t.AppendJSON(nil)
+				}
+			})
+			return cmp.Or(visitErr, err)
+		},
+	})
+}
