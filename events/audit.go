@@ -19,16 +19,18 @@ const maxLine = 64 << 20
 //   - the lines of a user stand together, and their seq is 1, 2, 3, … without gaps; but who was erased begins with the erasure;
 //   - the hash of a line is SHA-256(the hash before, 32 bytes, followed by the record in the form of RFC 8785). Before seq 1 there are 32
 //     zero bytes; an erasure has the hash before in its data;
-//   - recorded_at never runs backwards.
+//   - recorded_at never runs backwards;
+//   - an operator's export says with its first line how many events of how many users it has.
 //
 // So who kept the hash of one line, and finds it at the same seq in an export that passes, knows that nothing up to it was changed, left
 // out or put in.
 type Audit struct {
-	Users, Events int64
+	Totals // of the lines read so far
 
 	lines *bufio.Scanner
 	line  int64 // the number of the line read last
 	seen  map[string]bool
+	says  *Totals // how much there is in the export, by its own word; nil = it does not say
 
 	// Of the user whose lines are being read:
 	user     string
@@ -63,6 +65,9 @@ func (a *Audit) Next() (Line, error) {
 	a.line++
 	if !a.lines.Scan() {
 		switch err := a.lines.Err(); {
+		case err == nil && a.says != nil && *a.says != a.Totals:
+			return Line{}, a.wrong(fmt.Errorf("the export ends here, after %d events of %d users, but says that it has %d of %d: it was cut",
+				a.Events, a.Users, a.says.Events, a.says.Users))
 		case err == nil:
 			return Line{}, io.EOF
 		case errors.Is(err, bufio.ErrTooLong):
@@ -80,8 +85,24 @@ func (a *Audit) Next() (Line, error) {
 	}
 	a.Events++
 	l.Number = a.line
+	a.count(l.Totals)
 	return l, nil
 }
+
+// count takes note of how much there should be; several exports, one behind the other, are one too.
+func (a *Audit) count(says *Totals) {
+	if says == nil {
+		return
+	}
+	if a.says == nil {
+		a.says = &Totals{}
+	}
+	a.says.Events += says.Events
+	a.says.Users += says.Users
+}
+
+// Whole tells, behind the last line, whether nothing is missing behind it. A user's own export does not say how much there should be.
+func (a *Audit) Whole() bool { return a.says != nil }
 
 func (a *Audit) wrong(err error) error { return &LineError{Line: a.line, Err: err} }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/go-json-experiment/json"
@@ -30,8 +31,16 @@ type Line struct {
 	Fingerprint    []byte
 	// Skipped: an operator has had the event passed over.
 	Skipped bool
+	// Totals are of the whole export, with its first line; nil where the export does not say how much there is in it.
+	Totals *Totals
 	// Number is that of the line where it was read, from 1.
 	Number int64
+}
+
+// Totals are how much there is in an export. So one that was cut between two lines is told from a whole one.
+type Totals struct {
+	Events int64 `json:"events"`
+	Users  int64 `json:"users"`
 }
 
 // append appends the line in JSON. The record is its beginning, letter for letter, but for the brace that closes it.
@@ -47,15 +56,19 @@ func (l *Line) append(b []byte) []byte {
 	if l.Skipped {
 		b = append(b, `,"skipped":true`...)
 	}
+	if l.Totals != nil {
+		b = fmt.Appendf(b, `,"export":{"events":%d,"users":%d}`, l.Totals.Events, l.Totals.Users)
+	}
 	return append(b, '}')
 }
 
 // Exporter makes the lines of an export: of one user after the other, each stream from its beginning.
 type Exporter struct {
-	Users, Events int64
+	Totals
+	// Seq is that of the last line.
+	Seq int64
 
 	user   string
-	seq    int64
 	hash   Hash
 	record []byte
 }
@@ -65,14 +78,14 @@ func (x *Exporter) Append(b []byte, l *Line) ([]byte, error) {
 	_, erased := l.Data.(UserErased)
 	first := x.Users == 0 || x.user != l.UserID
 	switch {
-	case !first && l.Seq == x.seq+1:
+	case !first && l.Seq == x.Seq+1:
 	case first && (l.Seq == 1 || erased):
 		x.user, x.hash = l.UserID, Hash{}
 		x.Users++
 	default:
 		return b, fmt.Errorf("%w before event %d of user %q", ErrBroken, l.Seq, l.UserID)
 	}
-	x.seq = l.Seq
+	x.Seq = l.Seq
 	x.Events++
 	x.hash, x.record = l.Link(x.hash, x.record)
 	l.Hash = x.hash
@@ -82,17 +95,41 @@ func (x *Exporter) Append(b []byte, l *Line) ([]byte, error) {
 // exportBuffer is how many bytes of an export are gathered before they are written.
 const exportBuffer = 64 << 10
 
-// WriteExport writes the operator's export of a user, or of all users for an empty one, and tells what is in it. In a transaction that
-// is a snapshot it is all of one moment.
-func WriteExport(ctx context.Context, from Querier, user string, w io.Writer) (x Exporter, err error) {
+// WriteExport writes the operator's export of a user, or of all users for an empty one, in a transaction of its own in which all is of
+// one moment, and tells what is in it.
+func WriteExport(ctx context.Context, db *DB, user string, w io.Writer) (Totals, error) {
+	snapshot := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	var x Exporter
+	err := db.Begin(ctx, snapshot, func(tx *Tx) error { return x.write(ctx, tx, user, w) })
+	if err != nil {
+		return x.Totals, fmt.Errorf("export: %w", err)
+	}
+	return x.Totals, nil
+}
+
+func (x *Exporter) write(ctx context.Context, tx *Tx, user string, w io.Writer) error {
+	// Who reads the export may be slow.
+	if _, err := tx.Exec(ctx, `SELECT set_config('statement_timeout', '0', true)`); err != nil {
+		return err
+	}
+	totals := &Totals{}
+	_, err := One(ctx, tx, `
+		SELECT count(*), count(DISTINCT e.user_id)
+		FROM {schema}.task_events e
+		WHERE $1 = '' OR e.user_id = $1`, []any{user}, &totals.Events, &totals.Users)
+	if err != nil {
+		return err
+	}
 	var buf []byte
-	err = from.Query(ctx, `
+	err = tx.Query(ctx, `
 		SELECT `+Columns+`, coalesce(e.idempotency_key, ''), e.request_fingerprint
 		FROM {schema}.task_events e
 		WHERE $1 = '' OR e.user_id = $1
 		ORDER BY e.user_id, e.seq`, []any{user}, func(rows pgx.Rows) error {
 		for rows.Next() {
-			var l Line
+			l := Line{Totals: totals}
+			totals = nil // they stand with the first line
+			var err error
 			if l.Event, err = ScanEvent(rows, &l.IdempotencyKey, &l.Fingerprint); err != nil {
 				return err
 			}
@@ -110,22 +147,21 @@ func WriteExport(ctx context.Context, from Querier, user string, w io.Writer) (x
 		}
 		return rows.Err()
 	})
-	if err == nil {
-		_, err = w.Write(buf)
-	}
 	if err != nil {
-		return x, fmt.Errorf("export: %w", err)
+		return err
 	}
-	return x, nil
+	_, err = w.Write(buf)
+	return err
 }
 
 // exported is a line of an export, for reading.
 type exported struct {
 	record
-	Hash               Hash   `json:"hash"`
-	IdempotencyKey     string `json:"idempotency_key"`
-	RequestFingerprint string `json:"request_fingerprint"`
-	Skipped            bool   `json:"skipped"`
+	Hash               Hash    `json:"hash"`
+	IdempotencyKey     string  `json:"idempotency_key"`
+	RequestFingerprint string  `json:"request_fingerprint"`
+	Skipped            bool    `json:"skipped"`
+	Export             *Totals `json:"export"`
 }
 
 // parseLine reads a line of an export, however its JSON is spelled. Written as this package writes it, it must say the same: so there is
@@ -139,7 +175,7 @@ func parseLine(text []byte) (l Line, record []byte, err error) {
 	if l.Event, err = in.event(in.Skipped); err != nil {
 		return l, nil, err
 	}
-	l.Hash, l.IdempotencyKey, l.Skipped = in.Hash, in.IdempotencyKey, in.Skipped
+	l.Hash, l.IdempotencyKey, l.Skipped, l.Totals = in.Hash, in.IdempotencyKey, in.Skipped, in.Export
 	if l.Fingerprint, err = hex.DecodeString(in.RequestFingerprint); err != nil {
 		return l, nil, fmt.Errorf("request_fingerprint: %w", err)
 	}
@@ -192,8 +228,8 @@ func (l *Line) check() error {
 		return fmt.Errorf("user_id must have 1 to %d bytes", maxUser)
 	case l.Seq < 1:
 		return errors.New("seq must be 1 or more")
-	case l.version < 1:
-		return errors.New("schema_version must be 1 or more")
+	case l.version < 1 || l.version > math.MaxInt32:
+		return fmt.Errorf("schema_version must be 1 to %d", math.MaxInt32)
 	case l.RecordedAt.IsZero():
 		return errors.New("recorded_at is missing")
 	case (l.TaskID == uuid.Nil) != (l.Data.Type() == TypeUserErased):

@@ -37,14 +37,14 @@ type Import struct {
 
 // beginImport lifts the limits that a server may have for its sessions, and tells where the log ends.
 const beginImport = `
-	SELECT coalesce(pg_sequence_last_value('{schema}.task_events_position_seq'::regclass), 0)
-	FROM (SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)) s`
+	SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true),
+		coalesce(pg_sequence_last_value('{schema}.task_events_position_seq'::regclass), 0)`
 
 // BeginImport begins the import of an export in a transaction, which must not be a snapshot. There must be one at a time, and the export
 // must come without delay: who writes for one of its users waits, and others may wait behind.
 func BeginImport(ctx context.Context, tx *Tx, export io.Reader) (*Import, error) {
 	im := &Import{Audit: NewAudit(export), tx: tx}
-	if _, err := One(ctx, tx, beginImport, nil, &im.end); err != nil {
+	if _, err := One(ctx, tx, beginImport, nil, nil, nil, &im.end); err != nil {
 		return nil, fmt.Errorf("begin an import: %w", err)
 	}
 	im.base = im.end + ahead

@@ -16,16 +16,18 @@ import (
 
 // ImportReport says what an import did.
 type ImportReport struct {
-	Users, Events int64
-	Took          time.Duration
-	Locked        time.Duration // how long nobody else could append
+	events.Totals
+	// Whole: the export says itself how much there is in it, so nothing is missing behind its last line.
+	Whole  bool
+	Took   time.Duration
+	Locked time.Duration // how long nobody else could append
 }
 
 // Import puts an export into a ledger that has none of its users: into the log and into the read model, in one transaction. The export is
 // read twice: nothing is stored before all of it was checked. The error of a line that is wrong, or about a user who is there, is a
 // *events.LineError.
-func Import(ctx context.Context, db *events.DB, export io.ReadSeeker) (ImportReport, error) {
-	im := &importer{db: db}
+func Import(ctx context.Context, db *events.DB, log *slog.Logger, export io.ReadSeeker) (ImportReport, error) {
+	im := &importer{db: db, log: log}
 	start := time.Now()
 	err := im.check(export)
 	if err == nil {
@@ -35,11 +37,12 @@ func Import(ctx context.Context, db *events.DB, export io.ReadSeeker) (ImportRep
 		return ImportReport{}, fmt.Errorf("import: nothing was kept: %w", err)
 	}
 	im.report.Took = time.Since(start)
-	return im.report, nil
+	return im.report, tell(ctx, db)
 }
 
 type importer struct {
 	db     *events.DB
+	log    *slog.Logger
 	tx     *events.Tx
 	user   *userFold // whose lines are being stored
 	report ImportReport
@@ -48,6 +51,9 @@ type importer struct {
 func (im *importer) check(export io.ReadSeeker) error {
 	for audit := events.NewAudit(export); ; {
 		l, err := audit.Next()
+		if errors.Is(err, io.EOF) && audit.Events == 0 {
+			return errors.New("there is nothing in the export")
+		}
 		if errors.Is(err, io.EOF) {
 			_, err := export.Seek(0, io.SeekStart)
 			return err
@@ -69,11 +75,11 @@ func (im *importer) run(ctx context.Context, export io.Reader) error {
 		if err != nil {
 			return err
 		}
-		if err := im.store(ctx, log); err != nil || log.Events == 0 {
+		if err := im.store(ctx, log); err != nil {
 			return err
 		}
-		im.report.Users, im.report.Events = log.Users, log.Events
-		if err := CatchUp(ctx, im.db); err != nil { // most of it, while nobody waits
+		im.report.Totals, im.report.Whole = log.Totals, log.Whole()
+		if err := catchUp(ctx, im.db, im.log); err != nil { // most of it, while nobody waits
 			return err
 		}
 		began = time.Now()
@@ -135,7 +141,7 @@ func (im *importer) endUser(ctx context.Context) error {
 
 // show moves the checkpoint behind what was imported, whose rows are there: as soon as those of all that was before it are, too.
 func (im *importer) show(ctx context.Context, position int64) error {
-	if err := CatchUp(ctx, im.db); err != nil {
+	if err := catchUp(ctx, im.db, im.log); err != nil {
 		return err
 	}
 	_, err := im.tx.Exec(ctx, `
@@ -146,30 +152,4 @@ func (im *importer) show(ctx context.Context, position int64) error {
 		return fmt.Errorf("move the checkpoint: %w", err)
 	}
 	return nil
-}
-
-// CatchUp brings the read model up to the end of the log, beside the processes that do so anyway.
-func CatchUp(ctx context.Context, db *events.DB) error {
-	f := newFollower(newReadModel(), Name, db, slog.New(slog.DiscardHandler), nil)
-	for {
-		var at events.Checkpoint
-		_, err := events.One(ctx, db, `SELECT position, generation FROM {schema}.checkpoints WHERE projection = $1`, []any{Name},
-			&at.Position, &at.Generation)
-		if err != nil {
-			return fmt.Errorf("catch up: %w", err)
-		}
-		b, err := events.Read(ctx, db, at.Position, maxEvents)
-		if err != nil {
-			return fmt.Errorf("catch up: %w", err)
-		}
-		if len(b.Events) == 0 {
-			return nil
-		}
-		err = f.apply(ctx, &events.Delivery{Batch: b, Generation: at.Generation})
-		if errors.Is(err, errOvertaken) {
-			f.forget()
-		} else if err != nil {
-			return fmt.Errorf("catch up: %w", err)
-		}
-	}
 }

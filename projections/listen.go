@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
 )
 
 const (
@@ -22,7 +24,7 @@ const (
 )
 
 // channel is the NOTIFY channel of the ledger.
-func (r *Runner) channel() string { return r.db.Schema() + "_moved" }
+func channel(db *events.DB) string { return db.Schema() + "_moved" }
 
 // notify tells other processes of what this one has applied, if one of them listens: those hold the advisory lock for it.
 func (r *Runner) notify(ctx context.Context) {
@@ -40,7 +42,7 @@ func (r *Runner) notify(ctx context.Context) {
 				WHERE locktype = 'advisory' AND objsubid = 1 AND database = (
 					SELECT oid FROM pg_database WHERE datname = current_database()
 				) AND (classid::bigint << 32 | objid::bigint) = $2 AND pid <> $3
-			)`, r.channel(), r.db.LockKey("listen"), int64(r.listener.Load()))
+			)`, channel(r.db), r.db.LockKey("listen"), int64(r.listener.Load()))
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			r.log.Debug("other processes could not be told", "err", safeError(err))
@@ -127,7 +129,7 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 func (r *Runner) tune(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{r.channel()}.Sanitize()); err != nil {
+	if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{channel(r.db)}.Sanitize()); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1)`, r.db.LockKey("listen")); err != nil {
