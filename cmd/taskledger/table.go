@@ -60,7 +60,7 @@ func (t *table) print(w io.Writer, entries []jsontext.Value) error {
 		rows = append(rows, head)
 	}
 	for _, text := range entries {
-		var e entry
+		var e shownEntry
 		if err := json.Unmarshal(text, &e); err != nil {
 			return fmt.Errorf("read an entry: %w", err)
 		}
@@ -77,8 +77,8 @@ func (t *table) print(w io.Writer, entries []jsontext.Value) error {
 	return nil
 }
 
-// entry is a history entry, for reading.
-type entry struct {
+// shownEntry is a history entry, for reading.
+type shownEntry struct {
 	Type       events.Type       `json:"type"`
 	TaskID     string            `json:"task_id"`
 	RecordedAt time.Time         `json:"recorded_at"`
@@ -93,7 +93,7 @@ type fromTo struct {
 }
 
 // rows are one for the entry, and one for each member more that it changed.
-func (e *entry) rows() [][]string {
+func (e *shownEntry) rows() [][]string {
 	what, ok := verbs[e.Type]
 	if !ok {
 		what = string(e.Type)
