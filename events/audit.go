@@ -66,7 +66,7 @@ func (a *Audit) Next() (Line, error) {
 	if !a.lines.Scan() {
 		switch err := a.lines.Err(); {
 		case err == nil && a.says != nil && *a.says != a.Totals:
-			return Line{}, a.wrong(fmt.Errorf("the export ends here, after %d events of %d users, but says that it has %d of %d: it was cut",
+			return Line{}, a.wrong(fmt.Errorf("the export ends here, after %d events of %d users, but says that it has %d of %d",
 				a.Events, a.Users, a.says.Events, a.says.Users))
 		case err == nil:
 			return Line{}, io.EOF
