@@ -147,6 +147,13 @@ func TestExportAndImport(t *testing.T) {
 		t.Errorf("rebuild: %s", out)
 	}
 
+	for _, user := range []string{"nobody", ""} {
+		got := finish(t, program(t, from, "export", "--user", user))
+		if got.code != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, "there is no user") || strings.Count(got.stderr, "\n") != 1 {
+			t.Errorf("export of %q: %+v", user, got)
+		}
+	}
+
 	// From a pipe, into another schema, as somebody who is not a superuser; a user's own export too.
 	owner := []string{"DATABASE_URL=" + asOwner(t, testdb.URL(t)), "DATABASE_SCHEMA=another"}
 	works(t, owner, "", "migrate")
