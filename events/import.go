@@ -197,13 +197,10 @@ func column[V any](lines []Line, of func(*Line) V) []V {
 
 // Join makes what was stored the end of the log. Until the transaction ends nobody else can append.
 func (im *Import) Join(ctx context.Context) error {
-	if err := im.checkAppended(ctx); err != nil { // most of it, while nobody waits
-		return err
-	}
 	if _, err := im.tx.Exec(ctx, lockLog, im.tx.db.LockKey("append")); err != nil {
 		return fmt.Errorf("lock the log: %w", err)
 	}
-	if err := im.checkAppended(ctx); err != nil {
+	if err := im.Check(ctx); err != nil {
 		return err
 	}
 	var last int64
@@ -220,8 +217,8 @@ func (im *Import) Join(ctx context.Context) error {
 	return nil
 }
 
-// checkAppended looks for whom others have appended since the beginning, or since it looked last: for nobody whom the export is about.
-func (im *Import) checkAppended(ctx context.Context) error {
+// Check looks for whom others have appended since the beginning, or since it looked last: ErrWritten when the export is about one of them.
+func (im *Import) Check(ctx context.Context) error {
 	written := false
 	err := im.tx.Query(ctx, `
 		SELECT user_id, position

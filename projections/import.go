@@ -79,7 +79,11 @@ func (im *importer) run(ctx context.Context, export io.Reader) error {
 			return err
 		}
 		im.report.Totals, im.report.Whole = log.Totals, log.Whole()
-		if err := catchUp(ctx, im.db, im.log); err != nil { // most of it, while nobody waits
+		// Most of what is to be done at the end is done before, while nobody waits.
+		if err := log.Check(ctx); err != nil {
+			return err
+		}
+		if err := catchUp(ctx, im.db, im.log); err != nil {
 			return err
 		}
 		began = time.Now()
