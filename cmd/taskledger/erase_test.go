@@ -21,13 +21,7 @@ func TestEraseCommand(t *testing.T) {
 	if out := works(t, env, "", "erase", "--user", "u"); out != "erased user \"u\"; event 2 is the proof\n" {
 		t.Errorf("erase: %s", out)
 	}
-	heard := ""
-	for part := make([]byte, 1<<10); !strings.Contains(heard, "event: erased"); {
-		n, err := live.Read(part)
-		if heard += string(part[:n]); err != nil && !strings.Contains(heard, "event: erased") {
-			t.Fatalf("an open stream heard %q, %v", heard, err)
-		}
-	}
+	hear(t, live, "event: erased")
 	s.must(404, "u", "GET", "/api/tasks/"+id, "")
 	if entries := s.entries("u"); len(entries) != 1 || entries[0]["type"] != "UserErased" || entries[0]["actor"] != "system" {
 		t.Errorf("the history is %v", entries)

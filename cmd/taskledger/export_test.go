@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -111,14 +110,7 @@ func TestExportAndImport(t *testing.T) {
 	if out := works(t, to, "", "import", inFile(t, export)); !strings.HasPrefix(out, "imported 10 events of 3 users in ") || strings.Count(out, "\n") != 1 {
 		t.Errorf("import: %s", out)
 	}
-	heard := make([]byte, 0, 1<<10)
-	for !bytes.Contains(heard, []byte("task.deleted")) {
-		part := make([]byte, 1<<10)
-		n, err := changes.Read(part)
-		if heard = append(heard, part[:n]...); err != nil {
-			t.Fatalf("an open stream heard %q, %v", heard, err)
-		}
-	}
+	hear(t, changes, "event: task.deleted")
 	for _, user := range []string{"alice", "böb/😀", "carol"} {
 		if own := works(t, to, "", "export", "--user", user); own != works(t, from, "", "export", "--user", user) {
 			t.Errorf("the export of %s is another one:\n%s", user, own)
@@ -170,6 +162,19 @@ func TestExportAndImport(t *testing.T) {
 	works(t, third, "", "verify")
 	target.terminate()
 	source.terminate()
+}
+
+// hear reads a stream until it says something.
+func hear(t *testing.T, from io.Reader, text string) {
+	t.Helper()
+	defer time.AfterFunc(patience, func() { _ = from.(io.Closer).Close() }).Stop()
+	heard := ""
+	for part := make([]byte, 1<<10); !strings.Contains(heard, text); {
+		n, err := from.Read(part)
+		if heard += string(part[:n]); err != nil && !strings.Contains(heard, text) {
+			t.Fatalf("an open stream said %q and ended: %v", heard, err)
+		}
+	}
 }
 
 // fetch gets a text as a user.
