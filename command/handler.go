@@ -28,8 +28,8 @@ const (
 type Config struct {
 	// Log is where events are appended to.
 	Log *events.Log
-	// Stored is called after each append, before its command is answered, with the position of the last event. It must not block.
-	Stored func(user string, position int64)
+	// Stored is called after each append, before its command is answered. It must not block.
+	Stored func(*events.Commit)
 	// Quota is how many live tasks a user may have.
 	Quota int
 	// CacheBytes bounds what is kept of streams in memory.
@@ -119,7 +119,7 @@ type attempt struct {
 	print   []byte
 	from    events.Querier
 	submit  func(context.Context, *events.Commit, func(error)) error
-	stored  int64 // position of the last event that was appended
+	stored  *events.Commit // what was appended
 }
 
 // outcome is what was carried out: the task of each step as it left it.
@@ -148,8 +148,8 @@ func (a *attempt) do(ctx context.Context) (o *outcome, err error) {
 	if errors.Is(err, events.ErrConflict) {
 		o, err = a.alone(context.WithoutCancel(ctx))
 	}
-	if err == nil && a.stored > 0 {
-		a.cfg.Stored(a.req.UserID, a.stored)
+	if err == nil && a.stored != nil {
+		a.cfg.Stored(a.stored)
 	}
 	return o, err
 }
@@ -267,7 +267,17 @@ func (a *attempt) once(ctx context.Context, release func()) (*outcome, error) {
 	if before, replayErr := a.replay(ctx, a.from); replayErr != nil || before != nil {
 		return before, replayErr
 	}
+	if err == nil {
+		err = a.durable(ctx)
+	}
 	return o, err
+}
+
+// durable waits until what is there is durable.
+func (a *attempt) durable(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	return events.Durable(ctx, a.from)
 }
 
 // decide decides on what is known of the stream: a commit or, when nothing is to be stored, the outcome or the reason why not.
@@ -441,7 +451,7 @@ func (a *attempt) commit(ctx context.Context, s *stream, c *commit, release func
 		a.streams.Drop(a.req.UserID) // others were first, or whether it was stored is unknown
 		return nil, err
 	}
-	a.stored = c.Events[len(c.Events)-1].Position
+	a.stored = c.Commit
 	return c.outcome(), nil
 }
 

@@ -30,7 +30,7 @@ func newProcess(t testing.TB, db *events.DB) *Handler {
 	t.Helper()
 	log := events.Open(db)
 	t.Cleanup(log.Close)
-	return NewHandler(Config{Log: log, Stored: func(string, int64) {}, Quota: 100, CacheBytes: 1 << 20})
+	return NewHandler(Config{Log: log, Stored: func(*events.Commit) {}, Quota: 100, CacheBytes: 1 << 20})
 }
 
 func do(t *testing.T, h *Handler, cmd Command) Result {
@@ -160,7 +160,7 @@ func TestAnAppendIsToldOf(t *testing.T) {
 	t.Parallel()
 	h := newProcess(t, newDB(t))
 	var told []int64
-	h.cfg.Stored = func(user string, position int64) { told = append(told, position) }
+	h.cfg.Stored = func(c *events.Commit) { told = append(told, c.Events[len(c.Events)-1].Position) }
 	do(t, h, CreateTask{ID: idA, Title: "a"})
 	do(t, h, ReopenTask{idA}) // changes nothing
 	do(t, h, UpdateTask{ID: idA, Title: ptr("b"), Completed: ptr(true)})

@@ -118,6 +118,9 @@ func (a *attempt) replay(ctx context.Context, from events.Querier) (*outcome, er
 		return nil, err
 	}
 	tasks, _, err := asOf(ctx, from, a.req.UserID, moments)
+	if err == nil {
+		err = a.durable(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -28,13 +29,17 @@ type DB struct {
 	schema  string
 	quoted  string
 	prelude string
+	picky   bool     // connections are only made to a server that takes writes
 	texts   sync.Map // SQL as it is written, to SQL with the schema in it
 }
 
 // NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT that is run before each statement, in its
 // transaction: behind a transaction pooler a connection keeps no settings of its own. The caller closes the pool.
 func NewDB(pool *pgxpool.Pool, schema, prelude string) *DB {
-	return &DB{pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude}
+	return &DB{
+		pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude,
+		picky: pool.Config().ConnConfig.ValidateConnect != nil,
+	}
 }
 
 // Pool is the pool of connections.
@@ -80,7 +85,39 @@ func (db *DB) Query(ctx context.Context, text string, args []any, read func(pgx.
 	if err != nil {
 		return err
 	}
+	if !db.picky {
+		return readAll(rows, read)
+	}
+	told := &toldRows{Rows: rows}
+	if err = readAll(told, read); !told.retired {
+		return err
+	}
+	db.pool.Reset()
+	if rows, err = db.pool.Query(ctx, db.SQL(text), args...); err != nil {
+		return err
+	}
 	return readAll(rows, read)
+}
+
+// toldRows are rows of a server that has to take writes. One that has been told to take no more is about to be left for another, which
+// may know more already: what it gives is not shown.
+type toldRows struct {
+	pgx.Rows
+	begun, retired bool
+}
+
+// Next implements pgx.Rows. The server tells before the first row.
+func (r *toldRows) Next() bool {
+	more := r.Rows.Next()
+	if more && !r.begun { // at the end the connection is not ours any more
+		r.retired = r.Conn().PgConn().ParameterStatus("default_transaction_read_only") == "on"
+	}
+	r.begun = true
+	if r.retired {
+		r.Close()
+		return false
+	}
+	return more
 }
 
 // Exec implements Querier.
@@ -175,6 +212,15 @@ func One(ctx context.Context, from Querier, text string, args []any, places ...a
 		return rows.Scan(places...)
 	})
 	return found, err
+}
+
+// Cause is what may be logged of an error: SafeText, of what PostgreSQL says of the data only the code and the constraint, because the
+// message may quote a title.
+func Cause(err error) string {
+	if refused := (*pgconn.PgError)(nil); len(connectErrors(err)) == 0 && errors.As(err, &refused) {
+		return strings.TrimSpace("SQLSTATE " + refused.Code + " " + refused.ConstraintName)
+	}
+	return SafeText(err)
 }
 
 // SafeText is the text of an error without what pgx tells of a connection that could not be made. That has the user in

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -42,6 +43,8 @@ type Log struct {
 
 	mu     sync.RWMutex // held for reading while sending on queue
 	closed bool
+
+	failed atomic.Bool // the last batch met with a fault of the database
 
 	subscribersMu sync.RWMutex
 	subscribers   map[*Subscriber]bool
@@ -135,6 +138,19 @@ func (l *Log) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	}
 }
 
+// Durable returns when all that was read from the log before is as durable as what Append has stored. Whoever tells a caller that a
+// command is carried out, because its events are there, asks for it: where PostgreSQL waits for a standby, a commit whose wait was cut
+// short is there for all to read, and the standby may take over without it.
+func Durable(ctx context.Context, in Querier) error {
+	_, err := in.Exec(ctx, `
+		SELECT pg_logical_emit_message(true, 'taskledger', '')
+		WHERE current_setting('synchronous_standby_names') <> ''`)
+	if err != nil {
+		return fmt.Errorf("wait until the log is durable: %w", err)
+	}
+	return nil
+}
+
 // run is the appender: it takes whatever is waiting, from all users, as the next batch. While one batch commits the next one
 // gathers, so the batch grows with the load by itself.
 func (l *Log) run() {
@@ -187,8 +203,8 @@ func (p *pending) chain(before *pending) bool {
 // the others theirs.
 func (l *Log) flush(batch []*pending) {
 	stored, err := l.publish(l.db.pool, batch)
-	if errors.Is(err, context.DeadlineExceeded) {
-		l.db.pool.Reset() // PostgreSQL may have gone without a word: its other connections are as dead as this one
+	if errors.Is(err, context.DeadlineExceeded) || isReadOnly(err) {
+		l.db.pool.Reset() // PostgreSQL may have gone without a word, or another one have taken over: other connections are as dead
 	}
 	if len(batch) > 1 && isRefusal(err) {
 		for _, p := range batch {
@@ -197,6 +213,7 @@ func (l *Log) flush(batch []*pending) {
 		}
 		return
 	}
+	l.failed.Store(err != nil && !isRefusal(err))
 	if err == nil && stored.len() > 0 {
 		l.handOver(stored)
 	}
@@ -210,6 +227,12 @@ func (l *Log) flush(batch []*pending) {
 			p.done(nil)
 		}
 	}
+}
+
+// isReadOnly tells that the database takes no writes.
+func isReadOnly(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "25006"
 }
 
 // isRefusal tells an answer about the data, after which the rest of a batch can still succeed, from a fault of the database.

@@ -383,7 +383,7 @@ func stress(t *testing.T, locked bool, until func(skipped int) bool) (seen, skip
 	for w := range 6 {
 		l := openLog(t, db)
 		if !locked {
-			l.lock = strings.Replace(lockLog, "pg_advisory_xact_lock($1)", "$1::bigint", 1)
+			l.lock = strings.Replace(lockLog, "pg_catalog.pg_advisory_xact_lock($1)", "$1::bigint", 1)
 		}
 		if locked != (l.lock == lockLog) {
 			t.Fatal("there was no lock to take out")

@@ -24,11 +24,13 @@ const Topic = "task_events"
 // Positions are drawn and committed under the lock, so that commit order is position order, and `position > n ORDER BY position`
 // skips nothing. And the INSERT, a statement of its own, has a snapshot of after it took the lock: it sees all that others appended.
 const lockLog = `
-	SELECT set_config('lock_timeout', '4s', true),
-	       set_config('statement_timeout', '5s', true),
-	       set_config('idle_in_transaction_session_timeout', '5s', true),
-	       set_config('taskledger.ledger', 'on', true),
-	       pg_advisory_xact_lock($1)`
+	SELECT pg_catalog.set_config('search_path', 'pg_catalog', true),
+	       pg_catalog.set_config('lock_timeout', '4s', true),
+	       pg_catalog.set_config('statement_timeout', '5s', true),
+	       pg_catalog.set_config('idle_in_transaction_session_timeout', '5s', true),
+	       pg_catalog.set_config('taskledger.ledger', 'on', true),
+	       pg_catalog.set_config('row_security', 'on', true),
+	       pg_catalog.pg_advisory_xact_lock($1)`
 
 // insertEvents stores those commits of a batch whose stream ends at the event that they, or the one they are chained to, were decided on. That is asked by the event's
 // id and not by its seq: after a failover to a standby that was behind, another event may have that seq. It keeps streams without

@@ -17,6 +17,8 @@ const (
 	// firstPause and lastPause are the shortest and the longest time between tries that come to nothing.
 	firstPause = time.Millisecond
 	lastPause  = time.Second
+	// leastPause is what is left of a longer one when somebody waits.
+	leastPause = 50 * time.Millisecond
 )
 
 // Checkpoint is how far a projection has applied the log, as the database said.
@@ -183,15 +185,40 @@ func (s *Subscriber) run(ctx context.Context, messages chan<- *message.Message) 
 			continue
 		}
 		at = nil
+		s.forget()
 		if err == nil && d.From != began {
 			pause, began = firstPause, d.From // somebody else has applied it: no reason to wait
 			continue
 		}
-		if s.wait(ctx, pause) != nil {
+		if s.rest(ctx, pause) != nil {
 			return
 		}
 		pause = min(2*pause, lastPause)
 	}
+}
+
+// forget drops what was handed over: after a failover the log may not hold it, although what is appended next joins on to it.
+func (s *Subscriber) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drop()
+}
+
+// rest waits before the next try. Who waits for the projection may cut that short, but not to nothing: where nothing can be applied, each
+// append would be a try.
+func (s *Subscriber) rest(ctx context.Context, pause time.Duration) error {
+	least := min(pause, leastPause)
+	timer := time.NewTimer(least)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if pause == least {
+		return nil
+	}
+	return s.wait(ctx, pause-least)
 }
 
 // hand gives a delivery out, and tells whether it was acked.

@@ -1,6 +1,8 @@
 package httpapi
 
 import (
+	"encoding/base64"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -8,6 +10,47 @@ import (
 
 	"taskledger/httpapi/auth"
 )
+
+// What is away is told of once in a while, not with each request.
+func TestAnOutageDoesNotFloodTheLog(t *testing.T) {
+	t.Parallel()
+	away, err := auth.New(t.Context(), auth.Config{
+		JWKSURL: "http://127.0.0.1:1/jwks", Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer away.Close()
+	s := start(t, func(c *Config) { c.Auth = away })
+	header := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"EdDSA","kid":"k"}`))
+	token := http.Header{"Authorization": {"Bearer " + header + ".e30.AAAA"}}
+	for range 50 {
+		s.refused(503, "unavailable", call{method: "GET", path: "/api/tasks", header: token})
+	}
+	s.http.Close()
+	logged := s.logged.String()
+	n := strings.Count(logged, `level=WARN msg="request failed"`)
+	if n != 1 || strings.Count(logged, "status=503") != 50 {
+		t.Errorf("%d lines for 50 requests in %s", n, logged)
+	}
+	o := outages{told: map[string]time.Time{}}
+	at := time.Now()
+	for _, tc := range []struct {
+		cause string
+		after time.Duration
+		news  bool
+	}{
+		{"a", 0, true}, {"b", 0, true}, {"a", outageEvery - 1, false}, {"a", outageEvery, true},
+		{"b", 3 * outageEvery, true},
+	} {
+		if got := o.isNews(tc.cause, at.Add(tc.after)); got != tc.news {
+			t.Errorf("%s after %v is news: %v", tc.cause, tc.after, got)
+		}
+	}
+	if len(o.told) != 1 {
+		t.Errorf("%d causes are remembered", len(o.told))
+	}
+}
 
 func TestWhoIsNotCalling(t *testing.T) {
 	t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -63,11 +64,9 @@ func checkMediaType(sent, accepted []string) error {
 	}
 	mediaType, params, err := mime.ParseMediaType(strings.Join(sent, ","))
 	if err == nil {
-		charset := params["charset"]
-		for _, a := range accepted {
-			if mediaType == a && (charset == "" || strings.EqualFold(charset, "utf-8")) {
-				return nil
-			}
+		charset := strings.ToLower(params["charset"])
+		if slices.Contains(accepted, mediaType) && slices.Contains([]string{"", "utf-8", "utf8"}, charset) {
+			return nil
 		}
 	}
 	return newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be "+accepted[len(accepted)-1]).

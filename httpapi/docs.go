@@ -81,7 +81,7 @@ func docsHandler(prefix string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		file, ok := files[r.URL.Path]
 		if !ok {
-			writeProblem(w, notFound())
+			writeProblem(w, noPath())
 			return
 		}
 		file.ServeHTTP(w, r)
@@ -168,8 +168,11 @@ func readAsset(name string) ([]byte, error) {
 	return io.ReadAll(reader)
 }
 
-// ServeHTTP answers GET and HEAD: whole, in part, or with 304.
+// ServeHTTP answers GET and HEAD: whole, or with 304.
 func (f *staticFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	maps.Copy(w.Header(), f.header)
+	for _, other := range []string{"Range", "If-Match", "If-Unmodified-Since"} { // else it may refuse, in plain text
+		r.Header.Del(other)
+	}
 	http.ServeContent(w, r, f.name, time.Time{}, bytes.NewReader(f.content))
 }

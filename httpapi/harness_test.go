@@ -84,6 +84,7 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 	s := &service{t: t, pool: pool, server: New(cfg), spec: newSpecChecker(t), logged: logged}
 	s.http = httptest.NewUnstartedServer(nil)
 	s.http.Config = s.server.httpServer()
+	s.http.Listener = listener{s.http.Listener, s.server.refuseUnreadable}
 	s.http.Start()
 	t.Cleanup(func() {
 		s.http.Close()

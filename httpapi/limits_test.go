@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,10 +11,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 func TestBodiesAreReadStrictly(t *testing.T) {
@@ -54,6 +57,7 @@ func TestBodiesAreReadStrictly(t *testing.T) {
 		{"number title", `{"title":1}`, 422, "validation_error", []string{"/title invalid_type"}},
 		{"empty title", `{"title":""}`, 422, "validation_error", []string{"/title too_short"}},
 		{"blank title", `{"title":" \u3000\t"}`, 422, "validation_error", []string{"/title blank"}},
+		{"title of U+200B alone", "{\"title\":\"\u200b\"}", 422, "validation_error", []string{"/title blank"}},
 		{"NUL", `{"title":"a\u0000"}`, 422, "validation_error", []string{"/title invalid_character"}},
 		{"lone surrogate", `{"title":"a\ud800"}`, 422, "validation_error", []string{"/title invalid_character"}},
 		{"swapped surrogates", `{"title":"\udc00\ud800"}`, 422, "validation_error", []string{"/title invalid_character"}},
@@ -95,7 +99,10 @@ func TestMediaTypes(t *testing.T) {
 	post := func(header http.Header) answer {
 		return s.do(call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: header})
 	}
-	for _, taken := range []string{"application/json", "application/json; charset=UTF-8", "Application/JSON;charset=\"utf-8\""} {
+	for _, taken := range []string{
+		"application/json", "application/json; charset=UTF-8", "Application/JSON;charset=\"utf-8\"",
+		"application/json; charset=utf8", "application/json;charset=UTF8", "application/json; charset=\"Utf8\"",
+	} {
 		if a := post(http.Header{"Content-Type": {taken}}); a.StatusCode != 201 {
 			t.Errorf("%s: %d %s", taken, a.StatusCode, a.body)
 		}
@@ -103,7 +110,10 @@ func TestMediaTypes(t *testing.T) {
 	if a := post(http.Header{"Content-Type": nil}); a.StatusCode != 201 {
 		t.Errorf("no content type: %d %s", a.StatusCode, a.body)
 	}
-	for _, refused := range []string{"text/plain", "", "application/json; charset=latin1", "application/x-www-form-urlencoded", "json", "application/merge-patch+json"} {
+	for _, refused := range []string{
+		"text/plain", "", "application/json; charset=latin1", "application/json; charset=utf-16",
+		"application/x-www-form-urlencoded", "json", "application/merge-patch+json",
+	} {
 		if a := post(http.Header{"Content-Type": {refused}}); a.StatusCode != 415 {
 			t.Errorf("%q: %d %s", refused, a.StatusCode, a.body)
 		}
@@ -154,6 +164,110 @@ func (s *service) raw(text string) (*http.Response, error) {
 		s.t.Fatal(err)
 	}
 	return http.ReadResponse(bufio.NewReader(conn), nil)
+}
+
+// What net/http refuses by itself, before it has a request for us, looks like all other errors, and is logged and
+// counted.
+func TestWhatIsNoHTTPIsAProblemToo(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	s := start(t, func(c *Config) { c.Metrics = registry })
+	const host = "Host: x\r\n\r\n"
+	long := strings.Repeat("a", 2*maxHeader)
+	var ids []string
+	for _, tc := range []struct {
+		request string
+		status  int
+		code    string
+		detail  string
+	}{
+		{"nonsense\r\n\r\n", 400, "validation_error", "RFC 9112"},
+		{"GET / HTTP/1.1\r\n\r\n", 400, "validation_error", "missing required Host header"},
+		{"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400, "validation_error", "malformed Host header"},
+		{"GET / HTTP/1.1\r\nX-A: \x01\r\n" + host, 400, "validation_error", "RFC 9112"},
+		{"GET / HTTP/1.1\r\n folded\r\n" + host, 400, "validation_error", "RFC 9112"},
+		{"POST /api/tasks HTTP/1.1\r\nContent-Length: -1\r\n" + host, 400, "validation_error", "RFC 9112"},
+		{"GET / HTTP/1.1\r\nExpect: miracles\r\n" + host, 417, "validation_error", "100-continue"},
+		{"GET / HTTP/1.0\r\nExpect: miracles\r\n" + host, 417, "validation_error", "100-continue"},
+		{"GET /" + long + " HTTP/1.1\r\n" + host, 431, "payload_too_large", "32768 bytes"},
+		{"GET / HTTP/1.1\r\nX-A: " + long + "\r\n" + host, 431, "payload_too_large", "32768 bytes"},
+		{"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n" + host, 501, "validation_error", "chunked"},
+		{"GET / HTTP/3.0\r\n" + host, 505, "validation_error", "1.0 or 1.1"},
+	} {
+		for _, before := range []string{"", "GET /livez HTTP/1.1\r\n" + host} { // also later on a connection
+			answers := s.rawAnswers(before + tc.request)
+			if before != "" && (len(answers) == 0 || answers[0].StatusCode != 200) {
+				t.Errorf("%.40q: %+v before it", tc.request, answers)
+				continue
+			}
+			a := answers[len(answers)-1]
+			p := as[problemJSON](t, a)
+			if a.StatusCode != tc.status || p.Status != tc.status || p.Code != tc.code || p.Type != "about:blank" ||
+				!strings.Contains(p.Detail, tc.detail) || p.Message != p.Detail || p.Title != http.StatusText(tc.status) {
+				t.Errorf("%.40q: %d %s", tc.request, a.StatusCode, a.body)
+			}
+			h := a.Header
+			if h.Get("Content-Type") != "application/problem+json" || h.Get("X-Content-Type-Options") != "nosniff" ||
+				h.Get("X-Request-Id") != p.RequestID || p.RequestID == "" || !a.Close {
+				t.Errorf("%.40q: %v", tc.request, h)
+			}
+			ids = append(ids, p.RequestID)
+		}
+	}
+	head := s.rawAnswers("HEAD / HTTP/1.1\r\nExpect: miracles\r\n" + host)
+	if len(head) != 1 || len(head[0].body) > 0 {
+		t.Errorf("HEAD: %+v", head)
+	}
+	for _, target := range []string{"OPTIONS *", "CONNECT x:80"} {
+		answers := s.rawAnswers(target + " HTTP/1.1\r\nConnection: close\r\n" + host)
+		if len(answers) != 1 || answers[0].StatusCode != 404 || as[problemJSON](t, answers[0]).RequestID == "" {
+			t.Errorf("%s: %+v", target, answers)
+		}
+	}
+	s.http.Close()
+	for _, id := range ids {
+		if !strings.Contains(s.logged.String(), id) {
+			t.Errorf("no line of %s", id)
+		}
+	}
+	counts, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := fmt.Sprint(counts); !strings.Contains(text, `value:"431"`) || !strings.Contains(text, `value:"505"`) {
+		t.Errorf("not counted: %s", text)
+	}
+}
+
+// rawAnswers sends bytes and reads all answers to the end of the connection.
+func (s *service) rawAnswers(text string) (answers []answer) {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", s.http.Listener.Addr().String())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, text); err != nil {
+		s.t.Fatal(err)
+	}
+	method, _, _ := strings.Cut(text, " ")
+	for from := bufio.NewReader(conn); ; {
+		resp, err := http.ReadResponse(from, &http.Request{Method: method})
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
+			return answers
+		}
+		if err != nil {
+			s.t.Fatalf("%.40q: %v", text, err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		answers = append(answers, answer{resp, body})
+	}
 }
 
 func TestHeaderSize(t *testing.T) {
@@ -327,6 +441,9 @@ func TestMissingIsTheSameWhyever(t *testing.T) {
 		c.user, c.header = "u", id
 		c.path = missing
 		want := s.want(404, c)
+		if detail := as[problemJSON](t, want).Detail; !strings.Contains(detail, "deleted, perhaps in another tab") {
+			t.Errorf("%s: it does not tell what may have happened: %s", c.method, detail)
+		}
 		for _, path := range []string{theirs, deleted} {
 			c.path = path
 			got := s.want(404, c)
@@ -409,15 +526,23 @@ func TestCORS(t *testing.T) {
 			}
 		}
 	}
+	// As browsers send it: in lower case, sorted. Frameworks and error trackers add headers of their own.
+	const sent = "authorization,baggage,cache-control,content-type,idempotency-key,if-match,if-none-match," +
+		"last-event-id,sentry-trace,traceparent,tracestate,x-request-id,x-requested-with"
 	ask := func(o string) answer {
 		return s.do(call{method: "OPTIONS", path: missing, header: http.Header{
-			"Origin": {o}, "Access-Control-Request-Method": {"DELETE"}, "Access-Control-Request-Headers": {"authorization,content-type,if-match"},
+			"Origin": {o}, "Access-Control-Request-Method": {"DELETE"}, "Access-Control-Request-Headers": {sent},
 		}})
 	}
 	h := ask("http://localhost:3000")
-	if h.StatusCode != 204 || !slices.Contains(strings.Split(h.Header.Get("Access-Control-Allow-Methods"), ","), "DELETE") ||
-		!strings.Contains(h.Header.Get("Access-Control-Allow-Headers"), "If-Match") {
+	if h.StatusCode != 204 || !slices.Contains(strings.Split(h.Header.Get("Access-Control-Allow-Methods"), ","), "DELETE") {
 		t.Errorf("preflight: %d %v", h.StatusCode, h.Header)
+	}
+	allowed := strings.Split(strings.ToLower(h.Header.Get("Access-Control-Allow-Headers")), ",")
+	for name := range strings.SplitSeq(sent, ",") {
+		if !slices.Contains(allowed, name) {
+			t.Errorf("scripts may not send %s, only %v", name, allowed)
+		}
 	}
 	for name := range ask("http://evil.example").Header {
 		if strings.HasPrefix(name, "Access-Control-") {
@@ -501,7 +626,7 @@ func TestMoreClientsThanConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback(t.Context()) }()
-	if _, err := tx.Exec(t.Context(), `LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE`); err != nil {
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE taskledger.tasks IN ACCESS EXCLUSIVE MODE`); err != nil {
 		t.Fatal(err)
 	}
 	var work sync.WaitGroup
@@ -523,61 +648,215 @@ func TestMoreClientsThanConnections(t *testing.T) {
 	}
 }
 
-// A connection that was made before the server stops, with a request that comes after: it is answered, and the last of its
-// connection; readiness fails; who connects later is refused.
-func TestAStopLeavesNoRequestUnanswered(t *testing.T) {
-	t.Parallel()
-	s := start(t)
-	task := s.titled("u", "a").ID.String()
+// serving is a server that Serve runs, until it is stopped.
+type serving struct {
+	*service
+	address string
+	stop    context.CancelFunc
+	ended   chan error
+}
+
+func (s *service) serve() *serving {
+	s.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.server.Serve(ctx, l) }()
-	request := "GET /api/tasks/" + task + " HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.token("u") + "\r\n\r\n"
-	var conns [4]net.Conn
-	for i := range conns {
-		if conns[i], err = net.Dial("tcp", l.Addr().String()); err != nil {
-			t.Fatal(err)
+	ctx, stop := context.WithCancel(s.t.Context())
+	v := &serving{service: s, address: l.Addr().String(), stop: stop, ended: make(chan error, 1)}
+	go func() { v.ended <- s.server.Serve(ctx, l) }()
+	return v
+}
+
+func (v *serving) dial() net.Conn {
+	v.t.Helper()
+	conn, err := net.Dial("tcp", v.address)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	v.t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		v.t.Fatal(err)
+	}
+	return conn
+}
+
+// ask sends a request, or the rest of one, and wants 200, as the last answer of the connection or not.
+func (v *serving) ask(conn net.Conn, request string, last bool) {
+	v.t.Helper()
+	_, err := io.WriteString(conn, request)
+	if err != nil {
+		v.t.Error(err)
+		return
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || resp.StatusCode != 200 || resp.Close != last {
+		v.t.Errorf("%q: %+v, %v", request, resp, err)
+		return
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		v.t.Error(err)
+	}
+}
+
+// goesOn fails the test when Serve ends within the time.
+func (v *serving) goesOn(within time.Duration) {
+	v.t.Helper()
+	select {
+	case err := <-v.ended:
+		v.t.Fatalf("it stopped with a request in flight: %v", err)
+	case <-time.After(within):
+	}
+}
+
+// listens tells whether there is still somebody to connect to.
+func (v *serving) listens() bool {
+	conn, err := net.Dial("tcp", v.address)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil
+}
+
+// wantEnd waits for the end of Serve, which is to come soon.
+func (v *serving) wantEnd(soon time.Duration) {
+	v.t.Helper()
+	begin := time.Now()
+	if err := <-v.ended; err != nil {
+		v.t.Error(err)
+	}
+	if took := time.Since(begin); took > soon {
+		v.t.Errorf("it took %v to stop", took)
+	}
+}
+
+const live = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
+// gate makes a route that answers when it is let through.
+func (s *service) gate(path string) (request string, entered chan bool, open func()) {
+	entered, through := make(chan bool, 1), make(chan bool)
+	open = sync.OnceFunc(func() { close(through) })
+	s.t.Cleanup(open)
+	s.server.echo.GET(path, func(c echo.Context) error {
+		entered <- true
+		<-through
+		return c.NoContent(200)
+	})
+	return "GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n", entered, open
+}
+
+// Nobody has a request: connections that clients keep for a later one hold nothing up.
+func TestAServerWithoutRequestsStopsAtOnce(t *testing.T) {
+	t.Parallel()
+	v := start(t).serve()
+	kept, unused := v.dial(), v.dial()
+	v.ask(kept, live, false)
+	v.eventually(func() bool { return v.server.connections.settled(time.Now()) }) // as time goes by
+	v.stop()
+	v.wantEnd(500 * time.Millisecond)
+	for _, conn := range []net.Conn{kept, unused} {
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("%d bytes, %v", n, err)
 		}
-		defer conns[i].Close()
 	}
-	// One is idle, one has sent half a request, one nothing yet; one never will.
-	io.WriteString(conns[0], request)
-	idle := bufio.NewReader(conns[0])
-	if resp, err := http.ReadResponse(idle, nil); err != nil || resp.StatusCode != 200 || resp.Close {
-		t.Fatalf("before the stop: %v, %v", resp, err)
-	} else if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		t.Fatal(err)
-	}
-	io.WriteString(conns[1], request[:20])
-	stop()
+}
+
+// As long as one request is not answered, others come through, on old connections and new ones; then nobody listens
+// any more.
+func TestABusyServerAnswersUntilItsLastRequestIsDone(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	request, entered, open := s.gate("/slow")
+	v := s.serve()
+	kept, early := v.dial(), v.dial()
+	v.ask(kept, live, false)
+	var slow sync.WaitGroup
+	slow.Go(func() { v.ask(v.dial(), request, true) })
+	<-entered
+	v.stop()
 	<-s.server.stopping
 	for _, path := range []string{"/readyz", "/livez"} {
 		if want := map[string]int{"/readyz": 503, "/livez": 200}[path]; s.do(call{method: "GET", path: path}).StatusCode != want {
 			t.Errorf("%s is not %d while stopping", path, want)
 		}
 	}
-	io.WriteString(conns[0], request)
-	if resp, err := http.ReadResponse(idle, nil); err != nil || resp.StatusCode != 200 || !resp.Close {
-		t.Errorf("on an idle connection: %v, %v", resp, err)
+	v.ask(kept, live, true)
+	v.ask(early, live, true)
+	v.ask(v.dial(), live, true)
+	v.goesOn(2 * firstTime)
+	v.ask(v.dial(), live, true)
+	open()
+	slow.Wait()
+	v.wantEnd(500 * time.Millisecond)
+	if v.listens() {
+		t.Error("it still listens")
 	}
-	for closed := false; !closed; { // until the server no longer listens
-		conn, err := net.Dial("tcp", l.Addr().String())
-		if closed = err != nil; !closed {
-			conn.Close()
+}
+
+// A request that has begun to come is waited for, and a moment for the first of a new connection.
+func TestARequestThatIsOnItsWayIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		before string
+		sent   int
+		pause  time.Duration
+	}{
+		"nothing yet":               {"", 0, 500 * time.Millisecond},
+		"half of the first request": {"", 20, 2 * firstTime},
+		"half of the second":        {live, 20, 2 * firstTime},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := start(t).serve()
+			conn := v.dial()
+			if tc.before != "" {
+				v.ask(conn, tc.before, false)
+			}
+			if _, err := io.WriteString(conn, live[:tc.sent]); err != nil {
+				t.Fatal(err)
+			}
+			v.eventually(func() bool { return tc.sent == 0 || v.server.connections.begun() == 1 })
+			v.stop()
+			v.goesOn(tc.pause)
+			v.ask(conn, live[tc.sent:], true)
+			v.wantEnd(500 * time.Millisecond)
+		})
+	}
+}
+
+// begun is how many requests have begun to come.
+func (c *connections) begun() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn := range c.open {
+		if conn.begun.Load() {
+			n++
 		}
-		<-time.After(10 * time.Millisecond)
 	}
-	for i, text := range map[int]string{1: request[20:], 2: request} {
-		io.WriteString(conns[i], text)
-		if resp, err := http.ReadResponse(bufio.NewReader(conns[i]), nil); err != nil || resp.StatusCode != 200 || !resp.Close {
-			t.Errorf("connection %d: %v, %v", i, resp, err)
-		}
-	}
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	return n
+}
+
+// A server that is never without a request stops too: when all is answered that had come before, and some time has
+// passed.
+func TestAServerThatIsNeverWithoutARequestStops(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.server.drainTime = 500 * time.Millisecond
+	before, enteredBefore, openBefore := s.gate("/before")
+	after, enteredAfter, openAfter := s.gate("/after")
+	v := s.serve()
+	var requests sync.WaitGroup
+	requests.Go(func() { v.ask(v.dial(), before, true) })
+	<-enteredBefore
+	v.stop()
+	<-s.server.stopping
+	requests.Go(func() { v.ask(v.dial(), after, true) })
+	<-enteredAfter
+	v.goesOn(2 * s.server.drainTime) // the first is still there
+	v.ask(v.dial(), live, true)
+	openBefore()
+	v.eventually(func() bool { return !v.listens() })
+	openAfter()
+	requests.Wait()
+	v.wantEnd(500 * time.Millisecond)
 }

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -266,12 +268,39 @@ func (s *Server) answerError(err error, c echo.Context) {
 		return
 	}
 	p := problemOf(err)
-	if p.Status >= http.StatusInternalServerError {
-		level := s.log.Error
-		if p.Status == http.StatusServiceUnavailable {
-			level = s.log.Warn
-		}
-		level("request failed", "err", safeCause(p), "request_id", c.Response().Header().Get(echo.HeaderXRequestID))
-	}
+	s.logFailure(p, c.Response().Header().Get(echo.HeaderXRequestID))
 	writeProblem(c.Response(), p)
+}
+
+// logFailure tells why a request failed by no fault of its own. What is away is away for everybody, so that is told
+// once in a while: each request has its line with its status besides.
+func (s *Server) logFailure(p *problem, id string) {
+	cause := safeCause(p)
+	switch {
+	case p.Status < http.StatusInternalServerError:
+	case p.Status != http.StatusServiceUnavailable:
+		s.log.Error("request failed", "err", cause, "request_id", id)
+	case s.outages.isNews(cause, time.Now()):
+		s.log.Warn("request failed", "err", cause, "request_id", id)
+	}
+}
+
+// outages remembers which causes were told of.
+type outages struct {
+	mu   sync.Mutex
+	told map[string]time.Time
+}
+
+// outageEvery is the least time between two lines of one cause.
+const outageEvery = 10 * time.Second
+
+func (o *outages) isNews(cause string, now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	maps.DeleteFunc(o.told, func(_ string, at time.Time) bool { return now.Sub(at) >= outageEvery })
+	if _, known := o.told[cause]; known {
+		return false
+	}
+	o.told[cause] = now
+	return true
 }

@@ -3,7 +3,9 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -66,8 +68,14 @@ func unavailable(cause error) *problem {
 		with("Retry-After", "1").because(cause)
 }
 
-func notFound() *problem {
-	return newProblem(http.StatusNotFound, "not_found", "there is no such resource")
+// noTask is the same whyever: who asks for another's task must not learn that there is one.
+func noTask() *problem {
+	return newProblem(http.StatusNotFound, "not_found",
+		"there is no such task: it was deleted, perhaps in another tab, or never was")
+}
+
+func noPath() *problem {
+	return newProblem(http.StatusNotFound, "not_found", "there is no such path")
 }
 
 // invalid is the answer to a request that is well-formed but wrong; detail tells the first error of the list.
@@ -115,12 +123,13 @@ func problemOf(err error) *problem {
 		p.Index = &step.Index
 		return p
 	case errors.Is(err, command.ErrNotFound), errors.Is(err, query.ErrNotFound):
-		return notFound()
+		return noTask()
 	case errors.Is(err, command.ErrLive), errors.Is(err, command.ErrExists):
 		return newProblem(http.StatusConflict, "version_conflict", err.Error())
 	case errors.As(err, &precondition):
-		p := newProblem(http.StatusPreconditionFailed, "precondition_failed", "the task has changed: it is at version "+
-			strconv.FormatInt(precondition.Current, 10))
+		p := newProblem(http.StatusPreconditionFailed, "precondition_failed", fmt.Sprintf("the task is at version %d: "+
+			`it has changed, or a proxy has made its ETag weak (W/); take "version" from the body for If-Match`,
+			precondition.Current))
 		p.CurrentVersion = precondition.Current
 		return p.with("ETag", etag(precondition.Current))
 	case errors.Is(err, query.ErrNotYet):
@@ -157,7 +166,7 @@ func authProblem(refused *auth.Error) *problem {
 func frameworkProblem(err *echo.HTTPError) *problem {
 	switch err.Code {
 	case http.StatusNotFound:
-		return notFound()
+		return noPath()
 	case http.StatusMethodNotAllowed:
 		return newProblem(err.Code, "method_not_allowed", "the resource does not take this method")
 	case http.StatusRequestEntityTooLarge:
@@ -171,8 +180,9 @@ func frameworkProblem(err *echo.HTTPError) *problem {
 // at odds with itself.
 var outageClasses = map[string]bool{"08": true, "25": true, "40": true, "53": true, "55": true, "57": true, "58": true, "XX": true}
 
-// insufficientPrivilege is what PostgreSQL says when a privilege was revoked.
-const insufficientPrivilege = "42501"
+// outageCodes are SQLSTATEs that mean so too: a privilege that was revoked; a schema or a table that is missing, as while a dump is
+// restored.
+var outageCodes = map[string]bool{"42501": true, "3F000": true, "42P01": true}
 
 // isOutage tells a database that is away, or too slow, from a fault of the program.
 func isOutage(err error) bool {
@@ -186,7 +196,7 @@ func isOutage(err error) bool {
 		return true
 	}
 	if errors.As(err, &pgErr) {
-		return outageClasses[pgErr.Code[:2]] || pgErr.Code == insufficientPrivilege
+		return outageClasses[pgErr.Code[:2]] || outageCodes[pgErr.Code]
 	}
 	for _, known := range []error{
 		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled, events.ErrClosed, events.ErrBroken,
@@ -199,32 +209,31 @@ func isOutage(err error) bool {
 	return errors.As(err, &network) || errors.As(err, &unfolded) || pgconn.SafeToRetry(err)
 }
 
-// safeCause is what may be logged of why a request failed: of PostgreSQL's errors only the code and the constraint, because the
-// message may quote a title, and nothing of the database's URL but host and database.
+// safeCause is what may be logged of why a request failed.
 func safeCause(p *problem) string {
-	var pgErr *pgconn.PgError
-	switch {
-	case p.cause == nil:
+	if p.cause == nil {
 		return p.Detail
-	case errors.As(p.cause, &pgErr):
-		return "SQLSTATE " + pgErr.Code + " " + pgErr.ConstraintName
 	}
-	return events.SafeText(p.cause)
+	return events.Cause(p.cause)
 }
 
 // writeProblem sends a problem; a HEAD request gets its header only.
 func writeProblem(w http.ResponseWriter, p *problem) {
+	body := p.fill(w.Header())
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(body) // the client may be gone; there is nobody left to tell
+}
+
+// fill completes the header of an answer, in which the request's id is, and returns its body.
+func (p *problem) fill(header http.Header) []byte {
 	p.Type, p.Title, p.Message = "about:blank", http.StatusText(p.Status), p.Detail
-	p.RequestID = w.Header().Get("X-Request-Id")
+	p.RequestID = header.Get(echo.HeaderXRequestID)
 	body, err := json.Marshal(p)
 	if err != nil {
 		panic(err) // only strings and numbers
 	}
-	for name, values := range p.header {
-		w.Header()[name] = values
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(p.Status)
-	_, _ = w.Write(body) // the client may be gone; there is nobody left to tell
+	maps.Copy(header, p.header)
+	header.Set("Content-Type", "application/problem+json")
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	return body
 }

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 )
 
@@ -24,67 +23,80 @@ const (
 
 // Times of a stop.
 const (
-	// drainTime is how long clients are asked to leave before the server stops listening.
-	drainTime = time.Second
-	// stopTimeout is how long requests in flight may take to finish after that.
+	// stopTimeout is how long requests may take to finish.
 	stopTimeout = 10 * time.Second
-	// newTimeout is how long a connection may wait with its first request.
-	newTimeout = 5 * time.Second
+	// drainTimeout is how long a server that is never without a request goes on listening: clients hear with each answer,
+	// and load balancers by its readiness, that they should leave.
+	drainTimeout = 5 * time.Second
 	// settlePoll is how often connections are looked at.
 	settlePoll = 10 * time.Millisecond
 )
 
-// connKey is the key of a request's connection in its context.
-type connKey struct{}
-
 // httpServer returns an http.Server with the limits of the contract.
 func (s *Server) httpServer() *http.Server {
 	return &http.Server{
-		Handler:           s.echo,
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
+		Handler: http.HandlerFunc(s.handle),
+		// What is no path is told so by our own handler.
+		DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout:            headerTimeout,
+		IdleTimeout:                  idleTimeout,
 		// net/http reads this many bytes more before it refuses.
 		MaxHeaderBytes: maxHeader - 4096,
 		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnState:      s.connections.note,
-		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, conn)
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
 		},
 	}
 }
 
-// Serve answers requests on l until ctx ends, and then stops without leaving a request unanswered: readiness fails, streams end, each
-// answer that begins is the last of its connection; a moment later l is closed, and the requests that have come by then are answered.
-// Slow clients hold up nobody's stop: a first request has 5 seconds to come, a later one until l is closed, and each body and answer 10
-// seconds from then. It can be called once. It closes l.
+// Serve answers requests on l until ctx ends, and then stops without leaving a request unanswered: readiness fails,
+// streams end, each answer that begins is the last of its connection, and as soon as there is no request left l is
+// closed. A server that has none stops at once. Nobody holds up a stop for more than 10 seconds. It can be called once.
+// It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := s.httpServer()
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(l) }()
+	go func() { ended <- server.Serve(listener{l, s.refuseUnreadable}) }()
 	select {
 	case <-ctx.Done():
 	case err := <-ended:
 		return errors.Join(err, server.Close())
 	}
 	s.log.Info("stopping")
+	asked := time.Now()
 	close(s.stopping)
 	s.streams.hurry()
-	drained := time.NewTimer(drainTime)
-	defer drained.Stop()
-	select {
-	case <-drained.C:
-	case err := <-ended:
-		return errors.Join(err, server.Close())
+	poll := time.NewTicker(settlePoll)
+	defer poll.Stop()
+	for !s.mayLeave(asked) {
+		select {
+		case <-poll.C:
+		case err := <-ended:
+			return errors.Join(err, server.Close())
+		}
 	}
 	if err := l.Close(); err != nil {
 		return errors.Join(err, server.Close())
 	}
 	<-ended // from here on every connection is known
-	if !s.connections.settle(stopTimeout) {
-		s.log.Warn("requests were cut off, they took too long")
+	for !s.connections.settled(time.Now()) {
+		if time.Since(asked) > stopTimeout {
+			s.log.Warn("requests were cut off, they took too long")
+			break
+		}
+		<-poll.C
 	}
 	// Not Shutdown: it has net/http read requests and drop them without an answer.
 	return server.Close()
+}
+
+// mayLeave tells whether a server that was asked to stop may stop listening: there is no request, or none but new ones
+// for some time.
+func (s *Server) mayLeave(asked time.Time) bool {
+	waited := time.Since(asked)
+	return s.connections.settled(time.Now()) || waited > stopTimeout ||
+		waited > s.drainTime && s.connections.settled(asked)
 }
 
 // isStopping tells whether the server is about to go. A client that hears so early finds another server in time.
@@ -95,50 +107,4 @@ func (s *Server) isStopping() bool {
 	default:
 		return false
 	}
-}
-
-// connections knows which connections may have a request that is not answered yet: the new ones and the active ones.
-type connections struct {
-	mu   sync.Mutex
-	busy map[net.Conn]connection
-}
-
-type connection struct {
-	state http.ConnState
-	since time.Time
-}
-
-// note is the ConnState hook of an http.Server.
-func (c *connections) note(conn net.Conn, state http.ConnState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if state == http.StateNew || state == http.StateActive {
-		c.busy[conn] = connection{state, time.Now()}
-		return
-	}
-	delete(c.busy, conn)
-}
-
-// settled tells whether every request that is known of is answered.
-func (c *connections) settled() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, conn := range c.busy {
-		if conn.state == http.StateActive || time.Since(conn.since) < newTimeout {
-			return false
-		}
-	}
-	return true
-}
-
-// settle waits until all is settled, or the timeout has passed, which it tells.
-func (c *connections) settle(timeout time.Duration) bool {
-	poll := time.NewTicker(settlePoll)
-	defer poll.Stop()
-	for deadline := time.Now().Add(timeout); !c.settled(); <-poll.C {
-		if time.Now().After(deadline) {
-			return false
-		}
-	}
-	return true
 }

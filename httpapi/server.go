@@ -5,7 +5,6 @@ package httpapi
 import (
 	"context"
 	"log/slog"
-	"net"
 	"net/http"
 	"time"
 
@@ -56,10 +55,12 @@ type Server struct {
 
 	connections connections
 	streams     streams
+	outages     outages
 
 	// What tests make shorter.
 	bodyTime  time.Duration
 	workTime  time.Duration
+	drainTime time.Duration
 	heartbeat time.Duration
 	takeTime  time.Duration
 	backlog   int64
@@ -83,11 +84,13 @@ func New(cfg Config) *Server {
 		stopping: make(chan struct{}),
 		echo:     echo.New(),
 
-		connections: connections{busy: map[net.Conn]connection{}},
+		connections: connections{open: map[*conn]connection{}},
 		streams:     streams{open: map[string]map[*stream]bool{}},
+		outages:     outages{told: map[string]time.Time{}},
 
 		bodyTime:  bodyTimeout,
 		workTime:  workTimeout,
+		drainTime: drainTimeout,
 		heartbeat: heartbeat,
 		takeTime:  takeTimeout,
 		backlog:   streamBacklog,

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -261,7 +260,7 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	}
 	st.last = last
 	s.noDeadline(c)
-	if conn, ok := c.Request().Context().Value(connKey{}).(*net.TCPConn); ok {
+	if conn := tcpOf(c.Request()); conn != nil {
 		if err := errors.Join(conn.SetWriteBuffer(streamBuffer), setUserTimeout(conn, s.takeTime)); err != nil {
 			return err
 		}
@@ -319,11 +318,21 @@ func (s *Server) follow(r *http.Request, caller auth.Caller, st *stream) {
 	}
 }
 
+// errLost: a standby that was behind has taken over, and the log no longer holds what was sent. The stream ends; who connects again is
+// told that the last event is none.
+var errLost = errors.New("the log has lost what was sent")
+
 // sendNext sends the next page, if there is one. While the database is away a stream stays open, and looks again from time to time.
 func (s *Server) sendNext(ctx context.Context, caller auth.Caller, st *stream) error {
 	looking, cancel := context.WithTimeout(ctx, s.workTime)
 	defer cancel()
 	changes, err := s.queries.Changes(looking, caller.UserID, st.last, streamPage)
+	if err == nil && len(changes) == 0 {
+		var end int64
+		if end, err = s.queries.End(looking, caller.UserID); err == nil && end < st.last {
+			return errLost
+		}
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			s.log.Debug("a stream can't read and tries again", "err", safeCause(unavailable(err)))

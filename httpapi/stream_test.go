@@ -481,24 +481,12 @@ func TestStreamsDoNotHoldUpAStop(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.fat("u", 150)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.server.Serve(ctx, l) }()
-	s.dialAt(l.Addr().String(), s.token("u"), "Last-Event-ID: 0\r\n")
-	s.dialAt(l.Addr().String(), s.token("u"), "")
+	v := s.serve()
+	s.dialAt(v.address, s.token("u"), "Last-Event-ID: 0\r\n")
+	s.dialAt(v.address, s.token("u"), "")
 	s.eventually(func() bool { return s.server.openStreams("u") == 2 })
-	begin := time.Now()
-	stop()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("the stop took %v", took)
-	}
+	v.stop()
+	v.wantEnd(5 * time.Second)
 }
 
 // Each type of event has a name on a stream.

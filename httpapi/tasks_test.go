@@ -255,8 +255,13 @@ func TestConditionalRequests(t *testing.T) {
 
 	match := func(value string) http.Header { return http.Header{"If-Match": {value}} }
 	p := s.refused(412, "precondition_failed", call{method: "PUT", path: path, user: "u", body: `{"title":"x"}`, header: match(`"2"`)})
-	if p.CurrentVersion != 1 {
+	if p.CurrentVersion != 1 || !strings.Contains(p.Detail, "at version 1") {
 		t.Errorf("%+v", p)
+	}
+	// nginx with gzip makes it of "1".
+	p = s.refused(412, "precondition_failed", call{method: "PUT", path: path, user: "u", body: `{"title":"x"}`, header: match(`W/"1"`)})
+	if !strings.Contains(p.Detail, "weak (W/)") || !strings.Contains(p.Detail, `"version" from the body`) {
+		t.Errorf("a weak tag: %s", p.Detail)
 	}
 	for _, value := range []string{`W/"1"`, `"01"`, `"x"`, `"1`[:1] + `2", W/"1"`} {
 		a := s.want(412, call{method: "DELETE", path: path, user: "u", header: match(value)})

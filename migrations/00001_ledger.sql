@@ -129,6 +129,7 @@ BEGIN
             parked_at    timestamptz
         ) WITH (fillfactor = 70)
     $ddl$, 'users' || suffix);
+    PERFORM {schema}.settle();
 END
 $$;
 
@@ -168,8 +169,10 @@ BEGIN
     FOREACH statement IN ARRAY ARRAY[
         'ALTER TABLE {schema}.%I ENABLE ROW LEVEL SECURITY',
         'ALTER TABLE {schema}.%I FORCE ROW LEVEL SECURITY',
+        'DROP POLICY IF EXISTS own_rows ON {schema}.%I',
         'CREATE POLICY own_rows ON {schema}.%I FOR SELECT
             USING (user_id = (SELECT pg_catalog.current_setting(''taskledger.user_id'', true)))',
+        'DROP POLICY IF EXISTS ledger ON {schema}.%I',
         'CREATE POLICY ledger ON {schema}.%I
             USING ((SELECT pg_catalog.current_setting(''taskledger.ledger'', true)) = ''on'')'
     ] LOOP
@@ -216,6 +219,166 @@ BEGIN
                 index_name, pg_catalog.left(index_name, -pg_catalog.length(suffix)));
         END LOOP;
     END LOOP;
+    PERFORM {schema}.settle();
+END
+$$;
+
+-- Who may use the ledger.
+--
+-- All of it belongs to one role, the owner of the log. Another role is one that serves the ledger if somebody let it into the schema
+-- by name (GRANT USAGE; default privileges on schemas do not count), if it may read the log and append to it, and if a role that can
+-- log in has its privileges. It is given what a server needs, also on tables that a later migration or a rebuild makes. Nobody else
+-- keeps anything: not PUBLIC, not those whom default privileges give each new table (Supabase, for one, gives all to anon).
+-- settle() sees to it: in the transaction that makes a table, and at each start.
+
+-- Whether the caller has all that is the role's, and may give it what is the caller's own.
+CREATE FUNCTION {schema}.stands_for(role oid) RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT pg_has_role($1, 'USAGE') AND pg_has_role($1,
+        CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END)
+$$;
+
+-- Every privilege that is granted on something of the ledger. Those on columns go with their table's.
+CREATE FUNCTION {schema}.grants() RETURNS TABLE (object text, owner oid, grantor oid, grantee oid)
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT DISTINCT o.object, o.owner, a.grantor, a.grantee
+    FROM (
+        SELECT format('SCHEMA %I', nspname) AS object, nspowner AS owner, nspacl AS acl, false AS callable
+        FROM pg_namespace
+        WHERE oid = '{schema}'::regnamespace
+        UNION ALL
+        SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass, relowner, acl, false
+        FROM pg_class c
+        CROSS JOIN LATERAL (
+            SELECT relacl AS acl
+            UNION ALL
+            SELECT attacl FROM pg_attribute WHERE attrelid = c.oid AND attacl IS NOT NULL
+        ) x
+        WHERE relnamespace = '{schema}'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+        UNION ALL
+        SELECT 'ROUTINE ' || oid::regprocedure, proowner, proacl, true
+        FROM pg_proc
+        WHERE pronamespace = '{schema}'::regnamespace
+    ) o
+    CROSS JOIN LATERAL aclexplode(o.acl) a
+    -- Everybody may execute a function by default; none of ours does more than its caller may, or can be called from outside.
+    WHERE a.grantee <> o.owner AND (a.grantee <> 0 OR NOT o.callable)
+$$;
+
+-- The roles that serve the ledger, besides those that are the owner or have all that is the owner's.
+CREATE FUNCTION {schema}.servers() RETURNS SETOF oid LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT r.oid
+    FROM pg_roles r
+    CROSS JOIN (SELECT oid, relowner AS owner FROM pg_class WHERE oid = '{schema}.task_events'::regclass) log
+    WHERE r.oid IN (SELECT grantee FROM {schema}.grants())
+    AND NOT pg_has_role(r.oid, log.owner, 'USAGE')
+    AND has_schema_privilege(r.oid, '{schema}'::regnamespace, 'USAGE')
+    AND has_table_privilege(r.oid, log.oid, 'SELECT')
+    AND has_table_privilege(r.oid, log.oid, 'INSERT')
+    AND EXISTS (
+        SELECT
+        FROM pg_roles l
+        WHERE l.rolcanlogin AND pg_has_role(l.oid, r.oid, 'USAGE') AND NOT pg_has_role(l.oid, log.owner, 'USAGE')
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM pg_default_acl d
+        CROSS JOIN LATERAL aclexplode(d.defaclacl) a
+        WHERE d.defaclobjtype = 'n' AND a.grantee <> 0 AND pg_has_role(r.oid, a.grantee, 'USAGE')
+    )
+$$;
+
+-- What a server needs, and a role does not have.
+CREATE FUNCTION {schema}.lacking(role oid) RETURNS TABLE (privilege text, object text)
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT p.privilege, CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass
+    FROM (VALUES
+        ('schema_versions', ARRAY['SELECT']),
+        ('task_events', ARRAY['SELECT', 'INSERT', 'DELETE']),
+        ('task_events_position_seq', ARRAY['SELECT']),
+        ('skipped_events', ARRAY['SELECT', 'INSERT', 'DELETE']),
+        ('checkpoints', ARRAY['SELECT', 'UPDATE']),
+        ('tasks', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
+        ('task_history', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
+        ('users', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
+    ) n (name, privileges)
+    JOIN pg_class c ON c.relnamespace = '{schema}'::regnamespace AND c.relname = n.name
+    CROSS JOIN LATERAL unnest(n.privileges) p (privilege)
+    WHERE NOT has_table_privilege($1, c.oid, p.privilege)
+    UNION ALL
+    SELECT 'USAGE', format('SCHEMA %I', nspname)
+    FROM pg_namespace
+    WHERE oid = '{schema}'::regnamespace AND NOT has_schema_privilege($1, oid, 'USAGE')
+    UNION ALL
+    SELECT 'EXECUTE', 'ROUTINE ' || oid::regprocedure
+    FROM pg_proc
+    WHERE pronamespace = '{schema}'::regnamespace AND proname IN ('lacking', 'oldest_program')
+    AND NOT has_function_privilege($1, oid, 'EXECUTE')
+$$;
+
+-- Takes everything from these roles, also what another one than the owner gave.
+CREATE FUNCTION {schema}.shut_out(roles oid[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+    statement text;
+BEGIN
+    FOREACH statement IN ARRAY ARRAY(
+        SELECT DISTINCT CASE g.grantor
+            WHEN g.owner THEN format('REVOKE ALL ON %s FROM %s CASCADE', g.object,
+                CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::regrole::text END)
+            ELSE format('REVOKE GRANT OPTION FOR ALL ON %s FROM %s CASCADE', g.object, g.grantor::regrole)
+        END
+        FROM {schema}.grants() g
+        WHERE g.grantee = ANY (roles) AND pg_has_role(g.owner, 'USAGE')
+    ) LOOP
+        EXECUTE statement;
+    END LOOP;
+END
+$$;
+
+-- Puts owners, row level security and privileges right, as far as the caller may.
+CREATE FUNCTION {schema}.settle() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+    ledger    oid := '{schema}'::regnamespace;
+    log_owner oid := (SELECT relowner FROM pg_class WHERE oid = '{schema}.task_events'::regclass);
+    serving   oid[];
+    server    oid;
+    statement text;
+BEGIN
+    -- What a superuser, or a member of the owner, has just made for it.
+    FOREACH statement IN ARRAY ARRAY(
+        SELECT object
+        FROM (
+            SELECT 'TABLE ' || oid::regclass AS object, relowner AS owner
+            FROM pg_class
+            WHERE relnamespace = ledger AND relkind = 'r'
+            UNION ALL
+            SELECT 'ROUTINE ' || oid::regprocedure, proowner
+            FROM pg_proc
+            WHERE pronamespace = ledger
+        ) o
+        WHERE o.owner <> log_owner AND pg_get_userbyid(o.owner) = current_user AND {schema}.stands_for(log_owner)
+    ) LOOP
+        EXECUTE format('ALTER %s OWNER TO %s', statement, log_owner::regrole);
+    END LOOP;
+    PERFORM {schema}.protect(relname)
+    FROM pg_class c
+    WHERE relnamespace = ledger AND relname = ANY ({schema}.read_model() || ARRAY['task_events', 'skipped_events'])
+    AND pg_has_role(relowner, 'USAGE') AND NOT (relrowsecurity AND relforcerowsecurity AND (
+        SELECT count(*) = 2 FROM pg_policy WHERE polrelid = c.oid AND polname IN ('own_rows', 'ledger')
+    ));
+    PERFORM {schema}.shut_out(ARRAY[0::oid]); -- first: that everybody may says of nobody that it serves
+    serving := ARRAY(SELECT {schema}.servers());
+    PERFORM {schema}.shut_out(ARRAY(
+        SELECT grantee
+        FROM {schema}.grants()
+        WHERE grantee <> 0 AND grantee <> ALL (serving) AND NOT pg_has_role(grantee, log_owner, 'USAGE')
+    ));
+    FOREACH server IN ARRAY serving LOOP
+        FOREACH statement IN ARRAY ARRAY(
+            SELECT format('GRANT %s ON %s TO %s', l.privilege, l.object, server::regrole) FROM {schema}.lacking(server) l
+        ) LOOP
+            EXECUTE statement;
+        END LOOP;
+    END LOOP;
 END
 $$;
 
@@ -228,5 +391,18 @@ SELECT {schema}.protect('skipped_events');
 ALTER TABLE {schema}.schema_versions ENABLE ROW LEVEL SECURITY;
 CREATE POLICY readable ON {schema}.schema_versions FOR SELECT USING (true);
 
+-- A schema that was made for a role is that role's ledger, whoever migrates it.
+DO $$
+DECLARE
+    schema_owner oid := (SELECT nspowner FROM pg_catalog.pg_namespace WHERE oid = '{schema}'::pg_catalog.regnamespace);
+BEGIN
+    IF {schema}.stands_for(schema_owner) THEN
+        EXECUTE pg_catalog.format('ALTER TABLE {schema}.task_events OWNER TO %s', schema_owner::pg_catalog.regrole);
+    END IF;
+END
+$$;
+
 -- The version of the oldest program that can work on this schema. A migration that ends the work of older programs raises it.
 CREATE FUNCTION {schema}.oldest_program() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT 1::bigint $$;
+
+SELECT {schema}.settle();

@@ -49,29 +49,34 @@ func (e *VersionError) Error() string {
 		e.Database, e.Program)
 }
 
-// Up brings the schema to the version of this program, and takes from other roles what they may have been given on it. Any number of
-// processes may call it at once, also through a transaction pooler: one migrates, the others wait for it, for five minutes at most. A
-// newer schema is left alone; where this program can't work on it, the error is a *VersionError.
-func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
-	return up(ctx, pool, schema, files, lockWait)
+// RightsError says that the role may not do with the ledger what a server does.
+type RightsError struct {
+	Role, Schema string
+	Lacks        []string // privileges, as a GRANT names them
 }
 
-func up(ctx context.Context, pool *pgxpool.Pool, schema string, files fs.FS, wait time.Duration) error {
+func (e *RightsError) Error() string {
+	schema := pgx.Identifier{e.Schema}.Sanitize()
+	return fmt.Sprintf("the role %q may not use the ledger in the schema %q, it lacks %s: as the owner grant that, or grant USAGE ON SCHEMA %s "+
+		"and SELECT, INSERT ON %[4]s.task_events to a role that can log in and run taskledger migrate, which adds the rest",
+		e.Role, e.Schema, strings.Join(e.Lacks, ", "), schema)
+}
+
+// Up brings the schema to the version of this program, and puts right who may use it, as far as the role of the pool may do both. Any
+// number of processes may call it at once, also through a transaction pooler: one migrates, the others wait for it, for five minutes at
+// most. A newer schema is left alone; the errors of Check are those of Up.
+func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	if err := checkName(ctx, pool, schema); err != nil {
 		return err
 	}
-	return locked(ctx, pool, schema, wait, func() error {
-		have, err := current(ctx, pool, schema)
-		if err != nil {
-			return fmt.Errorf("read the schema version: %w", err)
-		}
-		if have > latest() {
-			return Check(ctx, pool, schema)
-		}
+	return locked(ctx, pool, schema, lockWait, func() error {
 		if err := migrate(ctx, pool, schema, files); err != nil {
-			return fmt.Errorf("migrate the database: %w", err)
+			return err
 		}
-		return revoke(ctx, pool, schema)
+		if err := settle(ctx, pool, schema); err != nil {
+			return err
+		}
+		return Check(ctx, pool, schema)
 	})
 }
 
@@ -87,10 +92,55 @@ func checkName(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	return nil
 }
 
+// migrate does nothing on a schema that is up to date, or newer.
 func migrate(ctx context.Context, pool *pgxpool.Pool, schema string, files fs.FS) error {
-	if _, err := pool.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS `+pgx.Identifier{schema}.Sanitize()); err != nil {
+	have, err := current(ctx, pool, schema)
+	if err != nil || have >= latest() {
 		return err
 	}
+	err = makeSchema(ctx, pool, schema)
+	if err == nil {
+		err = runSteps(ctx, pool, schema, files)
+	}
+	if isDenied(err) {
+		return fmt.Errorf("migrate the database: %w: run taskledger migrate as the owner of the database, "+
+			"or have the owner run CREATE SCHEMA %s AUTHORIZATION and the name of this role", err, pgx.Identifier{schema}.Sanitize())
+	}
+	if err != nil {
+		return fmt.Errorf("migrate the database: %w", err)
+	}
+	return nil
+}
+
+// makeSchema makes the schema if it is missing, and takes from it what default privileges give to others before anybody sees it.
+func makeSchema(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		var there bool
+		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)`, schema).Scan(&there)
+		if err != nil || there {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `CREATE SCHEMA `+pgx.Identifier{schema}.Sanitize()); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `
+			SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::pg_catalog.regrole::text END
+			FROM pg_catalog.pg_namespace
+			CROSS JOIN LATERAL pg_catalog.aclexplode(nspacl)
+			WHERE nspname = $1 AND grantee <> nspowner`, schema)
+		if err != nil {
+			return err
+		}
+		others, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(others) == 0 {
+			return err
+		}
+		_, err = tx.Exec(ctx, `REVOKE ALL ON SCHEMA `+pgx.Identifier{schema}.Sanitize()+` FROM `+strings.Join(others, ", "))
+		return err
+	})
+}
+
+func runSteps(ctx context.Context, pool *pgxpool.Pool, schema string, files fs.FS) error {
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
 	steps, err := steps(files, schema)
@@ -135,38 +185,48 @@ func steps(files fs.FS, schema string) ([]*goose.Migration, error) {
 	return steps, nil
 }
 
-// revoke takes away what default privileges give to others on each new table (Supabase, for one, gives all to anon): the log and the
-// read model are nobody's but their owner's.
-func revoke(ctx context.Context, pool *pgxpool.Pool, schema string) error {
-	rows, err := pool.Query(ctx, `
-		WITH granted AS (
-			SELECT 'SCHEMA ' || quote_ident(nspname) AS object, nspacl AS acl, nspowner AS owner
-			FROM pg_catalog.pg_namespace
-			WHERE nspname = $1
-			UNION ALL
-			SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass, relacl, relowner
-			FROM pg_catalog.pg_class c
-			JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace
-			WHERE nspname = $1 AND relkind IN ('r', 'p', 'v', 'm', 'S')
-		)
-		SELECT DISTINCT 'REVOKE ALL ON ' || object || ' FROM '
-			|| CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END
-		FROM granted
-		CROSS JOIN LATERAL aclexplode(acl)
-		WHERE grantee <> owner AND pg_has_role(owner, 'USAGE')`, schema)
-	if err != nil {
-		return fmt.Errorf("read who may use the schema: %w", err)
+// settle puts right whose the ledger is and who else may use it, where this role may: by the rule that the schema itself states. A
+// database that takes no writes now is left as it is.
+func settle(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	var may bool
+	err := pool.QueryRow(ctx, `
+		SELECT pg_catalog.current_setting('transaction_read_only') = 'off' AND pg_catalog.pg_has_role(relowner, 'USAGE')
+		FROM pg_catalog.pg_class
+		JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace
+		WHERE nspname = $1 AND relname = 'task_events'`, schema).Scan(&may)
+	if err == nil && may {
+		_, err = pool.Exec(ctx, `SELECT `+pgx.Identifier{schema}.Sanitize()+`.settle()`)
 	}
-	statements, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return fmt.Errorf("read who may use the schema: %w", err)
-	}
-	for _, statement := range statements {
-		if _, err := pool.Exec(ctx, statement); err != nil {
-			return fmt.Errorf("keep others out of the schema: %w", err)
-		}
+		return fmt.Errorf("put right who may use the ledger: %w", err)
 	}
 	return nil
+}
+
+// Others are the roles that have been granted something on the ledger and are not its owner. After Up by the owner they are those that
+// serve it.
+func Others(ctx context.Context, pool *pgxpool.Pool, schema string) ([]string, error) {
+	rows, err := pool.Query(ctx, `
+		SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.pg_get_userbyid(grantee) END::text
+		FROM `+pgx.Identifier{schema}.Sanitize()+`.grants()
+		WHERE grantee <> (
+			SELECT relowner
+			FROM pg_catalog.pg_class
+			JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace
+			WHERE nspname = $1 AND relname = 'task_events'
+		)
+		ORDER BY 1`, schema)
+	var others []string
+	if err == nil {
+		others, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if isNotThere(err) || isDenied(err) {
+		return nil, nil // Check tells
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read who may use the ledger: %w", err)
+	}
+	return others, nil
 }
 
 // locked calls work while a transaction on a connection outside of the pool has the lock: a pool of one connection
@@ -246,24 +306,25 @@ func lockKey(schema string) int64 {
 	return int64(h.Sum64())
 }
 
-// Check returns nil when this program can work on the schema of the database, else a *VersionError, or why it could not be asked. A
-// newer schema than the program's is fine, unless it says that it needs a newer program. It is one small query.
+// Check returns nil when this program can work on the schema of the database as the role that it is, else a *VersionError, a
+// *RightsError, or why it could not be asked. A newer schema than the program's is fine, unless it says that it needs a newer program.
+// It is two small queries.
 func Check(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	have, err := current(ctx, pool, schema)
-	if err == nil && have > latest() {
-		var oldest int64
-		err = pool.QueryRow(ctx, `SELECT `+pgx.Identifier{schema}.Sanitize()+`.oldest_program()`).Scan(&oldest)
-		if err == nil && oldest <= latest() {
-			return nil
+	if err != nil {
+		return err
+	}
+	oldest := have
+	if have > latest() {
+		err := pool.QueryRow(ctx, `SELECT `+pgx.Identifier{schema}.Sanitize()+`.oldest_program()`).Scan(&oldest)
+		if err != nil {
+			return rightsError(ctx, pool, schema, err)
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("read the schema version: %w", err)
-	}
-	if have != latest() {
+	if have < latest() || oldest > latest() {
 		return &VersionError{Database: have, Program: latest()}
 	}
-	return nil
+	return checkRights(ctx, pool, schema)
 }
 
 func current(ctx context.Context, pool *pgxpool.Pool, schema string) (int64, error) {
@@ -272,10 +333,63 @@ func current(ctx context.Context, pool *pgxpool.Pool, schema string) (int64, err
 		SELECT coalesce(max(version_id), 0)
 		FROM `+pgx.Identifier{schema, versionTable}.Sanitize()+`
 		WHERE is_applied`).Scan(&version)
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && (pgErr.Code == "42P01" || pgErr.Code == "3F000") {
+	if isNotThere(err) {
 		return 0, nil
 	}
-	return version, err
+	return version, rightsError(ctx, pool, schema, err)
+}
+
+func checkRights(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	rights := &RightsError{Schema: schema}
+	err := pool.QueryRow(ctx, `
+		SELECT rolname, ARRAY(
+			SELECT l.privilege || ' ON ' || l.object
+			FROM `+pgx.Identifier{schema}.Sanitize()+`.lacking(oid) l
+		)
+		FROM pg_catalog.pg_roles
+		WHERE rolname = current_user`).Scan(&rights.Role, &rights.Lacks)
+	if err != nil {
+		return rightsError(ctx, pool, schema, err)
+	}
+	if len(rights.Lacks) > 0 {
+		return rights
+	}
+	return nil
+}
+
+// rightsError makes a *RightsError of what PostgreSQL says to a role without rights.
+func rightsError(ctx context.Context, pool *pgxpool.Pool, schema string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if !isDenied(err) {
+		return fmt.Errorf("read the schema version: %w", err)
+	}
+	rights, enters := &RightsError{Schema: schema}, false
+	askErr := pool.QueryRow(ctx, `
+		SELECT current_user::text, pg_catalog.has_schema_privilege(oid, 'USAGE')
+		FROM pg_catalog.pg_namespace
+		WHERE nspname = $1`, schema).Scan(&rights.Role, &enters)
+	if askErr != nil {
+		return fmt.Errorf("read the schema version: %w", errors.Join(err, askErr))
+	}
+	rights.Lacks = []string{"USAGE ON SCHEMA " + schema}
+	if enters {
+		rights.Lacks = []string{"rights on what is in it (" + err.Error() + ")"}
+	}
+	return rights
+}
+
+// isDenied says that this role may not do what it tried.
+func isDenied(err error) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pgErr.Code == "42501"
+}
+
+// isNotThere says that a schema, a table or a function is missing.
+func isNotThere(err error) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pgErr.Code == "3F000" || pgErr.Code == "42P01" || pgErr.Code == "42883")
 }
 
 // FindEarlier tells whether the database holds a ledger of the builds before version 1, in the schema public. It is left as it is.

@@ -42,9 +42,9 @@ func catchUp(ctx context.Context, db *events.DB, log *slog.Logger) error {
 	}
 }
 
-// tell tells other processes that the read model has moved.
+// tell tells the processes that listen that the read model has moved.
 func tell(ctx context.Context, db *events.DB) error {
-	if _, err := db.Exec(ctx, `SELECT pg_notify($1, '')`, channel(db)); err != nil {
+	if _, err := db.Exec(ctx, notifyAny, channel(db), db.LockKey("listen")); err != nil {
 		return fmt.Errorf("tell the servers: %w", err)
 	}
 	return nil

@@ -200,7 +200,7 @@ func (f *follower) report(err error) {
 		f.log.Error("projection stopped until a newer program goes on or takes over", "err", held)
 	default:
 		f.failing = true
-		f.log.Warn("projection is held up and tries again", "err", safeError(err))
+		f.log.Warn("projection is held up and tries again", "err", events.Cause(err))
 	}
 }
 
@@ -229,13 +229,4 @@ func refusal(err error) string {
 		return fmt.Sprintf("the read model refused it: SQLSTATE %s, constraint %q", pgErr.Code, pgErr.ConstraintName)
 	}
 	return "the read model refused it"
-}
-
-// safeError leaves out what PostgreSQL says of the data, and what a failed connection tells of the database's URL.
-func safeError(err error) string {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
-		return "SQLSTATE " + pgErr.Code
-	}
-	return events.SafeText(err)
 }

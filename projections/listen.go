@@ -17,7 +17,7 @@ const (
 	listenCheck = 15 * time.Second
 	// listenRetry is when LISTEN is tried again.
 	listenRetry = time.Second
-	// listenLinger is how long a process goes on listening when nobody watches any more.
+	// listenLinger is how long a process goes on listening when nobody watches any more, and how often it looks when nothing is heard.
 	listenLinger = 5 * time.Second
 	// unheardPoll is how often the log is looked at while somebody watches and nothing can be heard: behind a transaction pooler.
 	unheardPoll = 250 * time.Millisecond
@@ -26,7 +26,22 @@ const (
 // channel is the NOTIFY channel of the ledger.
 func channel(db *events.DB) string { return db.Schema() + "_moved" }
 
-// notify tells other processes of what this one has applied, if one of them listens: those hold the advisory lock for it.
+// notifyAny notifies if somebody listens: who does holds the advisory lock for it. To try that lock costs a twentieth of a look at all.
+const notifyAny = `
+	SELECT pg_notify($1, ''), set_config('synchronous_commit', 'off', true)
+	WHERE NOT pg_try_advisory_xact_lock($2)`
+
+// notifyOthers notifies if another than this process listens.
+const notifyOthers = `
+	SELECT pg_notify($1, ''), set_config('synchronous_commit', 'off', true)
+	WHERE EXISTS (
+		SELECT FROM pg_locks
+		WHERE locktype = 'advisory' AND objsubid = 1 AND database = (
+			SELECT oid FROM pg_database WHERE datname = current_database()
+		) AND (classid::bigint << 32 | objid::bigint) = $2 AND pid <> $3
+	)`
+
+// notify tells other processes of what this one has applied, if one of them listens.
 func (r *Runner) notify(ctx context.Context) {
 	for {
 		select {
@@ -34,18 +49,15 @@ func (r *Runner) notify(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		text, args := notifyAny, []any{channel(r.db), r.db.LockKey("listen")}
+		if own := r.listener.Load(); own != 0 {
+			text, args = notifyOthers, append(args, int64(own))
+		}
 		telling, cancel := context.WithTimeout(ctx, statementTimeout)
-		_, err := r.db.Exec(telling, `
-			SELECT pg_notify($1, ''), set_config('synchronous_commit', 'off', true)
-			WHERE EXISTS (
-				SELECT FROM pg_locks
-				WHERE locktype = 'advisory' AND objsubid = 1 AND database = (
-					SELECT oid FROM pg_database WHERE datname = current_database()
-				) AND (classid::bigint << 32 | objid::bigint) = $2 AND pid <> $3
-			)`, channel(r.db), r.db.LockKey("listen"), int64(r.listener.Load()))
+		_, err := r.db.Exec(telling, text, args...)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			r.log.Debug("other processes could not be told", "err", safeError(err))
+			r.log.Debug("other processes could not be told", "err", events.Cause(err))
 		}
 		if pause(ctx, notifyPause) != nil {
 			return
@@ -77,7 +89,7 @@ func (r *Runner) listen(ctx context.Context) {
 			if r.db.Pooled() {
 				wait = unheardPoll
 			} else if err := r.listenOnce(ctx); err != nil && ctx.Err() == nil {
-				r.log.Debug("other processes can't be heard", "err", safeError(err))
+				r.log.Debug("other processes can't be heard", "err", events.Cause(err))
 			}
 			r.Look()
 			if pause(ctx, wait) != nil {
@@ -104,6 +116,7 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		return err
 	}
 	r.Look() // what was told before is not told again
+	r.lookAll()
 	checked := time.Now()
 	for !r.watch.none() {
 		waiting, cancel := context.WithTimeout(ctx, listenLinger)
@@ -113,9 +126,12 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		switch {
 		case err == nil:
 			r.Look()
+			continue
 		case !timeout:
 			return err
-		case time.Since(checked) > listenCheck:
+		}
+		r.Look() // who appended may have ended before it could apply that, and tell
+		if time.Since(checked) > listenCheck {
 			if err := ping(ctx, conn); err != nil {
 				return err
 			}
@@ -123,6 +139,14 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// lookAll has all who watch look: while nothing was heard the database may have been replaced by a standby, and positions stand for
+// other events than those that were told of.
+func (r *Runner) lookAll() {
+	r.watch.mu.Lock()
+	defer r.watch.mu.Unlock()
+	r.watch.tellAll()
 }
 
 // tune listens, and takes the advisory lock that tells others so.

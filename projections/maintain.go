@@ -19,7 +19,10 @@ func maintain(ctx context.Context, db *events.DB, work func() error) error {
 	var workErr error
 	err := db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) error {
 		var locked bool
-		_, err := events.One(ctx, tx, `SELECT pg_try_advisory_xact_lock($1)`, []any{db.LockKey("maintenance")}, &locked)
+		// This session is meant to be idle while work is under way, for as long as that takes.
+		_, err := events.One(ctx, tx, `
+			SELECT pg_try_advisory_xact_lock($1), set_config('idle_in_transaction_session_timeout', '0', true)`,
+			[]any{db.LockKey("maintenance")}, &locked, nil)
 		if err != nil {
 			return fmt.Errorf("lock the ledger for maintenance: %w", err)
 		}

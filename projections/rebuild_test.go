@@ -306,7 +306,7 @@ func TestNobodyNoticesARebuild(t *testing.T) {
 		work.Go(func() {
 			for ctx.Err() == nil {
 				atLeast := shown.Load()
-				for _, table := range []string{"tasks", "task_history"} {
+				for _, table := range []string{"taskledger.tasks", "taskledger.task_history"} {
 					if n := value[int64](p, `SELECT count(*) FROM `+table+` WHERE user_id = 'writer'`); n < atLeast {
 						t.Errorf("%s shows %d rows, it has shown %d", table, n, atLeast)
 					}

@@ -80,6 +80,13 @@ func (ws *watch) tell(user string, seq int64) {
 	}
 }
 
+// tellAll has everybody look who watches. The caller holds mu.
+func (ws *watch) tellAll() {
+	for user := range ws.users {
+		ws.tell(user, 0)
+	}
+}
+
 // applied tells of a batch that this process has applied. Where another one has applied what was before it, the log is asked.
 func (ws *watch) applied(d *events.Delivery) {
 	ws.mu.Lock()
@@ -98,13 +105,14 @@ func (ws *watch) applied(d *events.Delivery) {
 	}
 }
 
-// moved takes note of where the checkpoint was found.
+// moved takes note of where the checkpoint was found. One that has gone back is one after a failover.
 func (ws *watch) moved(position int64) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	ws.read = position
 	if len(ws.users) == 0 || position < ws.told {
 		ws.told = position
+		ws.tellAll()
 	}
 	if ws.told < position {
 		signal(ws.news)
@@ -125,7 +133,7 @@ func (r *Runner) tellWatchers(ctx context.Context) {
 		var retry <-chan time.Time
 		if after, through := r.watch.pending(); after < through {
 			if err := r.tellNews(ctx, after, through); err != nil {
-				r.log.Debug("watchers could not be told", "err", safeError(err))
+				r.log.Debug("watchers could not be told", "err", events.Cause(err))
 				retry = time.After(newsRetry)
 			}
 		}
@@ -146,9 +154,7 @@ func (r *Runner) tellNews(ctx context.Context, after, through int64) error {
 	if through-after > maxNews {
 		ws.mu.Lock()
 		defer ws.mu.Unlock()
-		for user := range ws.users {
-			ws.tell(user, 0)
-		}
+		ws.tellAll()
 		ws.told = max(ws.told, through)
 		return nil
 	}

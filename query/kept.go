@@ -2,6 +2,7 @@ package query
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -11,8 +12,9 @@ import (
 const (
 	// maxKept is the largest answer that is kept, in bytes.
 	maxKept = 64 << 10
-	// firstLook and lastLook are the times between looks at the log for a version that another process may write.
-	firstLook = 5 * time.Millisecond
+	// firstLook and lastLook are the times between looks at the log for a version that another process may write. Each is a multiple of the
+	// one before.
+	firstLook = 20 * time.Millisecond
 	lastLook  = 80 * time.Millisecond
 )
 
@@ -26,15 +28,21 @@ type kept struct {
 type keptUser struct {
 	written int64 // position of the last event that this process wrote for the user
 	head    Head  // of all the answers
-	answers map[string]*Answer
-	bytes   int
+	tasks   keptAnswers
+	others  keptAnswers // which any event may change
+}
+
+// keptAnswers are answers without their head, by question.
+type keptAnswers struct {
+	by    map[string]*Answer
+	bytes int
 }
 
 func newKept(limit int) kept {
 	return kept{users: events.NewRecent[*keptUser](limit), waits: map[string]map[chan struct{}]bool{}}
 }
 
-// get returns an answer, if one is kept, and the position of what this process wrote last for the user.
+// get returns an answer, nil if none is kept, and the position of what this process wrote last for the user.
 func (k *kept) get(user, key string) (a *Answer, written int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -42,7 +50,13 @@ func (k *kept) get(user, key string) (a *Answer, written int64) {
 	if !ok {
 		return nil, 0
 	}
-	return u.answers[key], u.written
+	found := u.among(key).by[key]
+	if found == nil {
+		return nil, u.written
+	}
+	answer := *found
+	answer.Head = u.head
+	return &answer, u.written
 }
 
 // put keeps an answer. Those of another head are good for nothing any more.
@@ -55,43 +69,74 @@ func (k *kept) put(user, key string, a Answer) {
 	u, ok := k.users.Get(user)
 	if !ok {
 		u = &keptUser{}
-		u.clear()
 	}
 	if u.head != a.Head {
-		u.clear()
+		u.tasks, u.others = keptAnswers{}, keptAnswers{}
 		u.head = a.Head
 	}
-	if old, ok := u.answers[key]; ok {
-		u.bytes -= size(key, old)
-	}
-	u.answers[key] = &a
-	u.bytes += size(key, &a)
-	k.users.Put(user, u, u.bytes)
+	u.among(key).put(key, &a)
+	k.users.Put(user, u, u.tasks.bytes+u.others.bytes)
 }
 
-func (u *keptUser) clear() { u.answers, u.bytes = map[string]*Answer{}, 0 }
+func (u *keptUser) among(key string) *keptAnswers {
+	if strings.HasPrefix(key, taskKey) {
+		return &u.tasks
+	}
+	return &u.others
+}
+
+func (k *keptAnswers) put(key string, a *Answer) {
+	k.drop(key)
+	if k.by == nil {
+		k.by = map[string]*Answer{}
+	}
+	k.by[key] = a
+	k.bytes += size(key, a)
+}
+
+func (k *keptAnswers) drop(key string) {
+	if a, ok := k.by[key]; ok {
+		delete(k.by, key)
+		k.bytes -= size(key, a)
+	}
+}
 
 func size(key string, a *Answer) int { return len(key) + len(a.Body) + 256 }
 
-// Wrote tells that this process has appended to the user's stream, through a position: no answer kept for the user is good any more, and
-// a read can wait for that position before it asks.
-func (r *Reader) Wrote(user string, position int64) {
+// Wrote tells that this process has appended to a user's stream: a read can wait for that before it asks. Of the answers kept for the
+// user only those about other tasks are still good.
+func (r *Reader) Wrote(c *events.Commit) {
+	last := &c.Events[len(c.Events)-1]
 	k := &r.kept
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	u, ok := k.users.Get(user)
+	u, ok := k.users.Get(last.UserID)
 	if !ok {
 		u = &keptUser{}
 	}
-	u.clear()
-	u.written = position
-	k.users.Put(user, u, 0)
-	for wake := range k.waits[user] {
+	u.follow(c)
+	u.written = last.Position
+	k.users.Put(last.UserID, u, u.tasks.bytes)
+	for wake := range k.waits[last.UserID] {
 		select {
 		case wake <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// follow takes the answers on to the end of a commit, if that joins on to them.
+func (u *keptUser) follow(c *events.Commit) {
+	u.others = keptAnswers{}
+	if u.head.Stale || u.head.EventID != c.After || u.head.Generation != c.Generation {
+		u.tasks = keptAnswers{}
+		return
+	}
+	for i := range c.Events {
+		u.tasks.drop(keyOfTask(c.Events[i].TaskID))
+	}
+	last := &c.Events[len(c.Events)-1]
+	u.head.Seq, u.head.EventID = last.Seq, last.EventID
 }
 
 // wait returns a channel that gets a value when this process writes for the user, until leave is called.
@@ -114,8 +159,8 @@ func (k *kept) wait(user string) (wake chan struct{}, leave func()) {
 }
 
 // awaitVersion waits until the user's stream has the version that is asked for, whichever process writes it.
-func (r *Reader) awaitVersion(ctx context.Context, ask Ask) error {
-	waiting, cancel := context.WithTimeout(ctx, patience)
+func (r *Reader) awaitVersion(ctx context.Context, ask Ask, deadline time.Time) error {
+	waiting, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	wake, leave := r.kept.wait(ask.UserID)
 	defer leave()
@@ -127,7 +172,8 @@ func (r *Reader) awaitVersion(ctx context.Context, ask Ask) error {
 		if err != nil || look.Seq >= ask.MinVersion {
 			return err
 		}
-		timer := time.NewTimer(pause)
+		now := time.Now()
+		timer := time.NewTimer(now.Truncate(pause).Add(pause).Sub(now)) // together with all who wait, who then share a look
 		select {
 		case <-wake:
 		case <-timer.C:

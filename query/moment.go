@@ -187,7 +187,7 @@ func (r *Reader) taskAsOf(ctx context.Context, ask Ask, id uuid.UUID, m Moment) 
 		LIMIT 1
 	) x ON true`)
 	return r.answer(ctx, ask, question{
-		key:  fmt.Sprintf("task %s as of %d %d", id, m.Seq, m.Time.UnixNano()),
+		key:  fmt.Sprintf("as of %[2]d %[3]d: task %[1]s", id, m.Seq, m.Time.UnixNano()),
 		text: statement(`m.future, x.task_id, x.*`, q.text),
 		args: append([]any{[16]byte(id)}, q.args...),
 		read: func(rows pgx.Rows, st state, a *Answer, w *writer) error {

@@ -180,8 +180,9 @@ var errBehind = errors.New("the read model is behind")
 // answer answers a question: from what is kept, if the stream still ends where it did, else from the read model, as soon as that shows
 // all that was in the log when the read began.
 func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error) {
+	deadline := time.Now().Add(patience)
 	if ask.MinVersion > 0 {
-		if err := r.awaitVersion(ctx, ask); err != nil {
+		if err := r.awaitVersion(ctx, ask, deadline); err != nil {
 			return Answer{}, err
 		}
 	}
@@ -199,28 +200,29 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 			return *kept, nil
 		}
 	}
-	mark := r.model.Mark()
-	if written > r.model.Shown() { // the statement would find the read model behind
-		r.await(ctx, written, mark, time.Now().Add(patience))
-	}
-	return r.ask(ctx, ask, q)
+	return r.ask(ctx, ask, q, written, deadline)
 }
 
-// ask asks the read model until it shows what was in the log when the read began, for a second at most; then the answer is what there is.
-func (r *Reader) ask(ctx context.Context, ask Ask, q question) (Answer, error) {
-	var (
-		deadline = time.Now().Add(patience)
-		began    events.Look // where the stream ended, by the first statement
-	)
-	for {
-		mark := r.model.Mark()
+// ask asks the read model until it shows what was in the log when the read began, or the time is up; then the answer is what there is. What
+// this process wrote for the user is waited for beforehand, which saves a statement.
+func (r *Reader) ask(ctx context.Context, ask Ask, q question, written int64, deadline time.Time) (Answer, error) {
+	mark := r.model.Mark()
+	if written > r.model.Shown() {
+		r.awaitWritten(ctx, ask.UserID, written, mark, deadline)
+	}
+	var began events.Look // where the stream ended, by the first statement
+	for shown := false; ; {
+		mark = r.model.Mark()
 		a, end, err := r.askOnce(ctx, ask, q, began.Seq, time.Now().After(deadline))
 		switch {
 		case errors.Is(err, errBehind):
 			if began.Seq == 0 {
 				began = end
 			}
-			r.await(ctx, began.Position, mark, deadline)
+			if shown {
+				r.db.Pool().Reset() // what is shown elsewhere is not shown here: another database has taken over from this one
+			}
+			shown = r.await(ctx, began.Position, mark, deadline)
 		case err == nil && a.Seq < ask.MinVersion:
 			return Answer{Head: a.Head}, ErrNotYet
 		default:
@@ -229,11 +231,28 @@ func (r *Reader) ask(ctx context.Context, ask Ask, q question) (Answer, error) {
 	}
 }
 
-// await waits for the read model to show a position; the statement that follows will find out whether it does.
-func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) {
+// lostAfter is how long a write of this process is waited for before the log is asked whether it is there.
+const lostAfter = 50 * time.Millisecond
+
+// awaitWritten waits for what this process wrote for the user, unless the log does not hold it: a standby that was behind may have taken
+// over since.
+func (r *Reader) awaitWritten(ctx context.Context, user string, written int64, mark uint64, deadline time.Time) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	timer := time.AfterFunc(lostAfter, func() {
+		if look, err := r.log.Head(ctx, user); err != nil || look.Position < written {
+			cancel()
+		}
+	})
+	defer timer.Stop()
+	r.await(ctx, written, mark, deadline)
+}
+
+// await waits for a position, and tells whether it is shown. When the time is up, the answer is what there is.
+func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) (shown bool) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	_ = r.model.Await(ctx, position, mark)
+	return r.model.Await(ctx, position, mark) == nil
 }
 
 // askOnce runs the statement, and tells where the stream ended. Unless it is the last try, an answer that does not show what was there when
@@ -312,6 +331,11 @@ func (r *Reader) End(ctx context.Context, user string) (int64, error) {
 	return look.Seq, err
 }
 
+// taskKey begins the key of a question about one task as it is now, and of no other.
+const taskKey = "task "
+
+func keyOfTask(id uuid.UUID) string { return taskKey + string(id[:]) }
+
 // Task finds one live task of the user, as it is or, if asOf is not nil, as it was. The answer's Head is known when ErrNotFound or ErrFuture is
 // returned too.
 func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) (Answer, error) {
@@ -319,7 +343,7 @@ func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) 
 		return r.taskAsOf(ctx, ask, id, *asOf)
 	}
 	return r.answer(ctx, ask, question{
-		key: "task " + string(id[:]),
+		key: keyOfTask(id),
 		text: statement(`t.body, t.version`, `
 			LEFT JOIN LATERAL (
 				SELECT t.body, t.version

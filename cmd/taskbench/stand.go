@@ -108,7 +108,7 @@ func (o *options) buildServer(ctx context.Context, dir string, progress io.Write
 
 // prepareDatabases also makes sure that PostgreSQL is as durable as it is by default.
 func (s *stand) prepareDatabases(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, s.postgres.URL())
+	conn, err := pgx.Connect(ctx, s.postgres.AdminURL())
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,11 @@ func (s *stand) prepareDatabases(ctx context.Context) error {
 	if !durable {
 		return errors.New("this PostgreSQL is not durable: fsync, synchronous_commit or full_page_writes is off")
 	}
-	_, err = conn.Exec(ctx, `CREATE DATABASE `+secondDatabase)
+	// Of the same owner as the first.
+	u, err := url.Parse(s.postgres.URL())
+	if err == nil {
+		_, err = conn.Exec(ctx, `CREATE DATABASE `+secondDatabase+` OWNER `+u.User.Username())
+	}
 	return err
 }
 

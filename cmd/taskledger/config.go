@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"taskledger/httpapi/auth"
 	"taskledger/migrations/postgres"
 )
 
@@ -132,8 +133,9 @@ func (s *settings) checkLogin() error {
 			return fmt.Errorf("%s must be a URL that begins with http:// or https://", name)
 		}
 	}
-	if s.BetterAuthSecret != nil && len(*s.BetterAuthSecret) < minSecret {
-		return fmt.Errorf("BETTER_AUTH_SECRET must have %d bytes or more, it has %d", minSecret, len(*s.BetterAuthSecret))
+	if s.BetterAuthSecret != nil && len(*s.BetterAuthSecret) < auth.MinSecret {
+		return fmt.Errorf("BETTER_AUTH_SECRET must have %d bytes or more, it has %d",
+			auth.MinSecret, len(*s.BetterAuthSecret))
 	}
 	return nil
 }

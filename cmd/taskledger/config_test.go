@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"taskledger/httpapi/auth"
 )
 
 // patience is how long a test waits for what must happen.
@@ -95,7 +97,7 @@ func TestDevelopmentSecretIsMadeOnceAndKept(t *testing.T) {
 	}
 	group.Wait()
 	for _, secret := range secrets {
-		if len(secret) < minSecret || secret != secrets[0] {
+		if len(secret) < auth.MinSecret || secret != secrets[0] {
 			t.Errorf("a secret of %d bytes, the same: %v", len(secret), secret == secrets[0])
 		}
 	}

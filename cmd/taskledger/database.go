@@ -43,10 +43,11 @@ type traits struct {
 // readingRole is a role of every PostgreSQL, which may read every table and which row level security binds.
 const readingRole = "pg_read_all_data"
 
-// openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an error.
+// openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an error. One that
+// is away is waited for.
 func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
-		return connectNamed(ctx, cfg, log)
+		return patiently(ctx, startPatience, log, func(ctx context.Context) (*database, error) { return connectNamed(ctx, cfg, log) })
 	}
 	dir, err := cfg.dataDir()
 	if err != nil {
@@ -129,7 +130,8 @@ func connect(ctx context.Context, url, schema string) (*database, error) {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
 	db.traits.pooled = db.traits.pooled || read.pooled
-	if db.ledger, err = db.openLedger(ctx, db.config.MaxConns, nil); err != nil {
+	// What an operator asks for takes as long as it takes.
+	if db.ledger, err = db.openLedger(ctx, db.config.MaxConns, map[string]string{"statement_timeout": "0"}); err != nil {
 		return nil, err
 	}
 	return db, nil
@@ -161,12 +163,12 @@ func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) 
 		encoding string
 	)
 	err = conn.QueryRow(ctx, `
-		SELECT pg_backend_pid(), getdatabaseencoding(), r.rolsuper OR r.rolbypassrls,
-			r.rolsuper OR pg_has_role(r.oid, $1, CASE
-				WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER'
+		SELECT pg_catalog.pg_backend_pid(), pg_catalog.getdatabaseencoding(), r.rolsuper OR r.rolbypassrls,
+			r.rolsuper OR pg_catalog.pg_has_role(r.oid, $1, CASE
+				WHEN pg_catalog.current_setting('server_version_num')::int < 160000 THEN 'MEMBER'
 				ELSE 'SET'
 			END)
-		FROM pg_roles r
+		FROM pg_catalog.pg_roles r
 		WHERE r.rolname = current_user`, pgx.QueryExecModeExec, readingRole).Scan(&pid, &encoding, &t.bypasses, &t.switches)
 	if err != nil {
 		return t, err
@@ -181,12 +183,12 @@ func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) 
 // openLedger opens connections that may do everything with the ledger. Settings are those of each of them, beside those that all of
 // ours have; a pooler's have none.
 func (d *database) openLedger(ctx context.Context, n int32, settings map[string]string) (*events.DB, error) {
-	return d.open(ctx, n, map[string]string{"taskledger.ledger": "on"}, settings)
+	return d.open(ctx, n, map[string]string{"taskledger.ledger": "on", "row_security": "on"}, settings)
 }
 
 // openReader opens connections that row level security binds, where that can be had.
 func (d *database) openReader(ctx context.Context, n int32, settings map[string]string) (*events.DB, error) {
-	who := map[string]string{"taskledger.ledger": "off"}
+	who := map[string]string{"taskledger.ledger": "off", "row_security": "on"}
 	if d.traits.bypasses && d.traits.switches {
 		who["role"] = readingRole
 	}
@@ -197,16 +199,18 @@ func (d *database) openReader(ctx context.Context, n int32, settings map[string]
 func (d *database) open(ctx context.Context, n int32, who, settings map[string]string) (*events.DB, error) {
 	config := d.config.Copy()
 	config.MaxConns = n
+	who["search_path"] = "pg_catalog" // whatever the URL, the role or the database has in its place
+	config.PrepareConn = mayStillWrite
 	prelude := ""
 	if d.traits.pooled {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		var set []string
 		for _, name := range slices.Sorted(maps.Keys(who)) {
-			set = append(set, fmt.Sprintf("set_config('%s', '%s', true)", name, who[name]))
+			set = append(set, fmt.Sprintf("pg_catalog.set_config('%s', '%s', true)", name, who[name]))
 		}
 		prelude = "SELECT " + strings.Join(set, ", ")
 	} else {
-		config.ConnConfig.RuntimeParams["search_path"] = "pg_catalog"
+		maps.Copy(config.ConnConfig.RuntimeParams, plainSession)
 		maps.Copy(config.ConnConfig.RuntimeParams, who)
 		maps.Copy(config.ConnConfig.RuntimeParams, settings)
 	}
@@ -215,6 +219,26 @@ func (d *database) open(ctx context.Context, n int32, who, settings map[string]s
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
 	return events.NewDB(pool, d.schema, prelude), nil
+}
+
+// mayStillWrite has a connection used once only that was opened while the database, by a setting, took no writes: it would take none for
+// as long as it lives.
+func mayStillWrite(_ context.Context, conn *pgx.Conn) (bool, error) {
+	if conn.PgConn().ParameterStatus("default_transaction_read_only") != "on" {
+		return true, nil
+	}
+	const used = "used"
+	data := conn.PgConn().CustomData()
+	again := data[used] != nil
+	data[used] = true
+	return !again, nil
+}
+
+// plainSession is what our statements count on, whatever is set for the database or the role.
+var plainSession = map[string]string{
+	"default_transaction_isolation": "read committed",
+	// Ours are idle only while this process is busy.
+	"idle_in_transaction_session_timeout": "60s",
 }
 
 // Connections of a process: for requests, which wait for one when all are busy, and for the log and the projections. A
@@ -235,6 +259,9 @@ const lastWords = 250 * time.Millisecond
 // pingTimeout bounds the look whether a connection that was idle is still there.
 const pingTimeout = 500 * time.Millisecond
 
+// connectTimeout bounds the way to one host, unless the URL does: of several, the next one must be tried within the time of a statement.
+const connectTimeout = 4 * time.Second
+
 // poolConfig is what all pools on a URL have in common.
 func (d databaseURL) poolConfig() *pgxpool.Config {
 	config := d.config.Copy()
@@ -244,6 +271,9 @@ func (d databaseURL) poolConfig() *pgxpool.Config {
 		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
 	}
 	config.PingTimeout = pingTimeout
+	if config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = connectTimeout
+	}
 	if !d.limited {
 		config.MaxConns = requestConnections
 	}

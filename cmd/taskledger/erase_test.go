@@ -18,7 +18,7 @@ func TestEraseCommand(t *testing.T) {
 	kept := s.must(200, "u", "GET", "/api/ledger", "")["hash"].(string)
 	live := s.stream("u")
 
-	if out := works(t, env, "", "erase", "--user", "u"); out != "erased user \"u\"; event 2 is the proof\n" {
+	if out := output(t, env, "", "erase", "--user", "u"); out != "erased user \"u\"; event 2 is the proof\n" {
 		t.Errorf("erase: %s", out)
 	}
 	hear(t, live, "event: erased")
@@ -26,17 +26,17 @@ func TestEraseCommand(t *testing.T) {
 	if entries := s.entries("u"); len(entries) != 1 || entries[0]["type"] != "UserErased" || entries[0]["actor"] != "system" {
 		t.Errorf("the history is %v", entries)
 	}
-	export := works(t, env, "", "export")
+	export := output(t, env, "", "export")
 	if strings.Contains(export, "private") || !strings.Contains(export, `"data":{"hash":"`+kept+`"}`) || !strings.Contains(export, "stays") {
 		t.Errorf("the export is %s", export)
 	}
-	if out := works(t, env, "", "erase", "--user", "u", "--yes"); !strings.Contains(out, "erased before, at event 2") {
+	if out := output(t, env, "", "erase", "--user", "u", "--yes"); !strings.Contains(out, "erased before, at event 2") {
 		t.Errorf("again: %s", out)
 	}
 	if next := s.must(201, "u", "POST", "/api/tasks", `{"title":"a new life"}`); next["version"] != 3.0 {
 		t.Errorf("the next version is %v", next["version"])
 	}
-	works(t, env, "", "verify")
+	output(t, env, "", "verify")
 	s.terminate()
 
 	for _, args := range [][]string{{"--user", "nobody"}, {"--user", ""}, {}} {
@@ -46,9 +46,9 @@ func TestEraseCommand(t *testing.T) {
 		}
 	}
 	// Without a server too.
-	works(t, env, "", "erase", "--user", "v", "--yes")
-	if out := works(t, env, "", "history", "--user", "v"); strings.Count(out, "\n") != 2 || !strings.Contains(out, "erased") {
+	output(t, env, "", "erase", "--user", "v", "--yes")
+	if out := output(t, env, "", "history", "--user", "v"); strings.Count(out, "\n") != 2 || !strings.Contains(out, "erased") {
 		t.Errorf("the history is %s", out)
 	}
-	works(t, env, "", "verify")
+	output(t, env, "", "verify")
 }

@@ -70,8 +70,8 @@ func fillLedger(t *testing.T, env []string) (s *served, answers [2]string) {
 	return s, answers
 }
 
-// works runs a command that must succeed, with an input, and returns its output.
-func works(t *testing.T, env []string, stdin string, args ...string) string {
+// output runs a command that must succeed, with an input, and returns its output.
+func output(t *testing.T, env []string, stdin string, args ...string) string {
 	t.Helper()
 	cmd := program(t, env, args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -98,8 +98,8 @@ func TestExportAndImport(t *testing.T) {
 	secret := "BETTER_AUTH_SECRET=" + serveSecret
 	from := []string{"DATABASE_URL=" + testdb.URL(t), secret}
 	source, answers := fillLedger(t, from)
-	export := works(t, from, "", "export")
-	if checked := works(t, nil, "", "verify", "--export", inFile(t, export)); checked != "checked 10 events of 3 users: the chain holds\n" {
+	export := output(t, from, "", "export")
+	if checked := output(t, nil, "", "verify", "--export", inFile(t, export)); checked != "checked 10 events of 3 users: the chain holds\n" {
 		t.Errorf("verify --export: %s", checked)
 	}
 
@@ -107,12 +107,12 @@ func TestExportAndImport(t *testing.T) {
 	target := startServer(t, to...)
 	target.must(201, "zoe", "POST", "/api/tasks", `{"title":"was here before"}`)
 	changes := target.stream("carol")
-	if out := works(t, to, "", "import", inFile(t, export)); !strings.HasPrefix(out, "imported 10 events of 3 users in ") || strings.Count(out, "\n") != 1 {
+	if out := output(t, to, "", "import", inFile(t, export)); !strings.HasPrefix(out, "imported 10 events of 3 users in ") || strings.Count(out, "\n") != 1 {
 		t.Errorf("import: %s", out)
 	}
 	hear(t, changes, "event: task.deleted")
 	for _, user := range []string{"alice", "böb/😀", "carol"} {
-		if own := works(t, to, "", "export", "--user", user); own != works(t, from, "", "export", "--user", user) {
+		if own := output(t, to, "", "export", "--user", user); own != output(t, from, "", "export", "--user", user) {
 			t.Errorf("the export of %s is another one:\n%s", user, own)
 		}
 		was, is := source.must(200, user, "GET", "/api/ledger", ""), target.must(200, user, "GET", "/api/ledger", "")
@@ -132,10 +132,10 @@ func TestExportAndImport(t *testing.T) {
 	if next := target.must(201, "böb/😀", "POST", "/api/tasks", `{"title":"goes on"}`); next["version"] != 6.0 {
 		t.Errorf("the next version is %v", next["version"])
 	}
-	if out := works(t, to, "", "verify"); out != "compared 4 users, 12 events, 23 rows; 0 parked\n" {
+	if out := output(t, to, "", "verify"); out != "compared 4 users, 12 events, 23 rows; 0 parked\n" {
 		t.Errorf("verify: %s", out)
 	}
-	if out := works(t, to, "", "rebuild"); !strings.Contains(out, "rebuilt: 12 events") {
+	if out := output(t, to, "", "rebuild"); !strings.Contains(out, "rebuilt: 12 events") {
 		t.Errorf("rebuild: %s", out)
 	}
 
@@ -148,18 +148,18 @@ func TestExportAndImport(t *testing.T) {
 
 	// From a pipe, into another schema, as somebody who is not a superuser; a user's own export too.
 	owner := []string{"DATABASE_URL=" + asOwner(t, testdb.URL(t)), "DATABASE_SCHEMA=another"}
-	works(t, owner, "", "migrate")
-	works(t, owner, export, "import", "-")
-	if again := works(t, owner, "", "export"); again != export {
+	output(t, owner, "", "migrate")
+	output(t, owner, export, "import", "-")
+	if again := output(t, owner, "", "export"); again != export {
 		t.Errorf("exported again:\n%s", again)
 	}
-	works(t, owner, "", "verify")
+	output(t, owner, "", "verify")
 	third := []string{"DATABASE_URL=" + testdb.URL(t)}
 	_, own := source.fetch("böb/😀", "/api/export")
-	if out := works(t, third, own, "import", "-"); !strings.Contains(out, "2 events of 1 user") || !strings.Contains(out, "does not say how much") {
+	if out := output(t, third, own, "import", "-"); !strings.Contains(out, "2 events of 1 user") || !strings.Contains(out, "does not say how much") {
 		t.Errorf("a user's own export: %s", out)
 	}
-	works(t, third, "", "verify")
+	output(t, third, "", "verify")
 	target.terminate()
 	source.terminate()
 }
@@ -236,7 +236,7 @@ func TestImportRefuses(t *testing.T) {
 	from := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret}
 	s, _ := fillLedger(t, from)
 	s.terminate()
-	lines := strings.SplitAfter(works(t, from, "", "export"), "\n")
+	lines := strings.SplitAfter(output(t, from, "", "export"), "\n")
 	lines = lines[:len(lines)-1]
 	url := testdb.URL(t)
 	to := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
@@ -285,10 +285,10 @@ func TestImportRefuses(t *testing.T) {
 	if got := finish(t, program(t, to, "import", "/nowhere")); got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 {
 		t.Errorf("no file: %+v", got)
 	}
-	works(t, to, "", "verify")
+	output(t, to, "", "verify")
 	// The way is free again: what is right goes in.
-	works(t, to, works(t, from, "", "export", "--user", "alice"), "import", "-")
-	works(t, to, "", "verify")
+	output(t, to, output(t, from, "", "export", "--user", "alice"), "import", "-")
+	output(t, to, "", "verify")
 }
 
 // verify --export needs no database, and names the first line that is wrong.
@@ -299,14 +299,14 @@ func TestVerifyExport(t *testing.T) {
 		t.Fatal(err)
 	}
 	nowhere := []string{"DATABASE_URL=postgres://127.0.0.1:1/x"}
-	if out := works(t, nowhere, string(text), "verify", "--export", "-"); out != "checked 8 events of 2 users: the chain holds\n" {
+	if out := output(t, nowhere, string(text), "verify", "--export", "-"); out != "checked 8 events of 2 users: the chain holds\n" {
 		t.Errorf("%s", out)
 	}
 	lines := strings.SplitAfter(string(text), "\n")
 	one := strings.Replace(strings.Join(lines[:6], ""), `,"export":{"events":8,"users":2}`, "", 1)
 	want := "checked 6 events of 1 user: the chain holds\n" +
 		`user "ada" ends with seq 6, hash 4de614a92c4fab7574132ac1cd145734076b20d1ae956a2dd46cdb03cff1acee` + "\n" + cutNote(false)
-	if out := works(t, nil, "", "verify", "--export", inFile(t, one)); out != want {
+	if out := output(t, nil, "", "verify", "--export", inFile(t, one)); out != want {
 		t.Errorf("%q, want %q", out, want)
 	}
 	for _, tc := range []struct{ export, want string }{
@@ -358,7 +358,7 @@ func TestVerifyNamesATamperedLog(t *testing.T) {
 			s.must(201, "v", "POST", "/api/tasks", `{"title":"untouched"}`)
 			kept := s.must(200, "u", "GET", "/api/ledger", "")["hash"].(string)
 			s.terminate()
-			works(t, env, "", "verify")
+			output(t, env, "", "verify")
 			execute(t, url, `ALTER TABLE taskledger.task_events DISABLE TRIGGER USER; `+tc.tamper)
 			got := finish(t, program(t, env, "verify"))
 			if got.code != exitFailed || !strings.Contains(got.stdout, tc.want) || strings.Contains(got.stdout, `user="v"`) {

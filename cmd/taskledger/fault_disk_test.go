@@ -28,7 +28,7 @@ const fullDisk = `
 	CREATE TABLE fault.disk (full_at text);
 	INSERT INTO fault.disk VALUES (NULL);
 	CREATE TABLE fault.filler (byte integer);
-	CREATE FUNCTION fault.extend() RETURNS trigger LANGUAGE plpgsql AS $$
+	CREATE FUNCTION fault.extend() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 	BEGIN
 		IF (SELECT full_at FROM fault.disk) = TG_ARGV[0] THEN
 			INSERT INTO fault.filler VALUES (1);

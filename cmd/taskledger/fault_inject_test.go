@@ -157,7 +157,7 @@ func (s *stage) breakDatabase(ctx context.Context, random *rand.Rand) {
 func (s *stage) session(ctx context.Context, do func(ctx context.Context, conn *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, s.db.URL())
+	conn, err := pgx.Connect(ctx, s.db.AdminURL())
 	if err != nil {
 		return err
 	}

@@ -3,9 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,10 +59,62 @@ func leaveOpen(t *testing.T, url, sql string) {
 	}
 }
 
+// Anybody in the database may notify. Whatever they say, and however much, what is written is still heard of in another process, soon.
+func TestNotificationsOfStrangersDoNoHarm(t *testing.T) {
+	t.Parallel()
+	url := testdb.URL(t)
+	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
+	writer, reader := startServer(t, env...), startServer(t, env...)
+	heard := reader.titles("u")
+	write := func(title string) {
+		t.Helper()
+		writer.must(201, "u", "POST", "/api/tasks", fmt.Sprintf(`{"title":%q}`, title))
+		begin := time.Now()
+		select {
+		case got := <-heard:
+			if took := time.Since(begin); got != title || took > time.Second {
+				t.Errorf("the task %q is heard of after %v, want %q", got, took, title)
+			}
+		case <-time.After(patience):
+			t.Fatalf("the task %q is not heard of", title)
+		}
+	}
+	write("before")
+	role := "notifier_" + strings.ToLower(rand.Text())
+	execute(t, url, `CREATE ROLE `+role)
+	t.Cleanup(func() {
+		conn, err := pgx.Connect(context.Background(), url)
+		if err == nil {
+			_, err = conn.Exec(context.Background(), `DROP ROLE `+role)
+			err = errors.Join(err, conn.Close(context.Background()))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	for i, payload := range []string{
+		"", "9223372036854775807", "-1", "18446744073709551616", "1e400", "NaN", `{"position":1e99}`, "\x01", strings.Repeat("9", 7999),
+	} {
+		onDatabase(t, url, func(ctx context.Context, conn *pgx.Conn) error {
+			if _, err := conn.Exec(ctx, `SET ROLE `+role); err != nil {
+				return err
+			}
+			_, err := conn.Exec(ctx, `SELECT pg_notify('taskledger_moved', $1) FROM generate_series(1, 20)`, payload)
+			return err
+		})
+		write(fmt.Sprint("after payload ", i))
+	}
+	execute(t, url, `SELECT pg_notify('taskledger_moved', n::text) FROM generate_series(1, 20000) n`)
+	write("after many")
+	if got := finish(t, program(t, env[:1], "verify")); got.code != 0 {
+		t.Errorf("verify: %+v", got)
+	}
+}
+
 // A dump that is restored into a new cluster, whose transaction ids begin anew, goes on where it was.
 func TestADumpGoesOnInAnotherCluster(t *testing.T) {
 	t.Parallel()
-	from, to := testdb.URL(t), testdb.Server(t).URL()
+	from, to := testdb.URL(t), testdb.Server(t).AdminURL()
 	secret := "BETTER_AUTH_SECRET=" + serveSecret
 	before := startServer(t, "DATABASE_URL="+from, secret)
 	old := before.must(201, "u", "POST", "/api/tasks", `{"title":"old"}`)

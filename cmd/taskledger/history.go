@@ -184,7 +184,7 @@ func (caughtUp) Shown() int64 { return 0 }
 func (m caughtUp) Await(ctx context.Context, _ int64, _ uint64) error {
 	err := projections.CatchUp(ctx, m.db, m.log)
 	if err != nil && ctx.Err() == nil {
-		m.log.Warn("the read model cannot be brought up to date", "err", events.SafeText(err))
+		m.log.Warn("the read model cannot be brought up to date", "err", events.Cause(err))
 		<-ctx.Done() // a server may do it meanwhile
 	}
 	return err

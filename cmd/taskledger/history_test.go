@@ -50,11 +50,11 @@ func TestHistoryCommand(t *testing.T) {
 		at(5) + "  created      " + other[len(other)-shownID:] + "  " + from("") + wide(long) + request(5),
 		"",
 	}
-	if out := works(t, env, "", "history", "--user", "u"); out != strings.Join(want, "\n") {
+	if out := output(t, env, "", "history", "--user", "u"); out != strings.Join(want, "\n") {
 		t.Errorf("\n%s, want\n%s", out, strings.Join(want, "\n"))
 	}
 	count := func(args ...string) int {
-		return strings.Count(works(t, env, "", append([]string{"history", "--user", "u", "--json"}, args...)...), "\n")
+		return strings.Count(output(t, env, "", append([]string{"history", "--user", "u", "--json"}, args...)...), "\n")
 	}
 	third := entries[2]["recorded_at"].(string)
 	for _, tc := range []struct {
@@ -71,7 +71,7 @@ func TestHistoryCommand(t *testing.T) {
 		}
 	}
 	var entry map[string]any
-	line, _, _ := strings.Cut(works(t, env, "", "history", "--user", "u", "--json"), "\n")
+	line, _, _ := strings.Cut(output(t, env, "", "history", "--user", "u", "--json"), "\n")
 	if err := json.Unmarshal([]byte(line), &entry); err != nil || len(entry) != 8 || entry["hash"] != entries[0]["hash"] {
 		t.Errorf("%v: %s", err, line)
 	}
@@ -106,7 +106,7 @@ func TestHistoryOfManyEvents(t *testing.T) {
 			CASE WHEN n = 1 THEN '{"title":"Many","description":null}' ELSE '{}' END::jsonb,
 			gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp()
 		FROM generate_series(1, 1001) n`)
-	out := works(t, []string{"DATABASE_URL=" + url}, "", "history", "--user", "u")
+	out := output(t, []string{"DATABASE_URL=" + url}, "", "history", "--user", "u")
 	if strings.Count(out, "\n") != n+1 || strings.Count(out, "TIME") != 1 || !strings.HasSuffix(out, "reopened   3d2b1a0c9e8f  true   false  u   r\n") {
 		t.Errorf("%d lines, the last is %q", strings.Count(out, "\n"), out[max(0, len(out)-100):])
 	}

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 	"github.com/joho/godotenv"
@@ -110,14 +112,31 @@ func withoutURLs(message string, args []string) string {
 
 // loadDotEnv adds what the environment does not say itself. What the file has in it is never shown: it may be a secret.
 func loadDotEnv() error {
-	err := godotenv.Load()
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
+	content, err := os.ReadFile(".env")
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if _, ok := errors.AsType[*fs.PathError](err); ok {
+	if err != nil {
 		return err
 	}
-	return errors.New(".env: has a line that is not NAME=value, a comment or empty")
+	// Editors on Windows begin a text with a byte-order mark.
+	content = bytes.TrimPrefix(content, []byte("\ufeff"))
+	if !utf8.Valid(content) || bytes.IndexByte(content, 0) >= 0 {
+		return errors.New(".env: is not UTF-8: save it as that")
+	}
+	values, err := godotenv.UnmarshalBytes(content)
+	if err != nil {
+		return errors.New(".env: has a line that is not NAME=value, a comment or empty")
+	}
+	for name, value := range values {
+		if _, set := os.LookupEnv(name); set {
+			continue
+		}
+		if err := os.Setenv(name, value); err != nil {
+			return fmt.Errorf(".env: %w", err)
+		}
+	}
+	return nil
 }
 
 // numbers are the settings that are one, and what they should be.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	neturl "net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,11 +102,21 @@ func TestServerNeedsSomebodyWhoCanLogIn(t *testing.T) {
 	}
 }
 
-func TestUnreachableDatabaseIsOneLineWithoutThePassword(t *testing.T) {
+// What is said of a database that can't be opened has no value of its URL in it but host and database.
+func TestADatabaseThatCannotBeOpenedIsOneLine(t *testing.T) {
 	t.Parallel()
-	got := finish(t, program(t, []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/x"}, "migrate"))
-	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || strings.Contains(got.stderr, "s3cret") {
-		t.Errorf("exit code %d, stderr %q, want %d and one line without the password", got.code, got.stderr, exitFailed)
+	there := parseURL(t, testdb.URL(t))
+	there.Path, there.User = "/nowhere", neturl.UserPassword("postgres", "s3cret")
+	for url, want := range map[string]string{
+		"postgres://s3cret:s3cret@127.0.0.1:1/x?application_name=s3cret": "connection refused",
+		"host=/nowhere user=s3cret password=s3cret":                      "no such file",
+		there.String(): "the password is wrong",
+	} {
+		got := finish(t, program(t, []string{"DATABASE_URL=" + url}, "migrate"))
+		if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, want) ||
+			strings.Contains(got.stderr, "s3cret") {
+			t.Errorf("exit code %d, stderr %q, want %d and one line with %q", got.code, got.stderr, exitFailed, want)
+		}
 	}
 }
 
@@ -122,6 +133,10 @@ func TestDotEnvIsReadAndTheEnvironmentWins(t *testing.T) {
 		{"LOG_LEVEL=loud", nil, []string{"--log-level=info"}, 0},
 		{"LOG_LEVEL=info", []string{"LOG_LEVEL=loud"}, nil, exitUsage},
 		{"s3cret is no setting", nil, nil, exitUsage},
+		{"\ufeffLOG_LEVEL=loud", nil, nil, exitUsage}, // read, whatever an editor has put before it
+		{"\ufeffLOG_LEVEL=info\r\n# a comment\r\nLOG_FORMAT=json\r\n", nil, nil, 0},
+		{"\ufeff", nil, nil, 0},
+		{"\xff\xfeL\x00O\x00G\x00=\x00s3cret", nil, nil, exitUsage},
 	} {
 		cmd := program(t, tt.env, append(tt.args, "version")...)
 		if err := os.WriteFile(filepath.Join(cmd.Dir, ".env"), []byte(tt.file+"\n"), 0o600); err != nil {

@@ -205,21 +205,6 @@ func asOwner(t *testing.T, direct string) string {
 	return u.String()
 }
 
-// execute runs statements on a connection of their own.
-func execute(t *testing.T, url, statements string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close(ctx) }()
-	if _, err := conn.Exec(ctx, statements); err != nil {
-		t.Errorf("%s: %v", statements, err)
-	}
-}
-
 type bouncing struct {
 	t              *testing.T
 	pooler         *pooler

@@ -13,8 +13,6 @@ import (
 	"taskledger/httpapi/auth"
 )
 
-const minSecret = 32
-
 // secret returns the key of HS256 tokens and of Better Auth's signed sessions; nil when tokens are only verified by a key set.
 func (s *settings) secret() ([]byte, error) {
 	if s.BetterAuthSecret != nil {
@@ -48,8 +46,8 @@ func developmentSecret(dir string) ([]byte, error) {
 		return nil, err
 	}
 	secret := strings.TrimSpace(string(content))
-	if len(secret) < minSecret {
-		return nil, fmt.Errorf("%s must have %d bytes or more: delete it to get a new one", path, minSecret)
+	if len(secret) < auth.MinSecret {
+		return nil, fmt.Errorf("%s must have %d bytes or more: delete it to get a new one", path, auth.MinSecret)
 	}
 	return []byte(secret), nil
 }

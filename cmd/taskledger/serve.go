@@ -81,7 +81,7 @@ func serve(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Write
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
-	if err := migrations.Up(ctx, db.ledger.Pool(), db.schema); err != nil {
+	if err := db.migrate(ctx, log); err != nil {
 		return err
 	}
 	if err := tellEarlier(ctx, db, log); err != nil {
@@ -133,6 +133,7 @@ type app struct {
 	log    *slog.Logger
 	pools  []*pgxpool.Pool
 	ledger *events.DB // for the log and the projections, so that reads never starve them
+	reader *events.DB // for answers from the read model
 	runner *projections.Runner
 	events *events.Log
 	auth   *auth.Authenticator
@@ -157,10 +158,10 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 	if err != nil {
 		return nil, err
 	}
+	a.reader = reader
 	a.pools = append(a.pools, reader.Pool())
-	if db.traits.bypasses && !db.traits.switches {
-		log.Warn("row level security does not bind this database role: a second lock between users is not there",
-			"mend", "GRANT "+readingRole+" TO the role, or use one without BYPASSRLS")
+	if err := a.tellSecondLock(ctx, db.traits, registry); err != nil {
+		return nil, err
 	}
 	sessionURL, err := cfg.sessionURL(db, log)
 	if err != nil {
@@ -243,19 +244,52 @@ func (s *settings) origins() []string {
 	return append(slices.Clone(s.CORSOrigins), origin)
 }
 
-// ready looks at everything the service needs: a database that takes writes, a schema that this program can work on, a read model that
-// follows the log.
-func (a *app) ready(ctx context.Context) error {
-	var readOnly bool
-	_, err := events.One(ctx, a.ledger, `SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`, nil, &readOnly)
+// tellSecondLock says once whether row level security binds the connections that read, and has a gauge show it.
+func (a *app) tellSecondLock(ctx context.Context, role traits, registry prometheus.Registerer) error {
+	var binds bool
+	_, err := events.One(ctx, a.reader, `
+		SELECT row_security_active('{schema}.tasks') AND row_security_active('{schema}.task_history')`, nil, &binds)
 	if err != nil {
-		return fmt.Errorf("ask whether the database takes writes: %w", err)
+		return fmt.Errorf("ask whether row level security binds this database role: %w", err)
 	}
-	if readOnly {
-		return errors.New("the database takes no writes")
+	gauge := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "taskledger_row_level_security",
+		Help: "Whether row level security, the second lock between users, binds the connections that read (1) or not (0).",
+	})
+	registry.MustRegister(gauge)
+	if binds {
+		gauge.Set(1)
+		return nil
+	}
+	mend := "run taskledger migrate as the owner of the ledger"
+	if role.bypasses {
+		mend = "GRANT " + readingRole + " TO the role, or use one without BYPASSRLS"
+	}
+	a.log.Warn("row level security does not bind this database role: a second lock between users is not there", "mend", mend)
+	return nil
+}
+
+// readable reads nothing from each table that answers are read from.
+const readable = `
+	SELECT
+	FROM {schema}.task_events
+	CROSS JOIN {schema}.tasks
+	CROSS JOIN {schema}.task_history
+	CROSS JOIN {schema}.users
+	CROSS JOIN {schema}.checkpoints
+	LIMIT 0`
+
+// ready looks at everything the service needs: a database that takes writes, a schema that this program can work on and rights to, a
+// read model that can be read and follows the log.
+func (a *app) ready(ctx context.Context) error {
+	if err := a.events.CheckWritable(ctx); err != nil {
+		return err
 	}
 	if err := migrations.Check(ctx, a.ledger.Pool(), a.ledger.Schema()); err != nil {
 		return err
+	}
+	if _, err := events.One(ctx, a.reader, readable, nil); err != nil {
+		return fmt.Errorf("read the read model: %w", err)
 	}
 	lag, err := projections.Lag(ctx, a.ledger)
 	if err != nil {

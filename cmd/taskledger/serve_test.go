@@ -4,15 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	neturl "net/url"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -23,8 +25,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/golang-jwt/jwt/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/httpapi/auth"
@@ -73,7 +74,15 @@ func startServer(t *testing.T, env ...string) *served {
 // launchServer starts a server process on a free port and waits until it has told its address.
 func launchServer(t *testing.T, env ...string) *served {
 	t.Helper()
-	s := &served{t: t, cmd: program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), stderr: &lockedBuffer{}}
+	s := &served{t: t, stderr: &lockedBuffer{}}
+	s.start(env...)
+	return s
+}
+
+func (s *served) start(env ...string) {
+	t := s.t
+	t.Helper()
+	s.cmd = program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve")
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +105,6 @@ func launchServer(t *testing.T, env ...string) *served {
 		t.Fatalf("the server told no address: %s", s.stderr)
 	}
 	s.base = found[1]
-	return s
 }
 
 // await asks until the answer has the status.
@@ -133,24 +141,37 @@ func (s *served) call(user, method, path, body string) (status int, answer map[s
 }
 
 func (s *served) callAs(token, method, path, body string) (status int, answer map[string]any, err error) {
+	got, err := s.send(token, method, path, body)
+	if err == nil && len(got.body) > 0 && got.body[0] == '{' {
+		err = json.Unmarshal(got.body, &answer)
+	}
+	return got.status, answer, err
+}
+
+// reply is an answer, read to its end.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// send sends a request; header is names and values in turn.
+func (s *served) send(token, method, path, body string, header ...string) (reply, error) {
 	req, err := http.NewRequest(method, s.base+path, strings.NewReader(body))
 	if err != nil {
-		return 0, nil, err
+		return reply{}, err
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return 0, nil, err
+		return reply{}, err
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, nil, err
-	}
-	if len(data) > 0 && data[0] == '{' {
-		err = json.Unmarshal(data, &answer)
-	}
-	return resp.StatusCode, answer, err
+	return reply{resp.StatusCode, resp.Header, data}, err
 }
 
 // must calls the API and fails the test unless it is answered with the status.
@@ -250,9 +271,10 @@ func TestThreeProcessesOnOneDatabase(t *testing.T) {
 func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 	t.Parallel()
 	db := testdb.Server(t)
-	env := []string{"DATABASE_URL=" + db.URL(), "BETTER_AUTH_SECRET=" + serveSecret}
+	env := []string{"DATABASE_URL=" + db.URL(), "BETTER_AUTH_SECRET=" + serveSecret, "LOG_LEVEL=debug"}
 	s := startServer(t, env...)
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"before"}`)
+	stream := s.stream("u") // so that the server listens
 	acknowledged := 1
 	for range 2 {
 		old := db.PID()
@@ -292,6 +314,9 @@ func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 		t.Errorf("%s events stored of %d acknowledged", events[1], acknowledged)
 	}
 	s.terminate()
+	if _, err := io.Copy(io.Discard, stream); err != nil {
+		t.Errorf("a stream does not come to a clean end: %v", err)
+	}
 	said := s.stderr.String()
 	if !strings.Contains(said, "no connection to the database") || strings.Contains(said, "user=") {
 		t.Errorf("the log does not say where PostgreSQL should be, or says more: %s", said)
@@ -374,17 +399,11 @@ func (s *served) list(user string) (status int, tasks []map[string]any, err erro
 	if err != nil {
 		return 0, nil, err
 	}
-	req, err := http.NewRequest("GET", s.base+"/api/tasks", nil)
-	if err != nil {
-		return 0, nil, err
+	got, err := s.send(token, "GET", "/api/tasks", "")
+	if err == nil {
+		err = json.Unmarshal(got.body, &tasks)
 	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	return resp.StatusCode, tasks, json.NewDecoder(resp.Body).Decode(&tasks)
+	return got.status, tasks, err
 }
 
 // Metrics are on an address of their own; no line of a server's log has a token or a title in it.
@@ -454,6 +473,145 @@ func TestAKeySetThatIsAway(t *testing.T) {
 		if strings.Contains(s.stderr.String(), "s3cret") {
 			t.Errorf("the log tells a secret: %s", s.stderr)
 		}
+	}
+}
+
+// The backend is there before the frontend, whose tables are not made yet. All is plain http, where browsers send no
+// Sec-Fetch-Site.
+func TestAFrontendThatComesLater(t *testing.T) {
+	t.Parallel()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var migrated atomic.Bool
+	frontend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !migrated.Load() || r.URL.Path != "/api/auth/jwks" {
+			http.Error(w, `relation "jwks" does not exist`, http.StatusInternalServerError)
+			return
+		}
+		x := base64.RawURLEncoding.EncodeToString(public)
+		fmt.Fprintf(w, `{"keys":[{"kid":"k","kty":"OKP","crv":"Ed25519","x":%q}]}`, x)
+	}))
+	defer frontend.Close()
+	url := testdb.URL(t)
+	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret, "BETTER_AUTH_URL=" + frontend.URL}
+	s := startServer(t, env...) // and is ready
+
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if _, err := pool.Exec(t.Context(), `
+		CREATE TABLE public."user" ("id" text PRIMARY KEY);
+		CREATE TABLE public."session" ("token" text UNIQUE, "userId" text, "expiresAt" timestamptz);
+		INSERT INTO public."user" VALUES ('ada');
+		INSERT INTO public."session" VALUES ('abc', 'ada', now() + interval '1 hour')`); err != nil {
+		t.Fatal(err)
+	}
+	signed := func(secret string) string {
+		mac := hmac.New(sha256.New, []byte(secret))
+		mac.Write([]byte("abc"))
+		return "abc." + base64.StdEncoding.EncodeToString(mac.Sum(nil))
+	}
+	write := func(session, origin string) (status int, detail string) {
+		req, err := http.NewRequest("POST", s.base+"/api/tasks", strings.NewReader(`{"title":"a"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Cookie", "better-auth.session_token="+session)
+		req.Header.Set("Origin", origin)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var answer struct{ Detail string }
+		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, answer.Detail
+	}
+	for _, origin := range []string{frontend.URL, "http://localhost:3000"} {
+		if status, detail := write(signed(serveSecret), origin); status != 201 {
+			t.Errorf("a page of %s: %d %s", origin, status, detail)
+		}
+	}
+	status, detail := write(signed(serveSecret), "http://nas.lan:3000")
+	if status != 403 || !strings.Contains(detail, "CORS_ORIGINS") {
+		t.Errorf("a page of another origin: %d %s", status, detail)
+	}
+	if status, _ := write(signed(strings.Repeat("x", 32)), frontend.URL); status != 401 {
+		t.Errorf("signed with another secret: %d", status)
+	}
+
+	migrated.Store(true)
+	claims := jwt.MapClaims{"sub": "ada", "exp": time.Now().Add(time.Hour).Unix()}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
+	token.Header["kid"] = "k"
+	bearer, err := token.SignedString(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.await(200, func() (int, error) {
+		status, _, err := s.callAs(bearer, "GET", "/api/tasks", "")
+		return status, err
+	})
+	s.terminate()
+	for _, line := range []string{
+		"level=WARN msg=\"jwks not reachable", "level=INFO msg=\"jwks serves keys again\"",
+		"reason=cross_site detail=\"a write by cookie needs", "CORS_ORIGINS",
+		"reason=bad_signature detail=\"not signed with our secret: BETTER_AUTH_SECRET",
+	} {
+		if !strings.Contains(s.stderr.String(), line) {
+			t.Errorf("no %s in the log: %s", line, s.stderr)
+		}
+	}
+}
+
+// A request that takes its time when SIGTERM comes: until it is done others are answered too, on new connections.
+func TestABusyServerAnswersToTheEnd(t *testing.T) {
+	t.Parallel()
+	url := testdb.URL(t)
+	s := startServer(t, "DATABASE_URL="+url, "BETTER_AUTH_SECRET="+serveSecret)
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE taskledger.task_events IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	work.Go(func() { s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`) })
+	s.await(1, func() (waiting int, err error) {
+		err = pool.QueryRow(t.Context(), `
+			SELECT count(*)
+			FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting)
+		return min(waiting, 1), err
+	})
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.await(503, func() (int, error) { return s.status("/readyz") })
+	for range 20 {
+		if status, err := s.status("/livez"); status != 200 || err != nil {
+			t.Fatalf("with a request in flight: %d %v", status, err)
+		}
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	work.Wait()
+	if err := s.cmd.Wait(); err != nil {
+		t.Errorf("%v; the server said:\n%s", err, s.stderr)
 	}
 }
 
@@ -542,6 +700,9 @@ func TestWhoLeavesCostsNoConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.ledger.Pool().Close()
+	if err := db.ledger.Pool().Ping(t.Context()); err != nil { // who leaves while a connection is made may leave it to be made
+		t.Fatal(err)
+	}
 	leave := func(seconds float64) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -638,12 +799,12 @@ func TestASkipIsForgottenByRunningServers(t *testing.T) {
 // New connections work. Within 10 seconds writes are taken again, and soon read.
 func TestADatabaseThatGoesSilentIsLeft(t *testing.T) {
 	t.Parallel()
-	url, silence := throughARelay(t, testdb.URL(t))
-	s := startServer(t, "DATABASE_URL="+url, "BETTER_AUTH_SECRET="+serveSecret)
+	way := openRelay(t, testdb.URL(t))
+	s := startServer(t, "DATABASE_URL="+way.url, "BETTER_AUTH_SECRET="+serveSecret)
 	for n := range 20 { // several connections are in use
 		s.must(201, fmt.Sprint("u", n), "POST", "/api/tasks", `{"title":"before"}`)
 	}
-	silence()
+	way.silence()
 	begin := time.Now()
 	var work sync.WaitGroup
 	for n := range 4 {
@@ -668,53 +829,4 @@ func TestADatabaseThatGoesSilentIsLeft(t *testing.T) {
 	if took > 10*time.Second {
 		t.Errorf("written and read again after %v", took)
 	}
-}
-
-// throughARelay gives a URL that leads to the same database through a relay. silence makes its present connections dead.
-func throughARelay(t *testing.T, url string) (relayed string, silence func()) {
-	t.Helper()
-	config, err := pgx.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	network, address := pgconn.NetworkAddress(config.Host, config.Port)
-	var relays, dead atomic.Int64 // how many there were, and which is the first that is not dead
-	go func() {
-		for n := int64(1); ; n++ {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial(network, address)
-			if err != nil {
-				_ = client.Close()
-				continue
-			}
-			t.Cleanup(func() { _, _ = client.Close(), server.Close() })
-			pass := func(to, from net.Conn) {
-				buffer := make([]byte, 64<<10)
-				for {
-					read, err := from.Read(buffer)
-					if n < dead.Load() {
-						<-t.Context().Done()
-						return
-					}
-					if _, writeErr := to.Write(buffer[:read]); err != nil || writeErr != nil {
-						_, _ = to.Close(), from.Close()
-						return
-					}
-				}
-			}
-			go pass(server, client)
-			go pass(client, server)
-			relays.Store(n)
-		}
-	}()
-	relayed = fmt.Sprintf("postgres://%s:%s@%s/%s?sslmode=disable", neturl.QueryEscape(config.User), neturl.QueryEscape(config.Password), l.Addr(), config.Database)
-	return relayed, func() { dead.Store(relays.Load() + 1) }
 }

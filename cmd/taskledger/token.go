@@ -4,12 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
-	"unicode"
-)
 
-const maxUser = 255
+	"taskledger/httpapi/auth"
+)
 
 type tokenCmd struct {
 	User string        `required:"" placeholder:"ID" help:"Who the token is for: the user id, as it will be the token's sub."`
@@ -18,8 +16,8 @@ type tokenCmd struct {
 
 // Run prints the token alone, so that it can stand in a command: curl -H "Authorization: Bearer $(taskledger token --user me)" …
 func (c *tokenCmd) Run(cfg *settings, stdout io.Writer) error {
-	if c.User == "" || len(c.User) > maxUser || strings.ContainsFunc(c.User, unicode.IsControl) {
-		return fmt.Errorf("--user must have 1 to %d bytes, none of them a control character", maxUser)
+	if !auth.ValidUserID(c.User) {
+		return fmt.Errorf("--user must have 1 to %d bytes of UTF-8, none of them a control character", auth.MaxUserID)
 	}
 	if c.TTL < time.Second {
 		return errors.New("--ttl must be a second or more")

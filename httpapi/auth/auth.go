@@ -20,11 +20,11 @@ const (
 	// maxToken bounds what is read at all of a credential, cookie or bearer, in bytes.
 	maxToken = 8 << 10
 
-	// minSecret is the size of a SHA-256: RFC 7518, 3.2 forbids a smaller HS256 key.
-	minSecret = 32
+	// MinSecret is the size of a SHA-256: RFC 7518, 3.2 forbids a smaller HS256 key.
+	MinSecret = 32
 
-	// maxUser bounds a user's id, in bytes: it is part of every key in the database.
-	maxUser = 255
+	// MaxUserID bounds a user's id, in bytes: it is part of every key in the database.
+	MaxUserID = 255
 )
 
 // Config says which credentials are believed. The zero value believes none.
@@ -109,8 +109,8 @@ func New(ctx context.Context, cfg Config) (*Authenticator, error) {
 
 // build checks the configuration; nothing runs yet.
 func build(cfg Config) (*Authenticator, error) {
-	if n := len(cfg.Secret); n > 0 && n < minSecret {
-		return nil, fmt.Errorf("authentication secret: %d bytes, want at least %d", n, minSecret)
+	if n := len(cfg.Secret); n > 0 && n < MinSecret {
+		return nil, fmt.Errorf("authentication secret: %d bytes, want at least %d", n, MinSecret)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

@@ -165,6 +165,8 @@ func (s *keySource) report(err error) {
 	s.health = is
 	switch {
 	case is == was:
+	case is == keysAway && s.held.Load() == nil:
+		s.logger.Warn("jwks not reachable: tokens signed with its keys are answered with 503 until it is", "err", err)
 	case is == keysAway:
 		s.logger.Warn("jwks not reachable, serving the keys held", "err", err, "keys", s.count())
 	case is == keysNone:

@@ -584,7 +584,8 @@ func TestStartsWithoutItsJWKSAndRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newKeyIssuer(threeKeys())
 		issuer.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
-		a := newKeyAuthenticator(t, issuer, Config{Secret: testSecret})
+		log, logged := logger(slog.LevelInfo)
+		a := newKeyAuthenticator(t, issuer, Config{Secret: testSecret, Logger: log})
 		token := signJWT(t, jwt.SigningMethodEdDSA, testEd, kid("ed"), lasting())
 		var refused *Error
 		if err := errorOf(a, token); err == nil || errors.As(err, &refused) {
@@ -602,7 +603,27 @@ func TestStartsWithoutItsJWKSAndRecovers(t *testing.T) {
 		if err := errorOf(a, token); err != nil {
 			t.Errorf("after the JWKS came: %v", err)
 		}
+		synctest.Wait()
+		lines := strings.Split(strings.TrimSpace(logged.String()), "\n")
+		if len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") ||
+			!strings.Contains(lines[0], "answered with 503 until it is") || !strings.Contains(lines[1], "serves keys again") {
+			t.Errorf("logged %q, want a line when it is away and one when it is back", lines)
+		}
 	})
+}
+
+// Where the keys are may have a password in it, or a key.
+func TestAFetchThatFailsTellsNothingOfItsURL(t *testing.T) {
+	t.Parallel()
+	for _, where := range []string{"127.0.0.1:1", "nowhere.invalid"} {
+		source, err := newKeySource(Config{JWKSURL: "http://private:private@" + where + "/private?private=private"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := source.download(t.Context()); err == nil || strings.Contains(err.Error(), "private") {
+			t.Errorf("%s: %v", where, err)
+		}
+	}
 }
 
 func TestHowTheKeysAreIsLoggedAndMeasured(t *testing.T) {

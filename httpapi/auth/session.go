@@ -14,6 +14,7 @@ import (
 	"math"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -62,7 +63,8 @@ type sessionRow struct {
 // sessionLookup finds sessions by their token.
 type sessionLookup struct {
 	pool              *pgxpool.Pool
-	query, castingIDs string // selectSession and selectSessionCast
+	query, castingIDs string      // selectSession and selectSessionCast
+	casts             atomic.Bool // the ids were found to need it
 	now               func() time.Time
 	known             *lru.Cache[[sha256.Size]byte, sessionRow]
 }
@@ -152,14 +154,19 @@ func (l *sessionLookup) ask(ctx context.Context, token string) (sessionRow, erro
 		user  string
 		epoch float64
 	)
-	err := l.pool.QueryRow(ctx, l.query, token).Scan(&user, &epoch)
+	query := l.query
+	if l.casts.Load() {
+		query = l.castingIDs
+	}
+	err := l.pool.QueryRow(ctx, query, token).Scan(&user, &epoch)
 	if sqlState(err) == "42883" { // undefined_function: text = uuid
+		l.casts.Store(true)
 		err = l.pool.QueryRow(ctx, l.castingIDs, token).Scan(&user, &epoch)
 	}
 	if err != nil {
 		return sessionRow{}, explain(err)
 	}
-	if !validUserID(user) {
+	if !ValidUserID(user) {
 		return sessionRow{}, refuse(NotALogin, badUser)
 	}
 	if math.IsInf(epoch, 0) || epoch > maxDate {

@@ -153,6 +153,30 @@ func TestSessionTablesOfEveryKind(t *testing.T) {
 	}
 }
 
+// That ids need a cast is found out once, not at each lookup.
+func TestALookupIsOneStatement(t *testing.T) {
+	t.Parallel()
+	for name, userID := range map[string]string{"ids that compare": "uuid", "ids that do not": "text"} {
+		pool := testdb.New(t)
+		createSessionTables(t, pool, "uuid", userID, "timestamptz")
+		mustExec(t, pool, `INSERT INTO public."user" ("id", "email") VALUES (gen_random_uuid(), 'a@test')`)
+		mustExec(t, pool, `INSERT INTO public."session" ("token", "userId", "expiresAt")
+			SELECT $1, "id"::text::`+userID+`, $2 FROM public."user"`, testSession, testNow.Add(time.Hour))
+		clock := &testClock{at: testNow}
+		a := newAuthenticator(t, Config{Secret: testSecret, Sessions: pool, Now: clock.now})
+		for lookup := range 3 {
+			before := pool.Stat().AcquireCount()
+			if err := errorOf(a, signSession(testSession)); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if n := pool.Stat().AcquireCount() - before; lookup > 0 && n != 1 {
+				t.Errorf("%s: lookup %d took %d statements", name, lookup, n)
+			}
+			clock.at = clock.at.Add(sessionFresh)
+		}
+	}
+}
+
 func TestHostileSessions(t *testing.T) {
 	t.Parallel()
 	pool := sessionDatabase(t)

@@ -260,7 +260,7 @@ func (a *Authenticator) judgeClaims(raw []byte, keys *keySet) (verifiedToken, er
 	if err != nil {
 		return verifiedToken{}, err
 	}
-	if !validUserID(t.user) {
+	if !ValidUserID(t.user) {
 		return verifiedToken{}, refuse(NotALogin, badUser)
 	}
 	if t.expires, err = a.tokenTimes(c); err != nil {
@@ -396,18 +396,18 @@ func tokenString(v jsontext.Value) (string, bool) {
 	return string(text), err == nil
 }
 
-// validUserID holds what the database can store as a key and a log can print. Nothing is trimmed or folded.
-func validUserID(id string) bool {
-	return id != "" && len(id) <= maxUser && utf8.ValidString(id) && !strings.ContainsFunc(id, unicode.IsControl)
+// ValidUserID holds what the database can store as a key and a log can print. Nothing is trimmed or folded.
+func ValidUserID(id string) bool {
+	return id != "" && len(id) <= MaxUserID && utf8.ValidString(id) && !strings.ContainsFunc(id, unicode.IsControl)
 }
 
 // SignToken returns a development token: HS256, with iss and aud unless they are empty.
 func SignToken(secret []byte, user, issuer, audience string, now time.Time, ttl time.Duration) (string, error) {
-	if len(secret) < minSecret {
-		return "", fmt.Errorf("sign token: secret of %d bytes, want at least %d", len(secret), minSecret)
+	if len(secret) < MinSecret {
+		return "", fmt.Errorf("sign token: secret of %d bytes, want at least %d", len(secret), MinSecret)
 	}
-	if !validUserID(user) {
-		return "", fmt.Errorf("sign token: user id is empty, over %d bytes or has control characters", maxUser)
+	if !ValidUserID(user) {
+		return "", fmt.Errorf("sign token: user id is empty, over %d bytes or has control characters", MaxUserID)
 	}
 	claims := jwt.MapClaims{"sub": user, "iat": now.Unix(), "exp": now.Add(ttl).Unix()}
 	if issuer != "" {

@@ -72,7 +72,7 @@ func (s *Server) initdb(ctx context.Context, dir string) error {
 	}
 	defer out.Close()
 
-	args := []string{"-D", dir, "-U", roleName, "-E", "UTF8", "--locale=C", "-A", "scram-sha-256", "--pwfile", passwordPath(s.dir)}
+	args := []string{"-D", dir, "-U", superuser, "-E", "UTF8", "--locale=C", "-A", "scram-sha-256", "--pwfile", passwordPath(s.dir)}
 	if s.ephemeral {
 		args = append(args, "--no-sync")
 	}
@@ -158,4 +158,32 @@ func (s *Server) leftover() int {
 		return 0
 	}
 	return pid
+}
+
+// vacate takes the number of a dead postmaster out of postmaster.pid when another process, or a thread of one, has that number now, as
+// happens in containers: PostgreSQL can't tell and would refuse to start. It gets our number instead, which it passes over as its
+// parent's. All else that PostgreSQL looks at, above all whether the shared memory named there is in use, it looks at still.
+func (s *Server) vacate() error {
+	path := filepath.Join(s.data, "postmaster.pid")
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	number, rest, _ := strings.Cut(string(content), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(number))
+	if err != nil || !isStranger(pid, s.data) {
+		return nil // what is not a number is for PostgreSQL to tell
+	}
+	s.log.Warn("postmaster.pid has the number of a process that is no postgresql of this directory", "pid", pid)
+	vacated := path + ".new"
+	if err := os.WriteFile(vacated, []byte(strconv.Itoa(os.Getpid())+"\n"+rest), 0o600); err != nil {
+		return err
+	}
+	if err := s.account.own(vacated); err != nil {
+		return err
+	}
+	return os.Rename(vacated, path)
 }

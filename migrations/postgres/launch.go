@@ -24,7 +24,9 @@ func (s *Server) launch(ctx context.Context) (*process, error) {
 		return nil, fmt.Errorf("open the log of PostgreSQL: %w", err)
 	}
 	defer out.Close()
-
+	if err := s.vacate(); err != nil {
+		return nil, fmt.Errorf("start PostgreSQL: %w", err)
+	}
 	cmd := s.bin.command("postgres", s.settings()...)
 	s.account.apply(cmd)
 	cmd.Dir = s.data
@@ -101,22 +103,43 @@ func pidFile(data string) []string {
 	return lines
 }
 
+// ensureDatabase makes the role and its database when they are missing.
 func (s *Server) ensureDatabase(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, s.URL())
 	if err == nil {
 		return conn.Close(ctx)
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "3D000" {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != noSuchRole && pgErr.Code != noSuchDatabase {
 		return err
 	}
-	conn, err = pgx.Connect(ctx, connURL(s.password, s.port, "postgres"))
+	conn, err = pgx.Connect(ctx, connURL(superuser, s.password, s.port, "postgres"))
 	if err != nil {
 		return err
 	}
 	defer conn.Close(ctx)
-	_, err = conn.Exec(ctx, `CREATE DATABASE `+databaseName)
-	return err
+	rows, err := conn.Query(ctx, `
+		SELECT format('CREATE ROLE %I LOGIN PASSWORD %L', $1::text, $3::text)
+		WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)
+		UNION ALL
+		SELECT format('CREATE DATABASE %I OWNER %I', $2::text, $1)
+		WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = $2)`, roleName, databaseName, s.password)
+	if err != nil {
+		return err
+	}
+	statements, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, statement := range statements {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// SQLSTATEs. PostgreSQL does not tell a role that is missing from a password that is wrong.
+const noSuchRole, noSuchDatabase = "28P01", "3D000"
 
 // freePort draws from below the ports that systems hand out for outgoing connections: from those, one could be taken while the
 // server restarts, and a client that dials a closed one can even be connected to itself.

@@ -106,7 +106,7 @@ func Attach(ctx context.Context, dir string) (string, error) {
 		}
 		if _, port := holder(dir); port != 0 {
 			password, err := readPassword(dir)
-			return connURL(password, port, databaseName), err
+			return connURL(roleName, password, port, databaseName), err
 		}
 		if !pause.wait(ctx) {
 			return "", fmt.Errorf("wait for the PostgreSQL in %s to start: %w", dir, context.Cause(ctx))

@@ -23,7 +23,8 @@ import (
 
 const (
 	host = "127.0.0.1"
-	// roleName is the superuser of the cluster and the owner of the database.
+	// superuser owns the cluster. roleName is what the database is used as: an ordinary role, which row level security binds.
+	superuser    = "postgres"
 	roleName     = "taskledger"
 	databaseName = "taskledger"
 
@@ -163,8 +164,12 @@ func (s *Server) firstLaunch(ctx context.Context) (*process, error) {
 	}
 }
 
-// URL is where the server listens; it stays valid until Stop, across restarts. It has the password in it: not for logs.
-func (s *Server) URL() string { return connURL(s.password, s.port, databaseName) }
+// URL is where the server listens, for the owner of its database, who is no superuser; it stays valid until Stop, across restarts. It has
+// the password in it: not for logs.
+func (s *Server) URL() string { return connURL(roleName, s.password, s.port, databaseName) }
+
+// AdminURL is URL for the superuser.
+func (s *Server) AdminURL() string { return connURL(superuser, s.password, s.port, databaseName) }
 
 // PID is the process id of the postmaster that runs now.
 func (s *Server) PID() int { return int(s.pid.Load()) }
@@ -185,10 +190,10 @@ func (s *Server) Stop(ctx context.Context) error {
 
 func (s *Server) logPath() string { return filepath.Join(s.dir, "postgres.log") }
 
-func connURL(password string, port int, database string) string {
+func connURL(role, password string, port int, database string) string {
 	u := url.URL{
 		Scheme:   "postgres",
-		User:     url.UserPassword(roleName, password),
+		User:     url.UserPassword(role, password),
 		Host:     net.JoinHostPort(host, strconv.Itoa(port)),
 		Path:     "/" + database,
 		RawQuery: "sslmode=disable",

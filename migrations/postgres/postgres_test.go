@@ -19,7 +19,15 @@ import (
 // ownerDir tells the test binary to be the owner of a server, and nothing else, until it is killed.
 const ownerDir = "TASKLEDGER_TEST_OWNER_DIR"
 
+// idleProgram tells the test binary to do nothing until its standard input ends.
+const idleProgram = "TASKLEDGER_TEST_IDLE"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(idleProgram) != "" {
+		_, _ = os.Stdout.WriteString(".")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}
 	if dir := os.Getenv(ownerDir); dir != "" {
 		os.Exit(runOwner(dir))
 	}
@@ -291,7 +299,7 @@ func TestSecretsStayPrivate(t *testing.T) {
 			t.Errorf("%s: %v %v, want mode 0600", path, info.Mode(), err)
 		}
 	}
-	wrong := connURL("wrong", s.port, databaseName)
+	wrong := connURL(roleName, "wrong", s.port, databaseName)
 	if _, err := pgx.Connect(t.Context(), wrong); err == nil {
 		t.Error("a wrong password was let in")
 	}
@@ -405,6 +413,11 @@ func launchUnowned(t *testing.T, s *Server) int {
 	cmd := s.bin.command("postgres", s.settings()...)
 	s.account.apply(cmd)
 	cmd.Dir = s.data
+	return runUnowned(t, s, cmd)
+}
+
+func runUnowned(t *testing.T, s *Server, cmd *exec.Cmd) (pid int) {
+	t.Helper()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -23,4 +24,20 @@ func runsOn(pid int, path string) bool {
 		}
 	}
 	return false
+}
+
+// isStranger reports whether there is a process, or a thread, of that number which is surely no postmaster on the directory: those are
+// called so, and work in it. In a container not even root may see where.
+func isStranger(pid int, data string) bool {
+	proc := filepath.Join("/proc", strconv.Itoa(pid))
+	name, err := os.ReadFile(filepath.Join(proc, "comm"))
+	if err != nil {
+		return false
+	}
+	if !strings.Contains(string(name), "postgres") && !strings.Contains(string(name), "postmaster") {
+		return true
+	}
+	in, inErr := os.Stat(filepath.Join(proc, "cwd"))
+	own, ownErr := os.Stat(data)
+	return inErr == nil && ownErr == nil && !os.SameFile(in, own)
 }

@@ -17,3 +17,9 @@ func runsOn(pid int, path string) bool {
 	out, err := exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
 	return err == nil && strings.Contains(string(out), path)
 }
+
+// isStranger reports whether there is a process of that number which is surely no postmaster.
+func isStranger(pid int, _ string) bool {
+	out, err := exec.Command("ps", "-o", "comm=", "-p", strconv.Itoa(pid)).Output()
+	return err == nil && !strings.Contains(string(out), "postgres") && !strings.Contains(string(out), "postmaster")
+}

@@ -35,3 +35,6 @@ func alive(pid int) bool {
 
 // runsOn need not look closer: pg_ctl reaches nothing but a PostgreSQL by that number.
 func runsOn(pid int, _ string) bool { return alive(pid) }
+
+// isStranger is no question here: PostgreSQL reaches nothing but a PostgreSQL by its number.
+func isStranger(int, string) bool { return false }

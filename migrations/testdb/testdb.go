@@ -94,7 +94,7 @@ func newDatabase(t testing.TB, from string) string {
 			t.Errorf("test database: %v", err)
 		}
 	})
-	return withDatabase(server.URL(), name)
+	return withDatabase(server.AdminURL(), name)
 }
 
 // Server returns a server that is the test's alone, with an empty database, for a test that kills PostgreSQL. It is stopped at the
@@ -153,7 +153,7 @@ func makeTemplate(ctx context.Context, server *postgres.Server) error {
 	if err := execute(ctx, server, `CREATE DATABASE `+template); err != nil {
 		return err
 	}
-	pool, err := open(ctx, withDatabase(server.URL(), template))
+	pool, err := open(ctx, withDatabase(server.AdminURL(), template))
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func closePool(t testing.TB, pool *pgxpool.Pool) {
 
 // execute runs a statement in no database of a test.
 func execute(ctx context.Context, server *postgres.Server, sql string) error {
-	conn, err := pgx.Connect(ctx, server.URL())
+	conn, err := pgx.Connect(ctx, server.AdminURL())
 	if err != nil {
 		return err
 	}

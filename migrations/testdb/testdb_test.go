@@ -73,7 +73,7 @@ func TestSweepTakesOnlyWhatIsDead(t *testing.T) {
 	if err := os.Chtimes(dead, old, old); err != nil {
 		t.Fatal(err)
 	}
-	held := filepath.Dir(dataDirectory(t, testdb.Server(t).URL()))
+	held := filepath.Dir(dataDirectory(t, testdb.Server(t).AdminURL()))
 	if err := os.Chtimes(held, old, old); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,88 @@
+package events
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+)
+
+// subscribe begins a subscription of the read model's, for a test that handles the messages.
+func subscribe(t *testing.T, l *Log) (*Subscriber, <-chan *message.Message) {
+	t.Helper()
+	s := l.NewSubscriber(SubscriberConfig{
+		Projection: "tasks", Linger: time.Millisecond, MaxEvents: 100, Confirm: func(Checkpoint) {}, Report: func(error) {},
+	})
+	messages, err := s.Subscribe(t.Context(), Topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() }) // it has no error
+	return s, messages
+}
+
+func receive(t *testing.T, messages <-chan *message.Message) (*message.Message, *Delivery) {
+	t.Helper()
+	select {
+	case m := <-messages:
+		d, err := DeliveryOf(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m, d
+	case <-time.After(20 * time.Second):
+		t.Fatal("there is no message")
+		return nil, nil
+	}
+}
+
+// What was handed over in memory and is lost in a failover is not handed out, even where what is appended next joins on to it.
+func TestWhatWasLostIsNotHandedOut(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	l := openLog(t, db)
+	_, messages := subscribe(t, l)
+	kept := store(t, l, facts("u", 1, uuid.Nil, TaskCreated{Title: "kept"}))
+	m, _ := receive(t, messages)
+	lost := store(t, l, facts("v", 1, uuid.Nil, TaskCreated{Title: "lost"}))
+	exec(t, db, `ALTER TABLE {schema}.task_events DISABLE TRIGGER USER`)
+	exec(t, db, `DELETE FROM {schema}.task_events WHERE user_id = 'v'`)
+	m.Nack() // the database was not there
+	m, d := receive(t, messages)
+	if len(d.Events) != 1 || d.To != kept.Events[0].Position {
+		t.Fatalf("handed out through %d: %+v", d.To, d.Events)
+	}
+	next := store(t, l, facts("w", 1, uuid.Nil, TaskCreated{Title: "next"}))
+	if next.Events[0].Position != lost.Events[0].Position+1 {
+		t.Fatal("the next event does not join on to what was lost")
+	}
+	exec(t, db, `UPDATE {schema}.checkpoints SET position = $1`, d.To)
+	m.Ack()
+	if _, d = receive(t, messages); len(d.Events) != 1 || d.Events[0].UserID != "w" {
+		t.Errorf("handed out behind %d: %+v", d.From, d.Events)
+	}
+}
+
+// While nothing can be applied, appends are no reason to try again at once.
+func TestTriesThatFailAreFew(t *testing.T) {
+	t.Parallel()
+	l := openLog(t, newDB(t))
+	_, messages := subscribe(t, l)
+	var tries atomic.Int64
+	go func() {
+		for m := range messages {
+			tries.Add(1)
+			m.Nack()
+		}
+	}()
+	after, appended := uuid.Nil, int64(0)
+	for begin := time.Now(); time.Since(begin) < time.Second; {
+		appended++
+		after = store(t, l, facts("u", appended, after, TaskCreated{Title: "a"})).last()
+	}
+	if n := tries.Load(); n > 40 {
+		t.Errorf("%d tries beside %d appends in a second", n, appended)
+	}
+}
