@@ -16,14 +16,15 @@ const maxLine = 64 << 20
 // Audit checks an export, of one user or of many. What it holds an export to is all in this file:
 //
 //   - a line is one event in JSON: the eleven members of its record, and its hash;
-//   - the lines of a user stand together, and their seq is 1, 2, 3, … without gaps; but who was erased begins with the erasure;
-//   - the hash of a line is SHA-256(the hash before, 32 bytes, followed by the record in the form of RFC 8785). Before seq 1 there are 32
-//     zero bytes; an erasure has the hash before in its data;
+//   - the lines of a user stand together, and their seq is 1, 2, 3, … without gaps; but who was erased begins with
+//     the erasure;
+//   - the hash of a line is SHA-256(the hash before, 32 bytes, followed by the record in the form of RFC 8785). Before
+//     seq 1 there are 32 zero bytes; an erasure has the hash before in its data;
 //   - recorded_at never runs backwards;
 //   - an operator's export says with its first line how many events of how many users it has.
 //
-// So who kept the hash of one line, and finds it at the same seq in an export that passes, knows that nothing up to it was changed, left
-// out or put in.
+// So who kept the hash of one line, and finds it at the same seq in an export that passes, knows that nothing up to it
+// was changed, left out or put in.
 type Audit struct {
 	Totals // of the lines read so far
 
@@ -66,7 +67,8 @@ func (a *Audit) Next() (Line, error) {
 	if !a.lines.Scan() {
 		switch err := a.lines.Err(); {
 		case err == nil && a.says != nil && *a.says != a.Totals:
-			return Line{}, a.wrong(fmt.Errorf("the export ends here, after %d events of %d users, but says that it has %d of %d",
+			return Line{}, a.wrong(fmt.Errorf(
+				"the export ends here, after %d events of %d users, but says that it has %d of %d",
 				a.Events, a.Users, a.says.Events, a.says.Users))
 		case err == nil:
 			return Line{}, io.EOF
@@ -101,7 +103,8 @@ func (a *Audit) count(says *Totals) {
 	a.says.Users += says.Users
 }
 
-// Whole tells, behind the last line, whether nothing is missing behind it. A user's own export does not say how much there should be.
+// Whole tells, behind the last line, whether nothing is missing behind it. A user's own export does not say how much
+// there should be.
 func (a *Audit) Whole() bool { return a.says != nil }
 
 func (a *Audit) wrong(err error) error { return &LineError{Line: a.line, Err: err} }
@@ -125,7 +128,8 @@ func (a *Audit) check(l *Line, record []byte) error {
 	case begins && !erased && l.Seq == 1:
 		before = Hash{}
 	case begins:
-		return fmt.Errorf("the stream of user %q begins with seq %d: it must begin with seq 1, or with an erasure", l.UserID, l.Seq)
+		return fmt.Errorf("the stream of user %q begins with seq %d: it must begin with seq 1, or with an erasure",
+			l.UserID, l.Seq)
 	case l.Seq != a.seq+1:
 		return fmt.Errorf("seq %d follows seq %d of user %q", l.Seq, a.seq, l.UserID)
 	case erased:
@@ -134,7 +138,8 @@ func (a *Audit) check(l *Line, record []byte) error {
 		return fmt.Errorf("recorded_at runs backwards at seq %d of user %q", l.Seq, l.UserID)
 	}
 	if hash := before.Next(record); hash != l.Hash {
-		return fmt.Errorf("the hash of seq %d of user %q is not the one that follows: the record or the hash was changed", l.Seq, l.UserID)
+		return fmt.Errorf("the hash of seq %d of user %q is not the one that follows: the record or the hash was changed",
+			l.Seq, l.UserID)
 	}
 	if begins {
 		a.seen[l.UserID] = true

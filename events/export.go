@@ -17,12 +17,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrBroken: an event does not follow the one before. A stream that is being read was erased meanwhile, or somebody took events out of
-// the log.
+// ErrBroken: an event does not follow the one before. A stream that is being read was erased meanwhile, or somebody
+// took events out of the log.
 var ErrBroken = errors.New("the stream is broken")
 
-// Line is a line of an export: an event as its record, with its link of the chain. An operator's export has more of it, so that another
-// ledger can take its place.
+// Line is a line of an export: an event as its record, with its link of the chain. An operator's export has more of it,
+// so that another ledger can take its place.
 type Line struct {
 	Event
 	Hash Hash
@@ -73,7 +73,8 @@ type Exporter struct {
 	record []byte
 }
 
-// Append appends the line of the next event, whose Hash it sets, and a line break. It returns ErrBroken for one that does not follow.
+// Append appends the line of the next event, whose Hash it sets, and a line break. It returns ErrBroken for one that
+// does not follow.
 func (x *Exporter) Append(b []byte, l *Line) ([]byte, error) {
 	_, erased := l.Data.(UserErased)
 	first := x.Users == 0 || x.user != l.UserID
@@ -95,8 +96,8 @@ func (x *Exporter) Append(b []byte, l *Line) ([]byte, error) {
 // exportBuffer is how many bytes of an export are gathered before they are written.
 const exportBuffer = 64 << 10
 
-// WriteExport writes the operator's export of a user, or of all users for an empty one, in a transaction of its own in which all is of
-// one moment, and tells what is in it.
+// WriteExport writes the operator's export of a user, or of all users for an empty one, in a transaction of its own in
+// which all is of one moment, and tells what is in it.
 func WriteExport(ctx context.Context, db *DB, user string, w io.Writer) (Totals, error) {
 	snapshot := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
 	var x Exporter
@@ -164,9 +165,9 @@ type exported struct {
 	Export             *Totals `json:"export"`
 }
 
-// parseLine reads a line of an export, however its JSON is spelled. Written as this package writes it, it must say the same: so there is
-// nothing in it that would be lost, or that could be read in two ways. It also returns its record. Data that this program cannot read
-// comes as Unreadable.
+// parseLine reads a line of an export, however its JSON is spelled. Written as this package writes it, it must say the
+// same: so there is nothing in it that would be lost, or that could be read in two ways. It also returns its record.
+// Data that this program cannot read comes as Unreadable.
 func parseLine(text []byte) (l Line, record []byte, err error) {
 	var in exported
 	if err := json.Unmarshal(text, &in, json.RejectUnknownMembers(true)); err != nil {

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// ahead is how far ahead of the log's end the positions of an import begin: more than is appended while it is being stored.
+	// ahead is how far ahead of the log's end the positions of an import begin: more than is appended while it is being
+	// stored.
 	ahead = 1 << 24
 	// importEvents and importBytes bound the lines that are stored at a time.
 	importEvents = 1000
@@ -20,11 +21,12 @@ const (
 )
 
 // ErrWritten refuses an import when somebody writes for one of its users meanwhile.
-var ErrWritten = errors.New("a user of the export is being written for on this ledger: keep that user's clients away until it is done")
+var ErrWritten = errors.New(
+	"a user of the export is being written for on this ledger: keep that user's clients away until it is done")
 
-// Import stores an export in the log, in one transaction, and in a way that holds up the appends of others for a moment only: its events
-// get positions ahead of the log's end and need no lock, until at last Join moves that end behind them. So commit order is position order
-// all the same.
+// Import stores an export in the log, in one transaction, and in a way that holds up the appends of others for a moment
+// only: its events get positions ahead of the log's end and need no lock, until at last Join moves that end behind
+// them. So commit order is position order all the same.
 type Import struct {
 	*Audit
 	// Position is that of the event stored last.
@@ -40,8 +42,8 @@ const beginImport = `
 	SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true),
 		coalesce(pg_sequence_last_value('{schema}.task_events_position_seq'::regclass), 0)`
 
-// BeginImport begins the import of an export in a transaction, which must not be a snapshot. There must be one at a time, and the export
-// must come without delay: who writes for one of its users waits, and others may wait behind.
+// BeginImport begins the import of an export in a transaction, which must not be a snapshot. There must be one at a
+// time, and the export must come without delay: who writes for one of its users waits, and others may wait behind.
 func BeginImport(ctx context.Context, tx *Tx, export io.Reader) (*Import, error) {
 	im := &Import{Audit: NewAudit(export), tx: tx}
 	if _, err := One(ctx, tx, beginImport, nil, nil, nil, &im.end); err != nil {
@@ -52,8 +54,8 @@ func BeginImport(ctx context.Context, tx *Tx, export io.Reader) (*Import, error)
 	return im, nil
 }
 
-// Store stores the next lines of the export and returns them; none behind the last. It returns a *LineError for the first line that is
-// wrong, or about a user who is in the log.
+// Store stores the next lines of the export and returns them; none behind the last. It returns a *LineError for the
+// first line that is wrong, or about a user who is in the log.
 func (im *Import) Store(ctx context.Context) ([]Line, error) {
 	lines, err := im.next()
 	if err != nil || len(lines) == 0 {
@@ -88,7 +90,8 @@ func (im *Import) next() (lines []Line, err error) {
 	return lines, nil
 }
 
-// Readable is a *LineError for an event of a type or version that this program does not know, or whose data does not fit them.
+// Readable is a *LineError for an event of a type or version that this program does not know, or whose data does not
+// fit them.
 func (l *Line) Readable() error {
 	if d, ok := l.Data.(Unreadable); ok {
 		return &LineError{Line: l.Number, Err: d.Err}
@@ -96,8 +99,8 @@ func (l *Line) Readable() error {
 	return nil
 }
 
-// checkUsers refuses users who are in the log, and gives way to somebody who waits for this transaction: that can only be for what it has
-// stored of one of its users, and others may be waiting behind.
+// checkUsers refuses users who are in the log, and gives way to somebody who waits for this transaction: that can only
+// be for what it has stored of one of its users, and others may be waiting behind.
 func (im *Import) checkUsers(ctx context.Context, lines []Line) error {
 	begins := map[string]int64{}
 	var users []string
@@ -217,7 +220,8 @@ func (im *Import) Join(ctx context.Context) error {
 	return nil
 }
 
-// Check looks for whom others have appended since the beginning, or since it looked last: ErrWritten when the export is about one of them.
+// Check looks for whom others have appended since the beginning, or since it looked last: ErrWritten when the export is
+// about one of them.
 func (im *Import) Check(ctx context.Context) error {
 	written := false
 	err := im.tx.Query(ctx, `

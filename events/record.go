@@ -96,6 +96,7 @@ func (r *record) event(skipped bool) (Event, error) {
 }
 
 // Hash is a link of a user's chain: the SHA-256 of the link before, 32 zero bytes before the first, and the record.
+// testdata/chain has it worked out, and vectors.
 type Hash [sha256.Size]byte
 
 // Next is the link of the record that follows.

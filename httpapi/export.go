@@ -11,8 +11,8 @@ import (
 	"taskledger/httpapi/auth"
 )
 
-// export answers with every record of the user, as far as the read model shows them: NDJSON, streamed. It takes as long as it takes, but
-// each part of it must be taken in the time of a request.
+// export answers with every record of the user, as far as the read model shows them: NDJSON, streamed. It takes as long
+// as it takes, but each part of it must be taken in the time of a request.
 func (s *Server) export(c echo.Context, caller auth.Caller) error {
 	var in input
 	ask := s.ask(&in, caller, in.values(c.Request()))
@@ -54,6 +54,7 @@ func (s *Server) export(c echo.Context, caller auth.Caller) error {
 	if errors.Is(err, io.EOF) {
 		return conn.SetWriteDeadline(time.Time{})
 	}
-	s.log.Warn("an export was cut off", "err", safeCause(unavailable(err)), "request_id", c.Response().Header().Get(echo.HeaderXRequestID))
+	id := c.Response().Header().Get(echo.HeaderXRequestID)
+	s.log.Warn("an export was cut off", "err", safeCause(unavailable(err)), "request_id", id)
 	panic(http.ErrAbortHandler) // what was sent must not look whole
 }

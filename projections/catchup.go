@@ -9,7 +9,8 @@ import (
 	"taskledger/events"
 )
 
-// CatchUp brings the read model up to the end of the log, beside the processes that follow the log anyway, and tells those.
+// CatchUp brings the read model up to the end of the log, beside the processes that follow the log anyway, and tells
+// those.
 func CatchUp(ctx context.Context, db *events.DB, log *slog.Logger) error {
 	if err := catchUp(ctx, db, log); err != nil {
 		return err
@@ -21,8 +22,10 @@ func catchUp(ctx context.Context, db *events.DB, log *slog.Logger) error {
 	f := newFollower(newReadModel(), Name, db, log, nil)
 	for {
 		var at events.Checkpoint
-		_, err := events.One(ctx, db, `SELECT position, generation FROM {schema}.checkpoints WHERE projection = $1`, []any{Name},
-			&at.Position, &at.Generation)
+		_, err := events.One(ctx, db, `
+			SELECT position, generation
+			FROM {schema}.checkpoints
+			WHERE projection = $1`, []any{Name}, &at.Position, &at.Generation)
 		if err != nil {
 			return fmt.Errorf("catch up: %w", err)
 		}

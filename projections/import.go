@@ -23,9 +23,9 @@ type ImportReport struct {
 	Locked time.Duration // how long nobody else could append
 }
 
-// Import puts an export into a ledger that has none of its users: into the log and into the read model, in one transaction. The export is
-// read twice: nothing is stored before all of it was checked. The error of a line that is wrong, or about a user who is there, is a
-// *events.LineError.
+// Import puts an export into a ledger that has none of its users: into the log and into the read model, in one
+// transaction. The export is read twice: nothing is stored before all of it was checked. The error of a line that is
+// wrong, or about a user who is there, is a *events.LineError.
 func Import(ctx context.Context, db *events.DB, log *slog.Logger, export io.ReadSeeker) (ImportReport, error) {
 	im := &importer{db: db, log: log}
 	start := time.Now()
@@ -143,7 +143,8 @@ func (im *importer) endUser(ctx context.Context) error {
 	return write(ctx, im.tx, userColumns.fresh(userTable, []userState{im.user.userState}))
 }
 
-// show moves the checkpoint behind what was imported, whose rows are there: as soon as those of all that was before it are, too.
+// show moves the checkpoint behind what was imported, whose rows are there: as soon as those of all that was before it
+// are, too.
 func (im *importer) show(ctx context.Context, position int64) error {
 	if err := catchUp(ctx, im.db, im.log); err != nil {
 		return err

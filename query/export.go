@@ -19,8 +19,8 @@ const (
 	exportTime = 5 * time.Second
 )
 
-// Export is the user's part of the log, as far as the read model shows it, on its way out. It holds no connection of the database: its
-// reader may be slow.
+// Export is the user's part of the log, as far as the read model shows it, on its way out. It holds no connection of
+// the database: its reader may be slow.
 type Export struct {
 	r       *Reader
 	user    string
@@ -53,8 +53,8 @@ const exportLines = `
 	) e
 	ORDER BY e.seq`
 
-// Next appends the next lines to b; io.EOF behind the last one. events.ErrBroken: the user was erased meanwhile, or events are missing in the
-// log.
+// Next appends the next lines to b; io.EOF behind the last one. events.ErrBroken: the user was erased meanwhile, or
+// events are missing in the log.
 func (x *Export) Next(ctx context.Context, b []byte) ([]byte, error) {
 	if x.lines.Seq >= x.through {
 		return b, io.EOF

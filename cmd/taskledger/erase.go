@@ -28,8 +28,9 @@ type eraseCmd struct {
 
 // Help implements kong.HelpProvider.
 func (eraseCmd) Help() string {
-	return "Every event of the user is deleted, and all that was derived of them, as by DELETE /api/me. One event remains as the proof: UserErased, " +
-		"with the hash of the last event. Not reached are backups, exports, replication slots and archived WAL."
+	return "Every event of the user is deleted, and all that was derived of them, as by DELETE /api/me. One event " +
+		"remains as the proof: UserErased, with the hash of the last event. Not reached are backups, exports, " +
+		"replicas and WAL."
 }
 
 var errNotConfirmed = errors.New("not confirmed: nothing was erased")

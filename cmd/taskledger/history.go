@@ -23,14 +23,14 @@ type historyCmd struct {
 	User  string `required:"" placeholder:"ID" help:"Whose history."`
 	JSON  bool   `name:"json" help:"Entries as the API has them, one a line (NDJSON), instead of a table."`
 	Task  string `placeholder:"ID" help:"Only this task, deleted or not: its id, or the end of it that the table shows."`
-	Since string `placeholder:"WHEN" help:"Only what came after: a seq, an RFC 3339 time, or a day or time such as 2026-11-27 or 2026-11-27T09:30 where this terminal is."`
+	Since string `placeholder:"WHEN" help:"Only what came after: a seq, an RFC 3339 time, or a local one: 2026-11-27, 2026-11-27T09:30."`
 	Until string `placeholder:"WHEN" help:"Only what came before, or then."`
 }
 
 // Help implements kong.HelpProvider.
 func (historyCmd) Help() string {
-	return "Oldest first, deleted tasks too. On a terminal long texts are cut to its width, elsewhere not; control characters are escaped. Times are " +
-		"those of the time zone here (TZ)."
+	return "Oldest first, deleted tasks too. On a terminal long texts are cut to its width, elsewhere not; control " +
+		"characters are escaped. Times are those of the time zone here (TZ)."
 }
 
 // historyPage is how many entries are read at a time.
@@ -113,7 +113,8 @@ func (c *historyCmd) pages(
 			continue
 		}
 		if page.Stale {
-			return fmt.Errorf("not shown is what came after event %d: the read model does not follow this user; see taskledger parked", page.Seq)
+			return fmt.Errorf("not shown is what came after event %d: the read model does not follow this user; "+
+				"see taskledger parked", page.Seq)
 		}
 		return nil
 	}
@@ -163,7 +164,7 @@ func parseMoment(flag, text string) (*query.Moment, error) {
 		}
 	}
 	if err != nil || at.IsZero() {
-		return nil, fmt.Errorf("%s must be a seq, an RFC 3339 time, or a day or time such as 2026-11-27 or 2026-11-27T09:30", flag)
+		return nil, fmt.Errorf("%s must be a seq, an RFC 3339 time, or a local one such as 2026-11-27T09:30", flag)
 	}
 	return &query.Moment{Time: at}, nil
 }

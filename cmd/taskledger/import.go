@@ -18,9 +18,9 @@ type importCmd struct {
 
 // Help implements kong.HelpProvider.
 func (importCmd) Help() string {
-	return "The export, of this ledger or of another, is checked first: its chain, its order, its types. Then all of it is stored, exactly as it " +
-		"was, with its hashes and idempotency keys, or nothing. None of its users may be in this ledger. Servers may go on " +
-		"running; clients of the users that are imported should not write meanwhile."
+	return "The export, of this ledger or of another, is checked first: its chain, its order, its types. Then all of it " +
+		"is stored, exactly as it was, with its hashes and idempotency keys, or nothing. None of its users may be in " +
+		"this ledger. Servers may go on running; clients of the users that are imported should not write meanwhile."
 }
 
 // Run exits with 0 when all of the export is stored and shown.
@@ -39,8 +39,8 @@ func (c *importCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "imported %s in %s, %.0f events/s\n%s", countOf(report.Totals), report.Took.Round(time.Millisecond),
-		float64(report.Events)/report.Took.Seconds(), cutNote(report.Whole))
+	_, err = fmt.Fprintf(stdout, "imported %s in %s, %.0f events/s\n%s", countOf(report.Totals),
+		report.Took.Round(time.Millisecond), float64(report.Events)/report.Took.Seconds(), cutNote(report.Whole))
 	return err
 }
 
@@ -49,7 +49,8 @@ func cutNote(whole bool) string {
 	if whole {
 		return ""
 	}
-	return "the export does not say how much should be in it: whether lines are missing at its end, only a hash kept elsewhere can tell\n"
+	return "the export does not say how much should be in it: " +
+		"whether lines are missing at its end, only a hash kept elsewhere can tell\n"
 }
 
 // openTwice opens a file that can be read more than once: the standard input is copied to one first, which has no name.

@@ -16,7 +16,8 @@ import (
 	"taskledger/events"
 )
 
-// shownID is how many digits of a task's id the table shows: the last ones, because those of a UUIDv7 before them are a time.
+// shownID is how many digits of a task's id the table shows: the last ones, because those of a UUIDv7 before them are a
+// time.
 const shownID = 12
 
 // The columns of the table. From flexible on they give way when the terminal is narrow.
@@ -136,8 +137,8 @@ func cell(value any) string {
 	return fmt.Sprint(value)
 }
 
-// harmless writes out what a terminal would obey, or not show: control characters, those that change the direction of writing, blanks that
-// are none. What joins emoji into one stays.
+// harmless writes out what a terminal would obey, or not show: control characters, those that change the direction of
+// writing, blanks that are none. What joins emoji into one stays.
 func harmless(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -155,7 +156,8 @@ func harmless(s string) string {
 	return b.String()
 }
 
-// fit makes columns as wide as their cells and then, on a terminal, the widest of the flexible ones narrower until all fit in.
+// fit makes columns as wide as their cells and then, on a terminal, the widest of the flexible ones narrower until all
+// fit in.
 func (t *table) fit(rows [][]string) {
 	t.widths = make([]int, len(heading))
 	total := len(gap) * (len(heading) - 1)
