@@ -4,8 +4,8 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -170,10 +170,41 @@ func (s *service) exportLive(user string) *http.Response {
 	return resp
 }
 
+// told is a log that tells when it has said a text.
+type told struct {
+	text string
+	said chan struct{}
+}
+
+func tellOf(text string) *told { return &told{text: text, said: make(chan struct{}, 1)} }
+
+func (l *told) Write(line []byte) (int, error) {
+	if strings.Contains(string(line), l.text) {
+		select {
+		case l.said <- struct{}{}:
+		default:
+		}
+	}
+	return len(line), nil
+}
+
+func (l *told) config(c *Config) { c.Log = slog.New(slog.NewTextHandler(l, nil)) }
+
+func (l *told) await(t *testing.T) {
+	t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	select {
+	case <-l.said:
+	case <-deadline.C:
+		t.Fatalf("the log does not say %q", l.text)
+	}
+}
+
 // An export that cannot go on does not end as a whole one would: the user was erased meanwhile, events are missing, the reader sleeps.
 func TestAnExportThatIsCutOffDoesNotLookWhole(t *testing.T) {
 	t.Parallel()
-	for name, disturb := range map[string]func(s *service){
+	for name, disturb := range map[string]func(s *service){ // what is done before it is read on
 		"erased": func(s *service) { s.want(204, call{method: "DELETE", path: "/api/me", user: "u"}) },
 		"an event is missing": func(s *service) {
 			s.exec(`ALTER TABLE {schema}.task_events DISABLE TRIGGER USER`)
@@ -184,18 +215,19 @@ func TestAnExportThatIsCutOffDoesNotLookWhole(t *testing.T) {
 			s.exec(`DELETE FROM {schema}.task_events WHERE seq > 39000`)
 		},
 		"the table is away": func(s *service) { s.exec(`ALTER TABLE {schema}.task_events RENAME TO gone`) },
-		"nobody reads": func(s *service) {
-			s.eventually(func() bool { return strings.Contains(s.logged.String(), "an export was cut off") })
-		},
+		"nobody reads": func(*service) {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := start(t)
+			log := tellOf("an export was cut off")
+			s := start(t, log.config)
 			s.server.workTime = time.Second
 			s.flood("u", 40_000)
 			resp := s.exportLive("u") // what sockets do not hold is not read yet
 			defer resp.Body.Close()
-			disturb(s)
+			if disturb(s); name == "nobody reads" {
+				log.await(t)
+			}
 			n, err := io.Copy(io.Discard, resp.Body)
 			if err == nil {
 				t.Errorf("it ended well after %d bytes", n)
@@ -207,14 +239,13 @@ func TestAnExportThatIsCutOffDoesNotLookWhole(t *testing.T) {
 // An export that fails before its first line is an error like any other.
 func TestAnExportThatCannotBegin(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	log := tellOf(events.ErrBroken.Error())
+	s := start(t, log.config)
 	s.titled("u", "a")
 	s.titled("u", "b")
 	s.list("u", "")
 	s.exec(`ALTER TABLE {schema}.task_events DISABLE TRIGGER USER`)
 	s.exec(`DELETE FROM {schema}.task_events WHERE seq = 1`)
 	s.refused(503, "unavailable", call{method: "GET", path: "/api/export", user: "u"})
-	if !strings.Contains(s.logged.String(), fmt.Sprint(events.ErrBroken)) {
-		t.Errorf("the log does not say why: %s", s.logged)
-	}
+	log.await(t)
 }
