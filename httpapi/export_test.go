@@ -215,7 +215,7 @@ func TestAnExportThatIsCutOffDoesNotLookWhole(t *testing.T) {
 			s.exec(`DELETE FROM {schema}.task_events WHERE seq > 39000`)
 		},
 		"the table is away": func(s *service) { s.exec(`ALTER TABLE {schema}.task_events RENAME TO gone`) },
-		"nobody reads": func(*service) {},
+		"nobody reads":      func(*service) {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
