@@ -71,6 +71,7 @@ type verifier struct {
 
 	fold    *userFold
 	head    int64 // the last seq seen of the user in the log
+	parked  bool
 	through int64 // fold no further than this seq: a parked user's read model stands there
 	changes []change
 }
@@ -162,7 +163,7 @@ func (v *verifier) beginUser(user string) error {
 	v.report.Users++
 	v.fold, v.head, v.through = newUserFold(user), 0, math.MaxInt64
 	seq, parked, err := v.users.peek(user)
-	if parked {
+	if v.parked = parked; parked {
 		v.report.Parked++
 		v.through = seq
 	}
@@ -179,7 +180,7 @@ func (v *verifier) endUser() error {
 			return err
 		}
 	}
-	if v.fold.seq == 0 && v.fold.parked == nil {
+	if v.fold.seq == 0 && !v.parked {
 		return nil // not projected yet
 	}
 	return v.users.match(user, nil, &v.fold.userState)

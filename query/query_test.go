@@ -450,6 +450,9 @@ func TestAReadThatIsBehindSaysSo(t *testing.T) {
 	if took := time.Since(begin); !errors.Is(err, ErrNotYet) || took < patience || took > 3*patience/2 {
 		t.Errorf("min_version: %v after %v", err, took)
 	}
+	if _, err := f.Task(t.Context(), Ask{UserID: "u", MinVersion: 12}, uuid.New(), nil); !errors.Is(err, ErrNotYet) {
+		t.Errorf("a task that may be there by then: %v", err)
+	}
 	// What it wrote and the log does not hold, after a failover, is not waited for.
 	f.exec(`UPDATE {schema}.users SET seq = 12 WHERE user_id = 'u'`)
 	f.wrote("u", 1<<40)
