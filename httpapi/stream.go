@@ -185,7 +185,7 @@ func (st *stream) sendChanges(changes []query.Change) error {
 	if err := st.send(page.Bytes()); err != nil {
 		return err
 	}
-	if len(changes) > 0 && changes[0].Type == events.TypeUserErased { // it is the first there is
+	if st.last > 0 && len(changes) > 0 && changes[0].Type == events.TypeUserErased { // it is the first there is
 		return errErased
 	}
 	st.last = last
@@ -203,7 +203,7 @@ func (st *stream) sendChanges(changes []query.Change) error {
 	return nil
 }
 
-// errErased ends a stream: what it told of is gone, and a reader begins anew behind it.
+// errErased ends a stream: what its reader has of what was before is gone, and the reader begins anew behind it.
 var errErased = errors.New("the user was erased")
 
 // eventNames are the names of events on a stream.
@@ -267,7 +267,9 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	}
 	setVersion(c, head)
 	c.Response().Header().Set("Content-Type", "text/event-stream")
-	c.Response().Header().Set("X-Accel-Buffering", "no") // a proxy (nginx) must pass it on at once
+	// A proxy must pass it on at once: nginx, and those that would compress it and keep it until they have enough (Next.js).
+	c.Response().Header().Set("X-Accel-Buffering", "no")
+	c.Response().Header().Add("Cache-Control", "no-transform")
 	c.Response().WriteHeader(http.StatusOK)
 	if err := st.send([]byte("retry: 3000\n\n")); err != nil {
 		return nil // the reader has gone
