@@ -629,7 +629,7 @@ func TestCredentialsAreCountedWhereAnOperatorLooks(t *testing.T) {
 	defer a.close()
 	ask := func(path string) *httptest.ResponseRecorder {
 		answer := httptest.NewRecorder()
-		a.admin.Handler.ServeHTTP(answer, httptest.NewRequest("GET", path, nil))
+		a.admin.Handler.ServeHTTP(answer, httptest.NewRequest("GET", "http://localhost"+path, nil))
 		return answer
 	}
 	shown := ask("/metrics")
