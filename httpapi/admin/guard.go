@@ -42,12 +42,12 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect
 type guard struct {
 	server   *Server
 	next     http.Handler
+	origins  *http.CrossOriginProtection // refuses forms of other origins
 	attempts *attempts
 }
 
-func newGuard(s *Server, next http.Handler) http.Handler {
-	g := &guard{server: s, next: next, attempts: newAttempts()}
-	return http.NewCrossOriginProtection().Handler(g)
+func newGuard(s *Server, next http.Handler) *guard {
+	return &guard{server: s, next: next, origins: http.NewCrossOriginProtection(), attempts: newAttempts()}
 }
 
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -59,8 +59,8 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	switch {
-	case foreign(r):
-		http.Error(w, "this may not be loaded by pages of another site", http.StatusForbidden)
+	case foreign(r), g.origins.Check(r) != nil:
+		http.Error(w, "pages of another site may neither load this nor send to it", http.StatusForbidden)
 	case g.server.Token == "" && !isLoopback(r.Host):
 		// A name that a stranger can point to the loopback would make their page one of ours.
 		http.Error(w, "call this by localhost or an address of the loopback", http.StatusForbidden)
@@ -155,7 +155,7 @@ func (g *guard) signIn(w http.ResponseWriter, r *http.Request) {
 		next = "/"
 	}
 	if g.try(w, r, strings.TrimSpace(r.PostForm.Get("token")), next) {
-		g.setSession(w, r, g.session(time.Now().Add(sessionTTL)), int(sessionTTL/time.Second))
+		g.setSession(w, r, session(g.server.Token, time.Now().Add(sessionTTL)), int(sessionTTL/time.Second))
 		http.Redirect(w, r, next, http.StatusSeeOther)
 	}
 }
@@ -173,9 +173,9 @@ func (g *guard) setSession(w http.ResponseWriter, r *http.Request, value string,
 }
 
 // session is the end of the session, with a proof that who made it had the token.
-func (g *guard) session(end time.Time) string {
+func session(token string, end time.Time) string {
 	text := strconv.FormatInt(end.Unix(), 10)
-	mac := hmac.New(sha256.New, []byte(g.server.Token))
+	mac := hmac.New(sha256.New, []byte(token))
 	mac.Write([]byte("taskledger admin session until " + text))
 	return text + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
@@ -183,7 +183,7 @@ func (g *guard) session(end time.Time) string {
 func (g *guard) isSession(value string, now time.Time) bool {
 	text, _, _ := strings.Cut(value, ".")
 	end, err := strconv.ParseInt(text, 10, 64)
-	return err == nil && sameText(value, g.session(time.Unix(end, 0))) && now.Unix() < end
+	return err == nil && sameText(value, session(g.server.Token, time.Unix(end, 0))) && now.Unix() < end
 }
 
 // sameText takes the same time whatever the two are.
