@@ -735,7 +735,7 @@ func TestThePageForOperators(t *testing.T) {
 	visit(nil, "/users?q=u", "parked</strong>")
 	page := visit(nil, "/parked?action=retry&id=u", "Retry</button>")
 	csrf := regexp.MustCompile(`name="csrf" value="([^"]*)"`).FindStringSubmatch(page)[1]
-	visit(url.Values{"csrf": {csrf}, "id": {"u"}}, "/verify", "1 differences")
+	visit(url.Values{"csrf": {csrf}, "id": {"u"}}, "/verify", "1 difference between")
 	form := url.Values{"csrf": {csrf}, "id": {"u"}, "action": {"retry"}, "seq": {"7"}}
 	visit(form, "/parked", "follows this user again")
 	park()

@@ -84,8 +84,8 @@ func New(cfg Config) *Server {
 	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 
-	mux.Handle("GET /style.css", http.FileServerFS(assets))
-	mux.Handle("GET /page.js", http.FileServerFS(assets))
+	mux.HandleFunc("GET /style.css", asset("style.css", "text/css; charset=utf-8"))
+	mux.HandleFunc("GET /page.js", asset("page.js", "text/javascript; charset=utf-8"))
 	mux.HandleFunc("GET /{$}", s.overview)
 	mux.HandleFunc("GET /parked", s.confirmParked)
 	mux.HandleFunc("POST /parked", s.form(s.changeParked))
@@ -94,6 +94,14 @@ func New(cfg Config) *Server {
 	mux.HandleFunc("POST /verify", s.form(s.verify))
 	s.handler = newGuard(s, mux)
 	return s
+}
+
+// asset serves a file of ours, as the type it is: the table of the machine may know another.
+func asset(name, contentType string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		http.ServeFileFS(w, r, assets, name)
+	}
 }
 
 // ServeHTTP answers a request.

@@ -413,7 +413,7 @@ func TestTheAuditOfAUser(t *testing.T) {
 	if _, err := db.Exec(t.Context(), `UPDATE {schema}.tasks SET version = 9 WHERE id = $1`, id); err != nil {
 		t.Fatal(err)
 	}
-	s.must(200, "/verify", verify, "1 differences")
+	s.must(200, "/verify", verify, "1 difference between")
 }
 
 func TestALongListComesInPages(t *testing.T) {
