@@ -117,7 +117,7 @@ const readAsOf = `
 	LEFT JOIN LATERAL (
 		SELECT *
 		FROM {schema}.task_history h
-		WHERE h.user_id = $1 AND h.task_id = m.task_id AND h.seq <= least(m.seq, s.seq)
+		WHERE h.user_id = $1 AND h.task_id = m.task_id AND h.seq <= m.seq AND h.seq <= s.seq
 		ORDER BY h.seq DESC
 		LIMIT 1
 	) h ON true`

@@ -38,7 +38,7 @@ type DB struct {
 func NewDB(pool *pgxpool.Pool, schema, prelude string) *DB {
 	return &DB{
 		pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude,
-		picky: pool.Config().ConnConfig.ValidateConnect != nil,
+		picky: pool != nil && pool.Config().ConnConfig.ValidateConnect != nil,
 	}
 }
 

@@ -21,8 +21,8 @@ const beginErasure = `
 var errNothing = errors.New("there is nothing to erase")
 
 // Erase deletes all events of e's user and what was derived of them, and appends e, whose Data it sets to UserErased, in one transaction.
-// A stream without events, or with none behind its last erasure, stays as it is, and e gets no Position. Others can append while a large
-// stream is being deleted. It returns ErrConflict when the key was used before.
+// A stream without events, or with none behind its last erasure, stays as it is, and e gets no Position. Others can append and
+// project while a large stream is being deleted, for the user too. It returns ErrConflict when the key was used before.
 func (l *Log) Erase(ctx context.Context, e *Event, key string, fingerprint []byte) error {
 	x := &Exclusive{log: l}
 	err := l.db.Begin(ctx, pgx.TxOptions{}, func(tx *Tx) error {
@@ -30,14 +30,14 @@ func (l *Log) Erase(ctx context.Context, e *Event, key string, fingerprint []byt
 		if _, err := tx.Exec(ctx, beginErasure, e.UserID); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `SELECT {schema}.forget_user($1)`, e.UserID); err != nil {
-			return err
-		}
 		end, err := shownEnd(ctx, tx, e.UserID)
 		if err != nil {
 			return err
 		}
 		if err := end.erase(ctx, tx); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `SELECT {schema}.forget_user($1)`, e.UserID); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, l.lock, l.db.LockKey("append")); err != nil {

@@ -174,7 +174,7 @@ func (in *input) step(path string, value jsontext.Value) (step command.Step) {
 func (in *input) stepID(o object, op string) uuid.UUID {
 	text, ok := in.text(o, "id")
 	if !ok {
-		if _, present := o["id"]; !present && op != opCreate {
+		if _, present := o["id"]; !present && op != opCreate && slices.Contains(ops, op) {
 			in.member("id", "required", "is required")
 		}
 		return uuid.Nil

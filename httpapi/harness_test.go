@@ -39,6 +39,7 @@ type service struct {
 	http   *httptest.Server
 	spec   *specChecker
 	logged *bytes.Buffer
+	ledger *events.Log
 }
 
 // start starts a service; the options change its configuration.
@@ -81,7 +82,7 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 	for _, option := range options {
 		option(&cfg)
 	}
-	s := &service{t: t, pool: pool, server: New(cfg), spec: newSpecChecker(t), logged: logged}
+	s := &service{t: t, pool: pool, server: New(cfg), spec: newSpecChecker(t), logged: logged, ledger: ledger}
 	s.http = httptest.NewUnstartedServer(nil)
 	s.http.Config = s.server.httpServer()
 	s.http.Listener = listener{s.http.Listener, s.server.refuseUnreadable}
@@ -94,6 +95,14 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 			t.Errorf("projections: %v", err)
 		}
 		ledger.Close()
+	})
+	return s
+}
+
+// allow changes how many live tasks a user may have, before the first request.
+func (s *service) allow(quota int) *service {
+	s.server.commands = command.NewHandler(command.Config{
+		Log: s.ledger, Stored: s.server.queries.Wrote, Quota: quota, CacheBytes: 1 << 20,
 	})
 	return s
 }

@@ -380,3 +380,77 @@ func TestLinks(t *testing.T) {
 		s.refused(422, "validation_error", call{method: "GET", path: "/api/ledger?seq=" + wrong, user: "u"})
 	}
 }
+
+// Conditions and keys hold on what brings the past back as on every write.
+func TestConditionsAndKeysOnThePast(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	task := s.create("u", `{"title":"one","is_completed":true}`) // 1, 2
+	path := "/api/tasks/" + task.ID.String()
+	s.change("PATCH", path, `{"title":"two"}`)                 // 3
+	s.change("PATCH", path, `{"title":"one"}`)                 // 4
+	s.want(204, call{method: "DELETE", path: path, user: "u"}) // 5
+	restore := call{method: "POST", path: path + "/restore", user: "u"}
+	revert := call{method: "POST", path: path + "/revert", user: "u", body: `{"version":1}`}
+	with := func(c call, name string, values ...string) call {
+		c.header = http.Header{name: values}
+		return c
+	}
+	for _, c := range []call{restore, revert} {
+		for _, garbage := range []string{`5`, `"5`, `*, "5"`, `"x" "y"`} {
+			if a := s.do(with(c, "If-Match", garbage)); a.StatusCode != 400 {
+				t.Errorf("%s with If-Match %s: %d %s", c.path, garbage, a.StatusCode, a.body)
+			}
+		}
+		s.refused(422, "validation_error", with(c, "Idempotency-Key", "a key"))
+	}
+	if p := s.refused(412, "precondition_failed", with(restore, "If-Match", `"4"`, `W/"5"`)); p.CurrentVersion != 5 {
+		t.Errorf("%+v", p)
+	}
+	s.refused(404, "not_found", with(revert, "If-Match", `*`)) // it is deleted
+	s.refused(404, "not_found", with(revert, "Idempotency-Key", "k"))
+	s.refused(404, "not_found", with(call{method: "POST", path: missing + "/restore", user: "u"}, "If-Match", `*`))
+	first := s.want(200, with(restore, "Idempotency-Key", "k")) // 6: what was refused had left no trace of the key
+	s.refused(422, "idempotency_key_reused", with(revert, "Idempotency-Key", "k"))
+	s.refused(412, "precondition_failed", with(restore, "If-Match", `"5"`)) // before it is looked at whether it is deleted
+	s.refused(409, "version_conflict", with(restore, "If-Match", `"5", "6"`))
+	s.refused(409, "version_conflict", restore)
+	if again := s.want(200, with(restore, "Idempotency-Key", "k")); !sameAnswer(again, first) {
+		t.Errorf("the retry: %s", again.body)
+	}
+	// Of a version that differs in one member, that one comes back.
+	back := as[taskJSON](t, s.want(200, with(revert, "If-Match", `"9"`, `"6"`))) // 7
+	if back.Title != "one" || back.IsCompleted || back.Version != 7 {
+		t.Errorf("%+v", back)
+	}
+	// To the same is no event, and leaves no trace of its key.
+	same := with(revert, "Idempotency-Key", "same")
+	for range 2 {
+		if a := s.want(200, same); a.Header.Get("X-Version") != "7" || a.Header.Get("Idempotency-Replayed") != "" {
+			t.Errorf("to the same: %s %v", a.body, a.Header)
+		}
+	}
+	s.want(200, with(call{method: "POST", path: path + "/revert", user: "u", body: `{"version":3}`}, "Idempotency-Key", "same")) // 8, 9
+	for body, status := range map[string]int{`{"version":1`: 400, `{"version":1}x`: 400, `{"version":1,"version":2}`: 400, `[1]`: 422, ``: 400} {
+		if a := s.do(call{method: "POST", path: path + "/revert", user: "u", body: body}); a.StatusCode != status {
+			t.Errorf("%s: %d, want %d", body, a.StatusCode, status)
+		}
+	}
+	s.want(204, call{method: "DELETE", path: path, user: "u"}) // 10
+	entries := as[[]historyJSON](t, s.want(200, call{method: "GET", path: path + "/history", user: "u"}))
+	var kinds []string
+	for _, e := range entries {
+		kinds = append(kinds, strings.TrimPrefix(string(e.Type), "Task"))
+	}
+	if got := strings.Join(kinds, " "); got != "Created Completed Renamed Renamed Deleted Restored Reopened Renamed Completed Deleted" {
+		t.Errorf("the history of a deleted task: %s", got)
+	}
+	if string(entries[4].Changes) != `{"deleted":{"from":false,"to":true}}` || string(entries[5].Changes) != `{"deleted":{"from":true,"to":false}}` {
+		t.Errorf("%s, %s", entries[4].Changes, entries[5].Changes)
+	}
+	for seq, want := range map[int]int{4: 200, 5: 404, 6: 200, 9: 200, 10: 404} {
+		if a := s.do(call{method: "GET", path: fmt.Sprint(path, "?as_of=", seq), user: "u"}); a.StatusCode != want {
+			t.Errorf("as of %d: %d, want %d", seq, a.StatusCode, want)
+		}
+	}
+}

@@ -185,7 +185,7 @@ func (st *stream) sendChanges(changes []query.Change) error {
 	if err := st.send(page.Bytes()); err != nil {
 		return err
 	}
-	if len(changes) > 0 && changes[0].Type == events.TypeUserErased { // it is the first there is
+	if st.last > 0 && len(changes) > 0 && changes[0].Type == events.TypeUserErased { // it is the first there is
 		return errErased
 	}
 	st.last = last
@@ -203,7 +203,7 @@ func (st *stream) sendChanges(changes []query.Change) error {
 	return nil
 }
 
-// errErased ends a stream: what it told of is gone, and a reader begins anew behind it.
+// errErased ends a stream: what its reader has of what was before is gone, and the reader begins anew behind it.
 var errErased = errors.New("the user was erased")
 
 // eventNames are the names of events on a stream.

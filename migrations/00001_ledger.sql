@@ -24,6 +24,12 @@ CREATE TABLE {schema}.task_events (
     CONSTRAINT task_events_data_check CHECK (jsonb_typeof(data) = 'object'),
     CONSTRAINT task_events_idempotency_check CHECK ((idempotency_key IS NULL) = (request_fingerprint IS NULL))
 );
+-- The planner keeps samples of what is in a column (pg_statistic), also of what was erased: not of what users write.
+ALTER TABLE {schema}.task_events
+    ALTER data SET STATISTICS 0,
+    ALTER idempotency_key SET STATISTICS 0,
+    ALTER request_fingerprint SET STATISTICS 0,
+    ALTER request_id SET STATISTICS 0;
 CREATE INDEX task_events_position ON {schema}.task_events (position);
 CREATE UNIQUE INDEX task_events_idempotency_key ON {schema}.task_events (user_id, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
@@ -93,6 +99,12 @@ BEGIN
             body         text        COLLATE "C" NOT NULL
         ) WITH (fillfactor = 85)
     $ddl$, 'tasks' || suffix);
+    EXECUTE pg_catalog.format($ddl$
+        ALTER TABLE {schema}.%I
+            ALTER title_key SET STATISTICS 0,
+            ALTER search SET STATISTICS 0,
+            ALTER body SET STATISTICS 0
+    $ddl$, 'tasks' || suffix);
 
     -- Every event as people read it, with its hash in the chain, and the task as it was after it. Its version is the event's seq, but for
     -- an event that was skipped and changed nothing; updated_at is there only where it is not recorded_at.
@@ -115,6 +127,13 @@ BEGIN
             updated_at   timestamptz,
             deleted_at   timestamptz
         )
+    $ddl$, 'task_history' || suffix);
+    EXECUTE pg_catalog.format($ddl$
+        ALTER TABLE {schema}.%I
+            ALTER request_id SET STATISTICS 0,
+            ALTER changes SET STATISTICS 0,
+            ALTER title SET STATISTICS 0,
+            ALTER description SET STATISTICS 0
     $ddl$, 'task_history' || suffix);
 
     -- One row a user: the seq that is shown, how many tasks are live at it, and the hash of its event. parked_error says why the
@@ -145,12 +164,14 @@ BEGIN
         'CREATE INDEX %6$I ON {schema}.%1$I (user_id, version) WHERE deleted_at IS NOT NULL',
         'ALTER TABLE {schema}.%2$I ADD CONSTRAINT %7$I PRIMARY KEY (user_id, seq)',
         'CREATE INDEX %8$I ON {schema}.%2$I (user_id, task_id, seq)',
+        'CREATE INDEX %10$I ON {schema}.%2$I (user_id, type, seq)',
         'ALTER TABLE {schema}.%3$I ADD CONSTRAINT %9$I PRIMARY KEY (user_id)'
     ] LOOP
         EXECUTE pg_catalog.format(name,
             'tasks' || suffix, 'task_history' || suffix, 'users' || suffix,
             'tasks_pkey' || suffix, 'tasks_by_created_at' || suffix, 'tasks_deleted' || suffix,
-            'task_history_pkey' || suffix, 'task_history_by_task' || suffix, 'users_pkey' || suffix);
+            'task_history_pkey' || suffix, 'task_history_by_task' || suffix, 'users_pkey' || suffix,
+            'task_history_by_type' || suffix);
     END LOOP;
     FOREACH name IN ARRAY {schema}.read_model() LOOP
         PERFORM {schema}.protect(name || suffix);
@@ -181,12 +202,13 @@ BEGIN
 END
 $$;
 
--- Deletes what is derived of a user's events, and what an operator decided about them.
+-- Deletes what is derived of a user's events, and what an operator decided about them. The tasks come last: a projection that
+-- changes one waits for the end of the transaction.
 CREATE FUNCTION {schema}.forget_user(name text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM {schema}.tasks WHERE user_id = name;
-    DELETE FROM {schema}.task_history WHERE user_id = name;
     DELETE FROM {schema}.skipped_events WHERE user_id = name;
+    DELETE FROM {schema}.task_history WHERE user_id = name;
+    DELETE FROM {schema}.tasks WHERE user_id = name;
 END
 $$;
 

@@ -13,6 +13,8 @@ import (
 const (
 	// notifyPause is the least time between two notifications.
 	notifyPause = 10 * time.Millisecond
+	// lastWord bounds the notification that is made after the end.
+	lastWord = time.Second
 	// listenCheck is how often a listening connection is asked whether it is still there.
 	listenCheck = 15 * time.Second
 	// listenRetry is when LISTEN is tried again.
@@ -41,7 +43,7 @@ const notifyOthers = `
 		) AND (classid::bigint << 32 | objid::bigint) = $2 AND pid <> $3
 	)`
 
-// notify tells other processes of what this one has applied, if one of them listens.
+// notify tells other processes of what this one has applied, if one of them listens, until ctx ends.
 func (r *Runner) notify(ctx context.Context) {
 	for {
 		select {
@@ -49,19 +51,35 @@ func (r *Runner) notify(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		text, args := notifyAny, []any{r.channel(), r.db.LockKey("listen")}
-		if own := r.listener.Load(); own != 0 {
-			text, args = notifyOthers, append(args, int64(own))
-		}
-		telling, cancel := context.WithTimeout(ctx, statementTimeout)
-		_, err := r.db.Exec(telling, text, args...)
-		cancel()
-		if err != nil && ctx.Err() == nil {
-			r.log.Debug("other processes could not be told", "err", events.Cause(err))
-		}
+		r.tellOthers(ctx, statementTimeout)
 		if pause(ctx, notifyPause) != nil {
 			return
 		}
+	}
+}
+
+// notifyLast tells of what was applied before the end and nobody has been told of.
+func (r *Runner) notifyLast(ctx context.Context) {
+	select {
+	case <-r.moved:
+		r.tellOthers(context.WithoutCancel(ctx), lastWord)
+	default:
+	}
+}
+
+func (r *Runner) tellOthers(ctx context.Context, timeout time.Duration) {
+	text, args := notifyAny, []any{r.channel(), r.db.LockKey("listen")}
+	if own := r.listener.Load(); own != 0 {
+		text, args = notifyOthers, append(args, int64(own))
+	}
+	telling, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	_, err := r.db.Exec(telling, text, args...)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		signal(r.moved) // the end came in between
+	case err != nil:
+		r.log.Debug("other processes could not be told", "err", events.Cause(err))
 	}
 }
 

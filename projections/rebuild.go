@@ -135,7 +135,8 @@ func (r *rebuild) index(ctx context.Context, position int64) error {
 	return err
 }
 
-// catchUp applies what was appended meanwhile to the new tables, until there is no more.
+// catchUp applies what was appended meanwhile to the new tables, until there is no more. Where an event that this rests on is
+// not in the log any more, because its user was erased, it begins again at the checkpoint of the new tables.
 func (r *rebuild) catchUp(ctx context.Context, q events.Querier) error {
 	r.follower.db = newTables{q}
 	for {
@@ -146,7 +147,10 @@ func (r *rebuild) catchUp(ctx context.Context, q events.Querier) error {
 		if len(b.Events) == 0 {
 			return nil
 		}
-		if err := r.follower.apply(ctx, &events.Delivery{Batch: b}); err != nil {
+		if err = r.follower.apply(ctx, &events.Delivery{Batch: b}); errors.Is(err, errOvertaken) {
+			err = r.resume(ctx, q)
+		}
+		if err != nil {
 			return fmt.Errorf("catch up: %w", err)
 		}
 	}
@@ -195,7 +199,7 @@ func (r *rebuild) swap(ctx context.Context) error {
 			break
 		}
 		r.follower.progress.confirm(0) // what the transaction had applied is undone
-		if err := r.resume(ctx); err != nil {
+		if err := r.resume(ctx, r.db); err != nil {
 			return err
 		}
 		if err := pause(ctx, wait); err != nil {
@@ -210,9 +214,9 @@ func (r *rebuild) swap(ctx context.Context) error {
 }
 
 // resume reads how far the new tables have come.
-func (r *rebuild) resume(ctx context.Context) error {
+func (r *rebuild) resume(ctx context.Context, q events.Querier) error {
 	var position int64
-	_, err := events.One(ctx, r.db, `SELECT position FROM {schema}.checkpoints WHERE projection = $1`, []any{Name + suffix}, &position)
+	_, err := events.One(ctx, q, `SELECT position FROM {schema}.checkpoints WHERE projection = $1`, []any{Name + suffix}, &position)
 	r.follower.forget()
 	r.follower.progress.confirm(position)
 	return err

@@ -78,6 +78,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		router.AddConsumerHandler(f.projection.name(), events.Topic, f.subscriber, f.handle)
 	}
 	var beside sync.WaitGroup
+	defer r.notifyLast(ctx)
 	defer beside.Wait()
 	beside.Go(func() { r.tellWatchers(ctx) })
 	beside.Go(func() { r.listen(ctx) })

@@ -145,6 +145,21 @@ func (p *process) parked() string {
 		FROM {schema}.users`)
 }
 
+func TestAUserWhoseFirstEventIsDamagedIsNoDifference(t *testing.T) {
+	t.Parallel()
+	p := writer(t, newDB(t))
+	p.damage("u")
+	_, _, last := p.someHistory("v")
+	p.run()
+	p.visible(last)
+	if got := p.parked(); got != "u 0 true, v 6 false" {
+		t.Errorf("got %s", got)
+	}
+	if report := p.verified(); report.Parked != 1 {
+		t.Errorf("verified %+v", report)
+	}
+}
+
 func TestADamagedEventParksItsUserAlone(t *testing.T) {
 	t.Parallel()
 	p := writer(t, newDB(t))

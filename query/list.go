@@ -91,12 +91,18 @@ func (l Listing) key() string {
 	return string(b)
 }
 
+// ofThePast tells a list that is put in order here: all of it is read, whatever the page.
+func (l Listing) ofThePast() bool {
+	f, ok := l.Filter.(TaskFilter)
+	return ok && f.AsOf != nil
+}
+
 // gathered is how many items of a list without a limit are asked for at first: lists are seldom longer, and a page is one row.
 const gathered = 500
 
 // List answers with a JSON array.
 func (r *Reader) List(ctx context.Context, ask Ask, l Listing) (Answer, error) {
-	if l.Limit == 0 {
+	if l.Limit == 0 && !l.ofThePast() {
 		first, gather := l, ask
 		first.Limit, gather.Stream = gathered, nil
 		if a, err := r.List(ctx, gather, first); err != nil || a.Next == nil {

@@ -73,15 +73,23 @@ func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
 	q.add(` AS future) m
 	LEFT JOIN LATERAL (
 		SELECT h.*
-		FROM {schema}.tasks t
+		FROM (
+			SELECT t.id
+			FROM {schema}.tasks t
+			WHERE t.user_id = s.user_id AND t.deleted_at IS NULL
+			UNION ALL
+			SELECT t.id
+			FROM {schema}.tasks t
+			WHERE t.user_id = s.user_id AND t.deleted_at IS NOT NULL AND t.version > m.seq
+		) t
 		CROSS JOIN LATERAL (
 			SELECT ` + events.HistoryTaskColumns + `
 			FROM {schema}.task_history h
-			WHERE h.user_id = t.user_id AND h.task_id = t.id AND h.seq <= m.seq
+			WHERE h.user_id = s.user_id AND h.task_id = t.id AND h.seq <= m.seq
 			ORDER BY h.seq DESC
 			LIMIT 1
 		) h
-		WHERE t.user_id = s.user_id AND (t.deleted_at IS NULL OR t.version > m.seq) AND h.version > 0 AND h.deleted_at IS NULL`)
+		WHERE h.version > 0 AND h.deleted_at IS NULL`)
 	switch f.Status {
 	case StatusPending:
 		q.add(` AND NOT h.is_completed`)

@@ -223,7 +223,7 @@ func (r *Reader) ask(ctx context.Context, ask Ask, q question, written int64, de
 				r.db.Pool().Reset() // what is shown elsewhere is not shown here: another database has taken over from this one
 			}
 			shown = r.await(ctx, began.Position, mark, deadline)
-		case err == nil && a.Seq < ask.MinVersion:
+		case (err == nil || isAnswer(err)) && a.Seq < ask.MinVersion:
 			return Answer{Head: a.Head}, ErrNotYet
 		default:
 			return a, err

@@ -100,6 +100,17 @@ func readChanges(rows pgx.Rows, through int64, limit int, w *writer) error {
 	return rows.Err()
 }
 
+// linkAt is the link at a seq ($2), or the last one. The index is only used for a value: coalesce in its place is a filter, under
+// row level security.
+const linkAt = `
+	LEFT JOIN LATERAL (
+		SELECT h.recorded_at, h.hash
+		FROM {schema}.task_history h
+		WHERE h.user_id = s.user_id
+		AND h.seq = (SELECT coalesce($2, (SELECT u.seq FROM {schema}.users u WHERE u.user_id = $1)))
+		LIMIT 1
+	) x ON true`
+
 // Link answers with a link of the user's chain, that of an event or, where seq is nil, of the last one:
 // {"seq":n,"hash":"…","recorded_at":"…"}. Before the first event the link is zero. ErrNotFound: the event is one from before an erasure.
 func (r *Reader) Link(ctx context.Context, ask Ask, seq *int64) (Answer, error) {
@@ -108,14 +119,8 @@ func (r *Reader) Link(ctx context.Context, ask Ask, seq *int64) (Answer, error) 
 		key = fmt.Sprintf("link %d", *seq)
 	}
 	return r.answer(ctx, ask, question{
-		key: key,
-		text: statement(`x.recorded_at, x.hash`, `
-	LEFT JOIN LATERAL (
-		SELECT h.recorded_at, h.hash
-		FROM {schema}.task_history h
-		WHERE h.user_id = s.user_id AND h.seq = coalesce($2, (SELECT u.seq FROM {schema}.users u WHERE u.user_id = $1))
-		LIMIT 1
-	) x ON true`),
+		key:  key,
+		text: statement(`x.recorded_at, x.hash`, linkAt),
 		args: []any{seq},
 		read: func(rows pgx.Rows, st state, _ *Answer, w *writer) error {
 			var (

@@ -7,9 +7,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"os/exec"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -167,7 +167,7 @@ func (s *stage) session(ctx context.Context, do func(ctx context.Context, conn *
 
 func (s *stage) killPostmaster(ctx context.Context, _ *rand.Rand) error {
 	killed := s.db.PID()
-	if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
+	if err := kill9(killed); err != nil {
 		return err
 	}
 	s.stayAlive()
@@ -196,10 +196,19 @@ func (s *stage) killOne(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); !errors.Is(err, syscall.ESRCH) {
+	if err := kill9(pid); !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	return nil
+}
+
+// kill9 ends a process at once, on every system.
+func kill9(pid int) error {
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		return err
+	}
+	return p.Kill()
 }
 
 // stayAlive: a server lives without its database.

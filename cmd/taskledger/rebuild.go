@@ -31,7 +31,7 @@ func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, s
 	if c.User != "" {
 		report, err = c.rebuildUser(ctx, db)
 	} else {
-		progress, finish := showProgress(os.Stderr)
+		progress, finish := showProgress(os.Stderr, "rebuild", "events")
 		report, err = projections.Rebuild(ctx, db.ledger, c.Projection, progress)
 		finish()
 	}
@@ -56,19 +56,19 @@ func (c *rebuildCmd) rebuildUser(ctx context.Context, db *database) (projections
 }
 
 // showProgress is a bar on a terminal, and a line every few seconds elsewhere.
-func showProgress(w *os.File) (progress projections.Progress, finish func()) {
+func showProgress(w *os.File, what, items string) (progress projections.Progress, finish func()) {
 	if !term.IsTerminal(int(w.Fd())) {
-		return progressLines(w, 2*time.Second), func() {}
+		return progressLines(w, items, 2*time.Second), func() {}
 	}
 	var bar *progressbar.ProgressBar
 	progress = func(done, total int64) {
 		if bar == nil {
 			bar = progressbar.NewOptions64(total,
 				progressbar.OptionSetWriter(w),
-				progressbar.OptionSetDescription("rebuild"),
+				progressbar.OptionSetDescription(what),
 				progressbar.OptionShowCount(),
 				progressbar.OptionShowIts(),
-				progressbar.OptionSetItsString("events"),
+				progressbar.OptionSetItsString(items),
 				progressbar.OptionSetPredictTime(true),
 				progressbar.OptionThrottle(100*time.Millisecond),
 				progressbar.OptionClearOnFinish(),
@@ -84,7 +84,7 @@ func showProgress(w *os.File) (progress projections.Progress, finish func()) {
 }
 
 // progressLines tells rate and time left.
-func progressLines(w io.Writer, every time.Duration) projections.Progress {
+func progressLines(w io.Writer, items string, every time.Duration) projections.Progress {
 	start := time.Now()
 	last := start
 	return func(done, total int64) {
@@ -95,6 +95,6 @@ func progressLines(w io.Writer, every time.Duration) projections.Progress {
 		last = now
 		rate := float64(done) / now.Sub(start).Seconds()
 		left := time.Duration(float64(total-done) / rate * float64(time.Second))
-		_, _ = fmt.Fprintf(w, "%d of %d events, %.0f events/s, %s left\n", done, total, rate, left.Round(time.Second))
+		_, _ = fmt.Fprintf(w, "%d of %d %s, %.0f %s/s, %s left\n", done, total, items, rate, items, left.Round(time.Second))
 	}
 }

@@ -332,7 +332,7 @@ func (s *served) refusals(user, id string) (n int) {
 	s.t.Helper()
 	for i := range 10 {
 		for _, request := range [][3]string{
-			{"POST", "/api/tasks", fmt.Sprintf(`{"title":"%d"}`, i)}, {"GET", "/api/tasks/" + id, ""}, {"GET", "/api/history", ""},
+			{"POST", "/api/tasks", fmt.Sprintf(`{"title":"%d"}`, i)}, {"GET", "/api/tasks/" + id, ""}, {"GET", "/api/tasks", ""}, {"GET", "/api/history", ""},
 		} {
 			status, answer, err := s.call(user, request[0], request[1], request[2])
 			if err != nil || status >= 300 && (status != 503 || answer["code"] != "unavailable") {

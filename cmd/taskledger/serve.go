@@ -88,6 +88,9 @@ func serve(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Write
 	if err := tellEarlier(ctx, db, log); err != nil {
 		return err
 	}
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { tellPredecessor(ctx, db, log) })
 	secret, err := cfg.secret()
 	if err != nil {
 		return err

@@ -81,9 +81,19 @@ func launchServer(t *testing.T, env ...string) *served {
 }
 
 func (s *served) start(env ...string) {
+	s.t.Helper()
+	last := "curl "
+	if strings.HasPrefix(env[0], "DATABASE_URL=") {
+		last = "/docs"
+	}
+	s.run(program(s.t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve"), last)
+}
+
+// run starts the process and waits until it has told all up to the line that has last in it.
+func (s *served) run(cmd *exec.Cmd, last string) {
 	t := s.t
 	t.Helper()
-	s.cmd = program(t, append([]string{"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0"}, env...), "serve")
+	s.cmd = cmd
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -93,10 +103,6 @@ func (s *served) start(env ...string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.cmd.Process.Kill() })
-	last := "curl "
-	if strings.HasPrefix(env[0], "DATABASE_URL=") {
-		last = "/docs"
-	}
 	for lines := bufio.NewScanner(stdout); !strings.Contains(s.banner, last) && lines.Scan(); {
 		s.banner += lines.Text() + "\n"
 	}
@@ -279,7 +285,7 @@ func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 	acknowledged := 1
 	for range 2 {
 		old := db.PID()
-		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		if err := kill9(old); err != nil {
 			t.Fatal(err)
 		}
 		s.await(1, func() (int, error) { // its children may answer for a moment more

@@ -23,10 +23,14 @@ type binaries struct {
 }
 
 func (b binaries) path(name string) string {
-	if runtime.GOOS == "windows" {
-		name += ".exe"
+	return filepath.Join(b.dir, programFile(runtime.GOOS, name))
+}
+
+func programFile(goos, name string) string {
+	if goos == "windows" {
+		return name + ".exe"
 	}
-	return filepath.Join(b.dir, name)
+	return name
 }
 
 func (b binaries) command(name string, args ...string) *exec.Cmd {
@@ -35,17 +39,25 @@ func (b binaries) command(name string, args ...string) *exec.Cmd {
 
 func (b binaries) commandContext(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, b.path(name), args...)
-	cmd.Env = append(slices.DeleteFunc(cmd.Environ(), notForPostgres), "LC_ALL=C")
+	cmd.Env = append(environment(runtime.GOOS, cmd.Environ()), "LC_ALL=C")
 	return cmd
 }
 
-// notForPostgres keeps what programs need to run and nothing else: PG* variables would change what they do, NOTIFY_SOCKET would make
-// PostgreSQL answer systemd in our name, and our secrets are none of its business.
-func notForPostgres(variable string) bool {
-	name, _, _ := strings.Cut(variable, "=")
-	return !slices.Contains([]string{
-		"PATH", "HOME", "TMPDIR", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SystemRoot", "SYSTEMROOT", "TEMP", "TMP",
-	}, name)
+// environment keeps what programs need to run and nothing else: PG* variables would change what they do, NOTIFY_SOCKET
+// would make PostgreSQL answer systemd in our name, and our secrets are none of its business. On Windows names have no
+// case.
+func environment(goos string, variables []string) []string {
+	needed := []string{"PATH", "HOME", "TMPDIR", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}
+	if goos == "windows" {
+		needed = []string{"PATH", "SYSTEMROOT", "SYSTEMDRIVE", "COMSPEC", "PATHEXT", "TEMP", "TMP"}
+	}
+	return slices.DeleteFunc(slices.Clone(variables), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		if goos == "windows" {
+			name = strings.ToUpper(name)
+		}
+		return !slices.Contains(needed, name)
+	})
 }
 
 // search says where a PostgreSQL may come from.
@@ -87,7 +99,8 @@ func (s search) find(ctx context.Context, dir string, log *slog.Logger) (binarie
 	}
 	found, err := s.download(ctx, filepath.Join(dir, "binaries"), major, log)
 	if err != nil {
-		return binaries{}, fmt.Errorf("%s is not installed, and it could not be downloaded (%w): %s", wanted(pinned), err, advice(pinned))
+		return binaries{}, fmt.Errorf("%s is not installed, and it could not be downloaded (%w): %s",
+			wanted(pinned), err, advice(runtime.GOOS, pinned))
 	}
 	return found, nil
 }
@@ -99,22 +112,21 @@ func wanted(pinned int) string {
 	return fmt.Sprintf("PostgreSQL (%d to %d)", oldest, newest)
 }
 
-func advice(pinned int) string {
-	suffix, at := "", ""
-	if pinned != 0 {
-		suffix, at = fmt.Sprintf("-%d", pinned), fmt.Sprintf("@%d", pinned)
+func advice(goos string, pinned int) string {
+	major := pinned
+	if pinned == 0 {
+		major = newest
 	}
-	switch runtime.GOOS {
-	case "darwin":
-		if pinned == 0 {
-			at = fmt.Sprintf("@%d", newest)
-		}
-		return "brew install postgresql" + at
-	case "windows":
-		return "winget install PostgreSQL.PostgreSQL.17, or set DATABASE_URL"
-	default:
-		return "apt install postgresql" + suffix + " (dnf install postgresql-server), or set DATABASE_URL"
+	install := "apt install postgresql (dnf install postgresql-server)"
+	switch {
+	case goos == "darwin":
+		install = fmt.Sprintf("brew install postgresql@%d", major)
+	case goos == "windows":
+		install = fmt.Sprintf("winget install PostgreSQL.PostgreSQL.%d", major)
+	case pinned != 0:
+		install = fmt.Sprintf("apt install postgresql-%d (dnf install postgresql-server)", pinned)
 	}
+	return install + ", or set DATABASE_URL"
 }
 
 // installed returns the newest of the installed ones; pinned, if not 0, is the only version that will do.

@@ -37,7 +37,7 @@ func defaultDir(goos string, uid int, getenv func(string) string) (string, error
 
 func below(dir string) (string, error) {
 	if dir == "" {
-		return "", errors.New("this user has no home directory to keep data in: set DATA_DIR")
+		return "", errors.New("this user has no home directory to keep data in: set DATA_DIR, or DATABASE_URL")
 	}
 	return filepath.Join(dir, appName), nil
 }

@@ -99,7 +99,7 @@ func newServer(opts Options) (*Server, error) {
 	}
 	dir, err := makeDir(opts.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("directory of PostgreSQL: %w", err)
+		return nil, fmt.Errorf("directory of PostgreSQL: %w (or set DATABASE_URL)", err)
 	}
 	return &Server{
 		dir: dir, data: filepath.Join(dir, "data"), ephemeral: opts.Ephemeral, log: log,

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -344,6 +345,54 @@ func TestDefaultDir(t *testing.T) {
 		got, err := defaultDir(tt.goos, tt.uid, func(name string) string { return tt.env[name] })
 		if got != filepath.FromSlash(tt.want) || (err == nil) != (tt.want != "") {
 			t.Errorf("%s, uid %d, %v: %q %v, want %q", tt.goos, tt.uid, tt.env, got, err, tt.want)
+		}
+	}
+}
+
+// What differs between systems, and can be decided on any.
+
+func TestEnvironmentOfPostgreSQL(t *testing.T) {
+	t.Parallel()
+	given := []string{
+		"Path=p", "PATH=p", "SystemRoot=r", "ComSpec=c", "TEMP=t", "HOME=h", "TMPDIR=t", "DYLD_LIBRARY_PATH=l",
+		"PGHOST=x", "pgdata=x", "BETTER_AUTH_SECRET=x", "NOTIFY_SOCKET=x", "=C:=x",
+	}
+	before := slices.Clone(given)
+	for goos, want := range map[string][]string{
+		"linux":   {"PATH=p", "HOME=h", "TMPDIR=t", "DYLD_LIBRARY_PATH=l"},
+		"darwin":  {"PATH=p", "HOME=h", "TMPDIR=t", "DYLD_LIBRARY_PATH=l"},
+		"windows": {"Path=p", "PATH=p", "SystemRoot=r", "ComSpec=c", "TEMP=t"},
+	} {
+		if got := environment(goos, given); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", goos, got, want)
+		}
+	}
+	if !slices.Equal(given, before) {
+		t.Error("the environment that was given is changed")
+	}
+}
+
+func TestProgramsAndAdviceOfEachSystem(t *testing.T) {
+	t.Parallel()
+	for goos, want := range map[string]string{"linux": "initdb", "darwin": "initdb", "windows": "initdb.exe"} {
+		if got := programFile(goos, "initdb"); got != want {
+			t.Errorf("%s: %s, want %s", goos, got, want)
+		}
+	}
+	for _, tt := range []struct {
+		goos   string
+		pinned int
+		want   string
+	}{
+		{"linux", 0, "apt install postgresql (dnf install postgresql-server), or set DATABASE_URL"},
+		{"linux", 15, "apt install postgresql-15 (dnf install postgresql-server), or set DATABASE_URL"},
+		{"darwin", 0, "brew install postgresql@18, or set DATABASE_URL"},
+		{"darwin", 15, "brew install postgresql@15, or set DATABASE_URL"},
+		{"windows", 0, "winget install PostgreSQL.PostgreSQL.18, or set DATABASE_URL"},
+		{"windows", 15, "winget install PostgreSQL.PostgreSQL.15, or set DATABASE_URL"},
+	} {
+		if got := advice(tt.goos, tt.pinned); got != tt.want {
+			t.Errorf("%s, %d: %q, want %q", tt.goos, tt.pinned, got, tt.want)
 		}
 	}
 }

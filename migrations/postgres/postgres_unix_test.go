@@ -55,3 +55,29 @@ func TestUnreachableDirectoryIsNamed(t *testing.T) {
 		t.Errorf("got %v, want that %s cannot be entered", err, dir)
 	}
 }
+
+// What ps shows on macOS: a leftover is ours only by its whole directory, which may have spaces in it.
+func TestLeftoverIsKnownByItsCommandLine(t *testing.T) {
+	t.Parallel()
+	const dir = "/Users/u/Library/Application Support/taskledger/data"
+	const line = "/opt/homebrew/opt/postgresql@18/bin/postgres -D " + dir
+	for commandLine, want := range map[string]bool{
+		line + "\n":                        true,
+		line + " -c port=15000\n":          true,
+		line + "2 -c port=15000\n":         false,
+		"postgres -D /backup" + dir + "\n": false,
+		"/usr/sbin/other\n":                false,
+		"":                                 false,
+	} {
+		if got := names(commandLine, dir); got != want {
+			t.Errorf("%q: %t, want %t", commandLine, got, want)
+		}
+	}
+	for name, want := range map[string]bool{
+		"postgres\n": true, "/opt/homebrew/bin/postgres\n": true, "postmaster\n": true, "zsh\n": false, "": false,
+	} {
+		if got := isPostmaster(name); got != want {
+			t.Errorf("%q: %t, want %t", name, got, want)
+		}
+	}
+}

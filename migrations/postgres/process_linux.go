@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 )
 
@@ -34,7 +33,7 @@ func isStranger(pid int, data string) bool {
 	if err != nil {
 		return false
 	}
-	if !strings.Contains(string(name), "postgres") && !strings.Contains(string(name), "postmaster") {
+	if !isPostmaster(string(name)) {
 		return true
 	}
 	in, inErr := os.Stat(filepath.Join(proc, "cwd"))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 )
 
@@ -40,4 +41,14 @@ func alive(pid int) bool {
 	}
 	err = p.Signal(syscall.Signal(0))
 	return err == nil || errors.Is(err, syscall.EPERM)
+}
+
+// isPostmaster reports whether a process of that name may be a postmaster.
+func isPostmaster(name string) bool {
+	return strings.Contains(name, "postgres") || strings.Contains(name, "postmaster")
+}
+
+// names reports whether a command line, as ps shows it, has path as one of its arguments.
+func names(commandLine, path string) bool {
+	return strings.Contains(" "+strings.TrimSpace(commandLine)+" ", " "+path+" ")
 }
