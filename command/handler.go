@@ -41,11 +41,13 @@ type Handler struct {
 	cfg     Config
 	lanes   lanes
 	streams *events.Recent[*stream] // each is used in its user's lane only
+	metrics metrics
 }
 
 // NewHandler returns a Handler; it does no I/O.
 func NewHandler(cfg Config) *Handler {
-	return &Handler{cfg: cfg, lanes: lanes{busy: map[string]*lane{}}, streams: events.NewRecent[*stream](cfg.CacheBytes)}
+	streams := events.NewRecent[*stream](cfg.CacheBytes)
+	return &Handler{cfg: cfg, lanes: lanes{busy: map[string]*lane{}}, streams: streams, metrics: newMetrics(streams.Bytes)}
 }
 
 // Request says who asks, and under which conditions.
@@ -146,6 +148,7 @@ func (a *attempt) do(ctx context.Context) (o *outcome, err error) {
 	}
 	o, err = a.optimistic(ctx)
 	if errors.Is(err, events.ErrConflict) {
+		a.metrics.alone.Inc()
 		o, err = a.alone(context.WithoutCancel(ctx))
 	}
 	if err == nil && a.stored != nil {
@@ -166,6 +169,9 @@ func (c RevertTask) recall(ctx context.Context, from events.Querier, user string
 // optimistic decides on what is known, and again on what is there as long as others were first. ErrConflict: they always were.
 func (a *attempt) optimistic(ctx context.Context) (o *outcome, err error) {
 	for n := range optimisticAttempts {
+		if n > 0 {
+			a.metrics.retries.Inc()
+		}
 		if o, err = a.inLane(ctx, n > 0); !errors.Is(err, events.ErrConflict) {
 			return o, err
 		}

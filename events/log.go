@@ -34,12 +34,13 @@ const (
 
 // Log is the log of one ledger. Its methods may be called from many goroutines at once.
 type Log struct {
-	db    *DB
-	sql   *sql.DB // the same database, as Watermill's publisher wants it
-	queue chan *pending
-	alone chan struct{} // holds one value while nobody is in Exclusively
-	done  chan struct{} // closed when the appender has ended
-	looks looks
+	db      *DB
+	sql     *sql.DB // the same database, as Watermill's publisher wants it
+	queue   chan *pending
+	alone   chan struct{} // holds one value while nobody is in Exclusively
+	done    chan struct{} // closed when the appender has ended
+	looks   looks
+	metrics metrics
 
 	mu     sync.RWMutex // held for reading while sending on queue
 	closed bool
@@ -62,6 +63,7 @@ func Open(db *DB) *Log {
 		alone:       make(chan struct{}, 1),
 		done:        make(chan struct{}),
 		subscribers: map[*Subscriber]bool{},
+		metrics:     newMetrics(),
 		insert:      insertEvents,
 		lock:        lockLog,
 	}
@@ -222,6 +224,7 @@ func (l *Log) flush(batch []*pending) {
 		case err != nil:
 			p.done(err)
 		case p.Events[0].Position == 0:
+			l.metrics.conflicts.Inc()
 			p.done(ErrConflict)
 		default:
 			p.done(nil)
@@ -280,6 +283,7 @@ type Exclusive struct {
 func (x *Exclusive) Submit(_ context.Context, c *Commit, done func(error)) error {
 	stored, err := x.log.publish(x.Tx, []*pending{{Commit: c, after: c.After}})
 	if err == nil && stored.len() == 0 {
+		x.log.metrics.conflicts.Inc()
 		err = ErrConflict
 	}
 	if err == nil {

@@ -98,7 +98,10 @@ func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("append: %w", err)
 	}
-	if err := publisher.Publish(Topic, messages...); err != nil {
+	start := time.Now()
+	err = publisher.Publish(Topic, messages...)
+	l.metrics.appended(len(exec.rows), time.Since(start), err)
+	if err != nil {
 		return nil, fmt.Errorf("append: %w", err)
 	}
 	return exec.batch(commits), nil

@@ -62,6 +62,7 @@ type Subscriber struct {
 	since    time.Time
 	unread   bool // there may be more in the log than in queue
 	hurried  bool
+	known    known
 	wake     chan struct{} // holds one value when one of the above has changed
 	closed   chan struct{}
 	stopOnce sync.Once
@@ -94,6 +95,7 @@ func (s *Subscriber) take(b *Batch) {
 		}
 		s.queue, s.queued = append(s.queue, b), s.queued+b.len()
 	}
+	s.known.heard(b.To, b.Events[0].RecordedAt)
 	s.signal()
 }
 
@@ -125,6 +127,7 @@ func (s *Subscriber) Hurry(position int64) {
 		there = s.queue[n-1].To
 	}
 	s.unread = s.unread || there < position
+	s.known.heard(position, time.Now())
 	s.signal()
 }
 
@@ -175,9 +178,7 @@ func (s *Subscriber) run(ctx context.Context, messages chan<- *message.Message) 
 		applied := false
 		if err == nil {
 			applied = hand(ctx, messages, d)
-			s.mu.Lock()
-			s.out = 0
-			s.mu.Unlock()
+			s.settle(d, applied)
 		}
 		s.cfg.Report(err)
 		if applied {
@@ -195,6 +196,21 @@ func (s *Subscriber) run(ctx context.Context, messages chan<- *message.Message) 
 		}
 		pause = min(2*pause, lastPause)
 	}
+}
+
+// settle notes how a delivery has ended.
+func (s *Subscriber) settle(d *Delivery, applied bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.out = 0
+	if !applied {
+		return
+	}
+	next := d.Events[len(d.Events)-1].RecordedAt
+	if len(s.queue) > 0 {
+		next = s.queue[0].Events[0].RecordedAt
+	}
+	s.known.stands(d.To, s.known.head, next)
 }
 
 // forget drops what was handed over: after a failover the log may not hold it, although what is appended next joins on to it.
@@ -382,5 +398,21 @@ func (s *Subscriber) read(ctx context.Context) (*Delivery, *Checkpoint, error) {
 	}
 	s.unread = s.unread || len(d.Events) == s.cfg.MaxEvents
 	s.out = d.To
+	s.found(d)
 	return d, at, nil
+}
+
+// found notes what was read: of the log, and of the projection. The caller holds mu.
+func (s *Subscriber) found(d *Delivery) {
+	head, next := d.To, time.Time{}
+	if n := len(s.queue); n > 0 {
+		head, next = max(head, s.queue[n-1].To), s.queue[0].Events[0].RecordedAt
+	}
+	if len(d.Events) > 0 {
+		next = d.Events[0].RecordedAt
+	}
+	if len(d.Events) == s.cfg.MaxEvents {
+		head = max(head, s.known.head) // there is more, who knows how much
+	}
+	s.known.stands(d.From, head, next)
 }

@@ -27,6 +27,10 @@ func newMetrics(registry prometheus.Registerer) metrics {
 			Name:    "taskledger_http_request_duration_seconds",
 			Help:    "Requests by method, route and status; a stream counts when it ends.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+			// Native too, for who scrapes them.
+			NativeHistogramBucketFactor:     1.1,
+			NativeHistogramMaxBucketNumber:  100,
+			NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"method", "route", "status"}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "taskledger_http_streams",

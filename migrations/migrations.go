@@ -327,6 +327,12 @@ func Check(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	return checkRights(ctx, pool, schema)
 }
 
+// Versions are the versions of the schema that the database has, 0 = none, and that this program makes.
+func Versions(ctx context.Context, pool *pgxpool.Pool, schema string) (database, program int64, err error) {
+	database, err = current(ctx, pool, schema)
+	return database, latest(), err
+}
+
 func current(ctx context.Context, pool *pgxpool.Pool, schema string) (int64, error) {
 	var version int64
 	err := pool.QueryRow(ctx, `

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
@@ -29,6 +30,7 @@ type follower struct {
 	subscriber *events.Subscriber
 	progress   progress
 	shown      func(d *events.Delivery) // told of each batch that was written
+	parked     func()                   // told when a user was parked
 	metrics    counters
 	last       *events.Event // the one that what is remembered rests on
 
@@ -44,6 +46,7 @@ func newFollower(p projection, checkpoint string, db events.Querier, log *slog.L
 		db:         db,
 		progress:   progress{waiters: map[*waiter]bool{}},
 		shown:      func(*events.Delivery) {},
+		parked:     func() {},
 		metrics:    metrics.of(checkpoint),
 	}
 }
@@ -143,6 +146,7 @@ func split(d *events.Delivery, n int) (first, rest *events.Delivery) {
 func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string, doubtful bool) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
+	began := time.Now()
 	made, err := f.projection.derive(ctx, f.db, d, refusal)
 	if err != nil {
 		return err
@@ -162,11 +166,12 @@ func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string
 	}
 	for _, u := range made.parked {
 		f.metrics.parked.Inc()
+		f.parked()
 		f.log.Error("stream parked: the read model no longer follows this user",
 			"user_id", u.user, "seq", u.seq+1, "reason", *u.parked)
 	}
 	f.last = &d.Events[len(d.Events)-1]
-	f.metrics.applied.Add(float64(len(d.Events)))
+	f.metrics.written(d.Events, time.Since(began))
 	f.progress.confirm(d.To)
 	f.shown(d)
 	return nil
@@ -193,15 +198,22 @@ func (f *follower) report(err error) {
 	case errors.Is(err, context.Canceled): // the end
 	case err == nil && f.failing:
 		f.failing = false
+		f.metrics.failing.Set(0)
 		f.log.Info("projection goes on")
 	case err == nil || f.failing:
 	case errors.As(err, &held):
-		f.failing = true
+		f.fail()
 		f.log.Error("projection stopped until a newer program goes on or takes over", "err", held)
 	default:
-		f.failing = true
+		f.fail()
 		f.log.Warn("projection is held up and tries again", "err", events.Cause(err))
 	}
+}
+
+// fail notes that the projection is held up. The caller holds mu.
+func (f *follower) fail() {
+	f.failing = true
+	f.metrics.failing.Set(1)
 }
 
 // isRefusal tells that the database refuses rows for what they are.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"taskledger/events"
 	"taskledger/migrations/testdb"
@@ -20,11 +21,12 @@ func TestMain(m *testing.M) { testdb.Main(m) }
 
 // process is the writing and projecting part of one process.
 type process struct {
-	t      testing.TB
-	db     *events.DB
-	log    *events.Log
-	runner *Runner
-	heads  map[string]events.Head // of what this process appended
+	t       testing.TB
+	db      *events.DB
+	log     *events.Log
+	runner  *Runner
+	metrics *prometheus.Registry
+	heads   map[string]events.Head // of what this process appended
 }
 
 func newDB(t testing.TB) *events.DB {
@@ -35,8 +37,9 @@ func newDB(t testing.TB) *events.DB {
 // writer is a process that appends and projects nothing.
 func writer(t testing.TB, db *events.DB, more ...projection) *process {
 	t.Helper()
-	p := &process{t: t, db: db, log: events.Open(db), heads: map[string]events.Head{}}
-	p.runner = newRunner(p.log, slog.New(slog.DiscardHandler), nil, append([]projection{newReadModel()}, more...)...)
+	p := &process{t: t, db: db, log: events.Open(db), metrics: prometheus.NewRegistry(), heads: map[string]events.Head{}}
+	metrics := NewMetrics(p.metrics)
+	p.runner = newRunner(p.log, slog.New(slog.DiscardHandler), metrics, append([]projection{newReadModel()}, more...)...)
 	t.Cleanup(p.log.Close)
 	return p
 }
@@ -131,6 +134,26 @@ func eventually(t testing.TB, what string, holds func() bool) {
 			t.Fatalf("not within 20 seconds: %s", what)
 		}
 	}
+}
+
+// metric is the sum of a metric over its labels; of a histogram, the count of what was observed.
+func (p *process) metric(name string) (sum float64) {
+	p.t.Helper()
+	families, err := p.metrics.Gather()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+		return sum
+	}
+	p.t.Fatalf("there is no metric %s", name)
+	return 0
 }
 
 // differences are the lines of Verify.

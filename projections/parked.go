@@ -16,10 +16,10 @@ var ErrNotParked = errors.New("this user is not parked")
 
 // Parked is a user whom the read model no longer follows.
 type Parked struct {
-	UserID string
-	Seq    int64 // of the event that could not be applied
-	Reason string
-	Since  time.Time
+	UserID string    `json:"user_id"`
+	Seq    int64     `json:"seq"` // of the event that could not be applied
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
 }
 
 // ListParked lists who is parked; an empty user means all.

@@ -26,12 +26,16 @@ const (
 
 // Runner runs every projection of this program, in this process.
 type Runner struct {
-	db        *events.DB
-	log       *slog.Logger
-	followers []*follower
-	watch     watch
-	moved     chan struct{} // holds one value when other processes are to be told that the read model has moved
-	listener  atomic.Uint32 // the process id of the connection that listens, in PostgreSQL; 0 = none
+	db         *events.DB
+	log        *slog.Logger
+	followers  []*follower
+	watch      watch
+	moved      chan struct{} // holds one value when other processes are to be told that the read model has moved
+	metrics    *Metrics
+	active     chan struct{} // holds one value when the projections have done something: a time for a survey
+	due        atomic.Bool   // a survey is not to wait
+	generation atomic.Int64  // of the read model, as it was last read
+	listener   atomic.Uint32 // the process id of the connection that listens, in PostgreSQL; 0 = none
 }
 
 // NewRunner returns a runner of the projections on a log; it is not running yet.
@@ -41,15 +45,18 @@ func NewRunner(log *events.Log, logger *slog.Logger, metrics *Metrics) *Runner {
 
 // newRunner takes the projections; the first is the one that readers wait for.
 func newRunner(log *events.Log, logger *slog.Logger, metrics *Metrics, projections ...projection) *Runner {
-	r := &Runner{db: log.DB(), log: logger, watch: newWatch(), moved: make(chan struct{}, 1)}
+	r := &Runner{db: log.DB(), log: logger, watch: newWatch(), moved: make(chan struct{}, 1),
+		metrics: metrics, active: make(chan struct{}, 1)}
 	for i, p := range projections {
 		f := newFollower(p, p.name(), log.DB(), logger.With("projection", p.name()), metrics)
 		confirm := func(c events.Checkpoint) { f.progress.confirm(c.Position) }
 		if i == 0 {
 			f.shown = r.shown
+			f.parked = r.surveyNow
 			confirm = func(c events.Checkpoint) {
 				f.progress.confirm(c.Position)
 				r.watch.moved(c.Position)
+				r.confirmed(c.Generation)
 			}
 		}
 		f.subscriber = log.NewSubscriber(events.SubscriberConfig{
@@ -63,6 +70,7 @@ func newRunner(log *events.Log, logger *slog.Logger, metrics *Metrics, projectio
 				}
 			},
 		})
+		metrics.showLag(p.name(), f.subscriber.Lag)
 		r.followers = append(r.followers, f)
 	}
 	return r
@@ -83,6 +91,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	beside.Go(func() { r.tellWatchers(ctx) })
 	beside.Go(func() { r.listen(ctx) })
 	beside.Go(func() { r.notify(ctx) })
+	if r.metrics != nil {
+		beside.Go(func() { r.survey(ctx) })
+	}
 	if err := router.Run(ctx); err != nil {
 		return fmt.Errorf("run projections: %w", err)
 	}
@@ -115,6 +126,7 @@ func (r *Runner) Look() {
 func (r *Runner) shown(d *events.Delivery) {
 	r.watch.applied(d)
 	signal(r.moved)
+	signal(r.active)
 }
 
 // Lag is the age of the oldest event that the read model does not show yet; 0 when it shows everything.

@@ -55,15 +55,18 @@ type Config struct {
 
 // Reader answers questions of one user at a time. Its methods may be called from many goroutines at once.
 type Reader struct {
-	db    *events.DB
-	log   *events.Log
-	model ReadModel
-	kept  kept
+	db      *events.DB
+	log     *events.Log
+	model   ReadModel
+	kept    kept
+	metrics metrics
 }
 
 // NewReader returns a Reader; it does no I/O.
 func NewReader(cfg Config) *Reader {
-	return &Reader{db: cfg.DB, log: cfg.Log, model: cfg.ReadModel, kept: newKept(cfg.KeptBytes)}
+	r := &Reader{db: cfg.DB, log: cfg.Log, model: cfg.ReadModel, kept: newKept(cfg.KeptBytes)}
+	r.metrics = newMetrics(r.kept.users.Bytes)
+	return r
 }
 
 // Head is what an answer reflects.
@@ -195,12 +198,19 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 		head := Head{Seq: look.Seq, EventID: look.EventID, Generation: look.Generation}
 		switch {
 		case ask.Has != nil && ask.Has(head):
+			r.metrics.unchanged.Inc()
 			return Answer{Head: head, Unchanged: true}, nil
 		case kept != nil && kept.Head == head:
+			r.metrics.hits.Inc()
 			return *kept, nil
 		}
 	}
-	return r.ask(ctx, ask, q, written, deadline)
+	r.metrics.misses.Inc()
+	a, err := r.ask(ctx, ask, q, written, deadline)
+	if err == nil && a.Stale {
+		r.metrics.stale.Inc()
+	}
+	return a, err
 }
 
 // ask asks the read model until it shows what was in the log when the read began, or the time is up; then the answer is what there is. What
@@ -252,7 +262,10 @@ func (r *Reader) awaitWritten(ctx context.Context, user string, written int64, m
 func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) (shown bool) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	return r.model.Await(ctx, position, mark) == nil
+	began := time.Now()
+	err := r.model.Await(ctx, position, mark)
+	r.metrics.waits.Observe(time.Since(began).Seconds())
+	return err == nil
 }
 
 // askOnce runs the statement, and tells where the stream ended. Unless it is the last try, an answer that does not show what was there when

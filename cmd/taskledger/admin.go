@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,7 +12,7 @@ import (
 )
 
 // newAdmin is what ADMIN_ADDR serves.
-func (a *app) newAdmin(cfg *settings, metrics prometheus.Gatherer, queries *query.Reader) *admin.Server {
+func (a *app) newAdmin(cfg *settings, db *database, metrics prometheus.Gatherer, queries *query.Reader) *admin.Server {
 	token := cfg.AdminToken
 	if isLoopback(cfg.AdminAddr) {
 		token = ""
@@ -23,7 +22,7 @@ func (a *app) newAdmin(cfg *settings, metrics prometheus.Gatherer, queries *quer
 		Metrics: metrics,
 		Log:     a.log,
 		Token:   token,
-		Status:  a.status,
+		Status:  func(ctx context.Context) (any, error) { return readStatus(ctx, cfg, db) },
 		Queries: queries,
 		FindUsers: func(ctx context.Context, prefix string, limit int) ([]query.User, error) {
 			return query.FindUsers(ctx, a.ledger, prefix, limit)
@@ -39,26 +38,6 @@ func (a *app) newAdmin(cfg *settings, metrics prometheus.Gatherer, queries *quer
 			return refused(err)
 		},
 	})
-}
-
-// statusNow is what the page for operators shows of the service.
-type statusNow struct {
-	Ready      bool    `json:"ready"`
-	WhyNot     string  `json:"why_not_ready,omitempty"`
-	Schema     string  `json:"schema"`
-	LagSeconds float64 `json:"lag_seconds"`
-}
-
-func (a *app) status(ctx context.Context) (any, error) {
-	lag, err := projections.Lag(ctx, a.ledger)
-	if err != nil {
-		return nil, err
-	}
-	now := statusNow{Ready: true, Schema: a.ledger.Schema(), LagSeconds: lag.Round(time.Millisecond).Seconds()}
-	if err := a.ready(ctx); err != nil {
-		now.Ready, now.WhyNot = false, err.Error()
-	}
-	return now, nil
 }
 
 func (a *app) parked(ctx context.Context) ([]admin.Parked, error) {

@@ -183,7 +183,7 @@ func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) 
 // openLedger opens connections that may do everything with the ledger. Settings are those of each of them, beside those that all of
 // ours have; a pooler's have none.
 func (d *database) openLedger(ctx context.Context, n int32, settings map[string]string) (*events.DB, error) {
-	return d.open(ctx, n, map[string]string{"taskledger.ledger": "on", "row_security": "on"}, settings)
+	return d.open(ctx, "ledger", n, map[string]string{"taskledger.ledger": "on", "row_security": "on"}, settings)
 }
 
 // openReader opens connections that row level security binds, where that can be had.
@@ -192,13 +192,15 @@ func (d *database) openReader(ctx context.Context, n int32, settings map[string]
 	if d.traits.bypasses && d.traits.switches {
 		who["role"] = readingRole
 	}
-	return d.open(ctx, n, who, settings)
+	return d.open(ctx, "reader", n, who, settings)
 }
 
 // open opens a pool whose connections act as who says: by settings of their own or, behind a pooler, of each transaction.
-func (d *database) open(ctx context.Context, n int32, who, settings map[string]string) (*events.DB, error) {
+// What they are for is told in their name, unless the URL has one.
+func (d *database) open(ctx context.Context, use string, n int32, who, settings map[string]string) (*events.DB, error) {
 	config := d.config.Copy()
 	config.MaxConns = n
+	nameConnections(config, use)
 	who["search_path"] = "pg_catalog" // whatever the URL, the role or the database has in its place
 	config.PrepareConn = mayStillWrite
 	prelude := ""
@@ -262,6 +264,18 @@ const pingTimeout = 500 * time.Millisecond
 // connectTimeout bounds the way to one host, unless the URL does: of several, the next one must be tried within the time of a statement.
 const connectTimeout = 4 * time.Second
 
+const (
+	applicationName = "application_name"
+	programName     = "taskledger"
+)
+
+// nameConnections has PostgreSQL show what the connections are for, unless the URL names them.
+func nameConnections(config *pgxpool.Config, use string) {
+	if params := config.ConnConfig.RuntimeParams; params[applicationName] == programName {
+		params[applicationName] = programName + " " + use
+	}
+}
+
 // poolConfig is what all pools on a URL have in common.
 func (d databaseURL) poolConfig() *pgxpool.Config {
 	config := d.config.Copy()
@@ -269,6 +283,9 @@ func (d databaseURL) poolConfig() *pgxpool.Config {
 	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn(), DeadlineDelay: lastWords}
+	}
+	if config.ConnConfig.RuntimeParams[applicationName] == "" {
+		config.ConnConfig.RuntimeParams[applicationName] = programName
 	}
 	config.PingTimeout = pingTimeout
 	if config.ConnConfig.ConnectTimeout == 0 {

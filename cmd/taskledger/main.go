@@ -40,6 +40,7 @@ type cli struct {
 	Verify  verifyCmd  `cmd:"" help:"Compare every row of the read models with the fold of the log. Exit 0: the same; 1: not, one line a difference."`
 	Rebuild rebuildCmd `cmd:"" help:"Make the read models anew from the log, while servers run, and swap them in."`
 	Adopt   adoptCmd   `cmd:"" help:"Take over the tasks of the backend that was there before, from its table. Can be run again: it takes what is new."`
+	Status  statusCmd  `cmd:"" help:"How the service stands. Exit 0: nothing needs anybody; 1: something does."`
 	Parked  parkedCmd  `cmd:"" help:"Users whom a read model no longer follows, because an event of theirs could not be applied."`
 	Token   tokenCmd   `cmd:"" help:"Print a development token, to call the API as a user."`
 	Version versionCmd `cmd:"" help:"Print the version."`

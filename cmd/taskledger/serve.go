@@ -192,14 +192,18 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		return nil, err
 	}
 	a.events = events.Open(a.ledger)
+	a.events.RegisterMetrics(registry)
+	registry.MustRegister(poolMetrics{"ledger": a.ledger.Pool(), "reader": reader.Pool(), "sessions": sessions})
 	a.runner = projections.NewRunner(a.events, log, projections.NewMetrics(registry))
 	queries := query.NewReader(query.Config{DB: reader, Log: a.events, ReadModel: a.runner, KeptBytes: keptBytes})
+	queries.RegisterMetrics(registry)
 	commands := command.NewHandler(command.Config{
 		Log:        a.events,
 		Stored:     queries.Wrote,
 		Quota:      cfg.MaxTasksPerUser,
 		CacheBytes: streamCache,
 	})
+	commands.RegisterMetrics(registry)
 	a.server = httpapi.New(httpapi.Config{
 		Commands:  commands,
 		Queries:   queries,
@@ -213,7 +217,7 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		RateRPS:   cfg.RateLimitRPS,
 		RateBurst: cfg.RateLimitBurst,
 	})
-	operators := a.newAdmin(cfg, registry, queries)
+	operators := a.newAdmin(cfg, db, registry, queries)
 	a.admin = &http.Server{Handler: operators, ReadHeaderTimeout: 5 * time.Second}
 	a.sample = operators.Sample
 	return a, nil

@@ -735,7 +735,7 @@ func TestThePageForOperators(t *testing.T) {
 		}
 	}
 	visit(nil, "/", "Nobody is parked")
-	visit(nil, "/", "<dt>ready</dt>")
+	visit(nil, "/", "<dt>row level security</dt>")
 	park()
 	visit(nil, "/", "it does not fit")
 	visit(nil, "/users?q=u", "parked</strong>")

@@ -26,6 +26,7 @@ func (s *settings) sessionURL(db *database, log *slog.Logger) (databaseURL, erro
 // openSessions does not connect yet: Better Auth's database may be away while all else works.
 func openSessions(ctx context.Context, url databaseURL) (*pgxpool.Pool, error) {
 	config := url.poolConfig()
+	nameConnections(config, "sessions")
 	// It may be a pooler's, which keeps no prepared statements and refuses settings; the lookup depends on none.
 	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	if strings.HasPrefix(config.ConnConfig.RuntimeParams["options"], "-") {

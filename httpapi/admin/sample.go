@@ -34,7 +34,7 @@ type line struct {
 // Names of metrics that more than one line is of.
 const requestsMetric = "taskledger_http_request_duration_seconds"
 
-// plots are what the page shows. A line whose metric nobody has registered is left out.
+// plots are what the page shows. A line whose metric has not been counted yet is left out.
 var plots = []plot{
 	{"Requests", perSecond, []line{
 		{"all", requestsMetric, rateOf(everything)},
@@ -60,6 +60,16 @@ var plots = []plot{
 	{"Events into the read model", perSecond, []line{
 		{"events applied", "taskledger_projection_events_total", rateOf(everything)},
 	}},
+}
+
+// PlottedMetrics are the names of the metrics that the page plots.
+func PlottedMetrics() (names []string) {
+	for _, p := range plots {
+		for _, l := range p.lines {
+			names = append(names, l.metric)
+		}
+	}
+	return names
 }
 
 // samples keep what the plots show.

@@ -119,6 +119,20 @@ func newKeySource(cfg Config) (*keySource, error) {
 	return s, nil
 }
 
+// CountKeys fetches a JWKS once, and tells how many keys it has that tokens can be verified by.
+func CountKeys(ctx context.Context, url string) (int, error) {
+	s, err := newKeySource(Config{JWKSURL: url})
+	if err != nil {
+		return 0, err
+	}
+	defer s.client.CloseIdleConnections()
+	set, err := s.download(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return len(set.byID), nil
+}
+
 // start fetches in the background until close, or until ctx ends.
 func (s *keySource) start(ctx context.Context) {
 	ctx, s.stop = context.WithCancel(ctx)
