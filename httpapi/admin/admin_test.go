@@ -321,6 +321,30 @@ func TestWhatIsAskedForIsBounded(t *testing.T) {
 	s.must(400, "/verify", url.Values{"csrf": {s.csrf}, "id": {strings.Repeat("x", maxForm)}}, "")
 }
 
+func TestTheStatusIsShownInItsOrder(t *testing.T) {
+	t.Parallel()
+	n, err := nodeOf(struct {
+		Z    string           `json:"z"`
+		A    []map[string]any `json:"a"`
+		None *int             `json:"none"`
+		At   time.Time        `json:"at"`
+		Deep struct {
+			Yes bool `json:"yes"`
+		} `json:"deep"`
+	}{A: []map[string]any{{"x": 1.5}, {"x": "<b>"}}, At: time.Unix(0, 5)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if err := pages.ExecuteTemplate(&b, "node", n); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(b.String(), " ")), " ")
+	if want := "z – a x 1.5 &lt;b&gt; none – at 1970-01-01 00:00:00 UTC deep yes yes"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 func TestTextThatDeceivesIsShownByNumber(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -22,11 +23,13 @@ var templates embed.FS
 
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
 	"text":  visible,
-	"time":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"time":  func(t time.Time) string { return t.UTC().Format(timeLayout) },
 	"clock": func(t time.Time) string { return t.UTC().Format("15:04") },
 	"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) },
 	"words": func(name string) string { return strings.ReplaceAll(name, "_", " ") },
 }).ParseFS(templates, "*.html"))
+
+const timeLayout = "2006-01-02 15:04:05 UTC"
 
 // pageTimeout bounds what a page asks the database.
 const pageTimeout = 10 * time.Second
@@ -168,7 +171,15 @@ func readNode(d *jsontext.Decoder) (*node, error) {
 	case 'f':
 		return &node{Kind: "text", Text: "no"}, nil
 	}
-	return &node{Kind: "text", Text: token.String()}, nil
+	return &node{Kind: "text", Text: readable(token.String())}, nil
+}
+
+// readable is a text of the status as people read it.
+func readable(text string) string {
+	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		return at.UTC().Format(timeLayout)
+	}
+	return cmp.Or(text, "–")
 }
 
 func readObject(d *jsontext.Decoder) (*node, error) {
