@@ -340,7 +340,7 @@ func TestTheStatusIsShownInItsOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := strings.Join(strings.Fields(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(b.String(), " ")), " ")
-	if want := "z – a x 1.5 &lt;b&gt; none – at 1970-01-01 00:00:00 UTC deep yes yes"; got != want {
+	if want := "z – a x 1.5 &lt;b&gt; none – at 1970-01-01 00:00:00 UTC deep yes no"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
