@@ -81,6 +81,10 @@ func ParseRecord(text []byte) (Event, error) {
 	if err := json.Unmarshal(text, &r, json.RejectUnknownMembers(true)); err != nil {
 		return Event{}, fmt.Errorf("read a record: %w", err)
 	}
+	return r.event(false)
+}
+
+func (r *record) event(skipped bool) (Event, error) {
 	e := Event{
 		UserID: r.UserID, Seq: r.Seq, EventID: r.EventID, CommandID: r.CommandID, Actor: r.Actor, RequestID: r.RequestID,
 		RecordedAt: r.RecordedAt.UTC(),
@@ -88,10 +92,11 @@ func ParseRecord(text []byte) (Event, error) {
 	if r.TaskID != nil {
 		e.TaskID = *r.TaskID
 	}
-	return e, e.read(r.Type, r.SchemaVersion, r.Data, false)
+	return e, e.read(r.Type, r.SchemaVersion, r.Data, skipped)
 }
 
 // Hash is a link of a user's chain: the SHA-256 of the link before, 32 zero bytes before the first, and the record.
+// testdata/chain has it worked out, and vectors.
 type Hash [sha256.Size]byte
 
 // Next is the link of the record that follows.

@@ -148,7 +148,8 @@ func (c *specChecker) validate(req *http.Request, resp *http.Response, body []by
 	if declared != nil && orderedmap.Len(declared.Content) == 0 && len(body) > 0 {
 		problems = append(problems, "a body where the file has none")
 	}
-	isJSON := strings.Contains(resp.Header.Get("Content-Type"), "json")
+	contentType := resp.Header.Get("Content-Type")
+	isJSON := strings.Contains(contentType, "json") && contentType != "application/x-ndjson"
 	if isJSON && len(body) > 0 && (!json.Valid(body) || string(bytes.TrimSpace(body)) == "null") { // the validator lets null pass
 		problems = append(problems, "the body is null or not one JSON value")
 	}

@@ -121,6 +121,7 @@ func (s *Server) routes() {
 	s.read("/api/trash", s.user(s.list(s.trash)))
 	s.read("/api/sync", s.user(s.sync))
 	s.read("/api/ledger", s.user(s.link))
+	s.read("/api/export", s.user(s.export))
 	s.echo.GET("/api/events", s.user(s.streamEvents))
 
 	s.read("/", s.index)

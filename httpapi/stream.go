@@ -267,7 +267,9 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	}
 	setVersion(c, head)
 	c.Response().Header().Set("Content-Type", "text/event-stream")
-	c.Response().Header().Set("X-Accel-Buffering", "no") // a proxy (nginx) must pass it on at once
+	// A proxy must pass it on at once: nginx, and those that would compress it and keep it until they have enough (Next.js).
+	c.Response().Header().Set("X-Accel-Buffering", "no")
+	c.Response().Header().Add("Cache-Control", "no-transform")
 	c.Response().WriteHeader(http.StatusOK)
 	if err := st.send([]byte("retry: 3000\n\n")); err != nil {
 		return nil // the reader has gone

@@ -123,7 +123,7 @@ func TestChangesAreStreamedLive(t *testing.T) {
 	task := s.create("u", `{"title":"before the stream"}`)
 	live := s.listen("u", "")
 	if h := live.resp.Header; live.resp.StatusCode != 200 || h.Get("Content-Type") != "text/event-stream" || h.Get("X-Version") != "1" ||
-		h.Get("Cache-Control") != "private, no-cache" || h.Get("X-Accel-Buffering") != "no" {
+		strings.Join(h.Values("Cache-Control"), ", ") != "private, no-cache, no-transform" || h.Get("X-Accel-Buffering") != "no" {
 		t.Errorf("%d %v", live.resp.StatusCode, h)
 	}
 	path := "/api/tasks/" + task.ID.String()

@@ -26,7 +26,7 @@ const (
 )
 
 // channel is the NOTIFY channel of the ledger.
-func (r *Runner) channel() string { return r.db.Schema() + "_moved" }
+func channel(db *events.DB) string { return db.Schema() + "_moved" }
 
 // notifyAny notifies if somebody listens: who does holds the advisory lock for it. To try that lock costs a twentieth of a look at all.
 const notifyAny = `
@@ -68,7 +68,7 @@ func (r *Runner) notifyLast(ctx context.Context) {
 }
 
 func (r *Runner) tellOthers(ctx context.Context, timeout time.Duration) {
-	text, args := notifyAny, []any{r.channel(), r.db.LockKey("listen")}
+	text, args := notifyAny, []any{channel(r.db), r.db.LockKey("listen")}
 	if own := r.listener.Load(); own != 0 {
 		text, args = notifyOthers, append(args, int64(own))
 	}
@@ -171,7 +171,7 @@ func (r *Runner) lookAll() {
 func (r *Runner) tune(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{r.channel()}.Sanitize()); err != nil {
+	if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{channel(r.db)}.Sanitize()); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1)`, r.db.LockKey("listen")); err != nil {

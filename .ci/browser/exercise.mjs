@@ -7,27 +7,29 @@ import { mkdir, mkdtemp, readFile, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { chromium } from 'playwright-core';
+import { liveChanges, openProxy, theClient } from './streams.mjs';
 import { openWire } from './wire.mjs';
 
 const { CHROMIUM, FRONTEND_URL, TASKLEDGER_URL, TASKLEDGER_DIRECT_URL, TASKLEDGER_LOG, SCREENSHOT, SEEN } = process.env;
 const { LISTED_ORIGIN, UNLISTED_ORIGIN, FOREIGN_ORIGIN } = process.env;
 const SESSION = 'better-auth.session_token';
 const EXPOSED = [
-  ...['allow', 'etag', 'idempotency-replayed', 'link', 'location', 'preference-applied', 'ratelimit', 'ratelimit-policy'],
-  ...['retry-after', 'www-authenticate', 'x-request-id', 'x-version'],
+  ...['allow', 'etag', 'idempotency-replayed', 'link', 'location', 'ratelimit', 'ratelimit-policy'],
+  ...['retry-after', 'www-authenticate', 'x-request-id', 'x-stale', 'x-version'],
 ];
 const ACCEPTED = ['Authorization', 'Content-Type', 'Idempotency-Key', 'If-Match', 'If-None-Match', 'Last-Event-ID', 'X-Request-Id', 'Cache-Control', 'X-Requested-With',
   'traceparent', 'tracestate', 'baggage', 'sentry-trace'];
 const run = Date.now().toString(36);
 const email = `ada-${run}@example.test`;
 const password = 'correct horse battery staple';
-const titles = ['bread', 'milk', 'honey', 'salt', 'foreign'].map((what) => `Buy ${what} ${run}`);
-const [bread, milk, honey, salt, foreign] = titles;
+const titles = ['bread', 'milk', 'honey', 'salt', 'foreign', 'pepper'].map((what) => `Buy ${what} ${run}`);
+const [bread, milk, honey, salt, foreign, pepper] = titles;
 const JSON_TYPE = { 'Content-Type': 'application/json' };
 let checks = 0;
 
 const wire = await openWire(portOf(TASKLEDGER_URL), TASKLEDGER_DIRECT_URL);
-const pages = [LISTED_ORIGIN, UNLISTED_ORIGIN, FOREIGN_ORIGIN].map(servePage);
+const proxy = await openProxy(portOf(LISTED_ORIGIN), TASKLEDGER_DIRECT_URL);
+const pages = [UNLISTED_ORIGIN, FOREIGN_ORIGIN].map(servePage);
 const launch = {
   executablePath: CHROMIUM,
   args: [
@@ -53,12 +55,16 @@ try {
   await fromAListedOrigin(context, session);
   await fromAnUnlistedOrigin(context, session);
   await fromAnotherSite(session);
+  const live = { context, proxy, origin: LISTED_ORIGIN, direct: TASKLEDGER_DIRECT_URL, session, title: pepper, done };
+  await liveChanges({ ...live, frontend: FRONTEND_URL });
+  await theClient(live);
   await signedOut(page);
   if (SEEN) await writeFile(SEEN, `${[session.split('.')[0], session.split('.')[1], ...titles].join('\n')}\n`);
   console.log(`Chromium ${browser.version()}: ${checks} checks passed`);
 } finally {
   await browser.close();
   wire.close();
+  proxy.close();
   pages.forEach((server) => server.close());
 }
 

@@ -22,6 +22,7 @@ export async function openWire(port, target) {
       result.pipe(answer);
     });
     outgoing.on('error', (error) => answer.destroy(error));
+    answer.on('close', () => outgoing.destroy()); // a stream whose reader has gone
     outgoing.end(body);
   });
   server.listen(port, '127.0.0.1');
