@@ -169,7 +169,9 @@ func TestDotEnvIsReadAndTheEnvironmentWins(t *testing.T) {
 
 func TestHelpIsThereForEveryCommand(t *testing.T) {
 	t.Parallel()
-	for _, command := range []string{"serve", "migrate", "adopt", "token", "verify", "history", "export", "import", "erase", "status", "version"} {
+	for _, command := range []string{
+		"serve", "migrate", "status", "adopt", "token", "verify", "history", "export", "import", "erase", "version",
+	} {
 		got := finish(t, program(t, nil, command, "--help"))
 		if got.code != 0 || !strings.Contains(got.stdout, "Usage: taskledger "+command) {
 			t.Errorf("%s --help: exit code %d, output %q", command, got.code, got.stdout)
