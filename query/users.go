@@ -18,11 +18,12 @@ type User struct {
 	Parked bool
 }
 
-// behindAll is the last character, as often as the longest id has room for it: it is behind all that an id can go on with.
+// behindAll is the last character, as often as the longest id has room for it: it is behind all that an id can go on
+// with.
 var behindAll = strings.Repeat("\U0010FFFF", 64)
 
-// FindUsers lists users whose id begins with the prefix, ordered by id, at most limit of them. It is for operators: the connections of db
-// see every user.
+// FindUsers lists users whose id begins with the prefix, ordered by id, at most limit of them. It is for operators:
+// the connections of db see every user.
 func FindUsers(ctx context.Context, db *events.DB, prefix string, limit int) (found []User, err error) {
 	err = db.Query(ctx, `
 		SELECT user_id, seq, live, parked_error IS NOT NULL

@@ -1,6 +1,6 @@
-// Drives the page for operators in Chromium, light and dark, narrow and wide, with and without JavaScript. The environment
-// says where things are (see run): ADMIN_URL, API_URL, the API_TOKEN of USER_ID, PARKED_ID, who is parked, and ADMIN_TOKEN,
-// if it is asked for. PICTURES names a folder for pictures of every page.
+// Drives the page for operators in Chromium, light and dark, narrow and wide, with and without JavaScript. The
+// environment says where things are (see run): ADMIN_URL, API_URL, the API_TOKEN of USER_ID, PARKED_ID, who is parked,
+// and ADMIN_TOKEN, if it is asked for. PICTURES names a folder for pictures of every page.
 
 import assert from 'node:assert/strict';
 import { chromium } from 'playwright-core';

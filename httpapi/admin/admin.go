@@ -1,8 +1,10 @@
-// Package admin serves what only operators may see, on an address of its own: pages for people at /, /metrics and /debug/pprof/.
+// Package admin serves what only operators may see, on an address of its own: pages for people at /, /metrics and
+// /debug/pprof/.
 //
-// The page at / shows the status, plots of the last hour, which a sampler keeps in memory, and the users whom the read model no longer
-// follows. The others are an audit browser: find a user, read the history, see the list as it was, verify. All that is read works without
-// JavaScript. Nothing here asks the database unless a person looks: an idle server stays silent.
+// The page at / shows the status, plots of the last hour, which a sampler keeps in memory, and the users whom the read
+// model no longer follows. The others are an audit browser: find a user, read the history, see the list as it was,
+// verify. All that is read works without JavaScript. Nothing here asks the database unless a person looks: an idle
+// server stays silent.
 package admin
 
 import (
@@ -26,7 +28,8 @@ type Config struct {
 	Metrics prometheus.Gatherer
 	Log     *slog.Logger
 
-	// Token is asked for, as bearer or in a form. Empty = none is, and the server answers only those who call it by a name of the loopback.
+	// Token is asked for, as bearer or in a form. Empty = none is, and the server answers only those who call it by a
+	// name of the loopback.
 	Token string
 
 	// Status tells how the service does, in a value that is shown by its JSON.

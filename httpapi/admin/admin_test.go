@@ -103,13 +103,17 @@ func (s *site) must(status int, path string, form url.Values, text string) *http
 func formOf(t *testing.T, page string) url.Values {
 	t.Helper()
 	form := url.Values{}
-	for _, match := range regexp.MustCompile(`<input type="hidden" name="([^"]*)" value="([^"]*)">`).FindAllStringSubmatch(page, -1) {
+	hidden := regexp.MustCompile(`<input type="hidden" name="([^"]*)" value="([^"]*)">`)
+	for _, match := range hidden.FindAllStringSubmatch(page, -1) {
 		form.Set(match[1], html.UnescapeString(match[2]))
 	}
 	return form
 }
 
-var guarded = []string{"/", "/metrics", "/debug/pprof/", "/debug/pprof/heap", "/users?q=", "/user?id=u&at=x", "/parked?action=skip&id=u", "/nowhere"}
+var guarded = []string{
+	"/", "/metrics", "/debug/pprof/", "/debug/pprof/heap", "/users?q=", "/user?id=u&at=x",
+	"/parked?action=skip&id=u", "/nowhere",
+}
 
 func TestOnlyNamesOfTheLoopbackAreAnswered(t *testing.T) {
 	t.Parallel()
@@ -118,7 +122,10 @@ func TestOnlyNamesOfTheLoopbackAreAnswered(t *testing.T) {
 		s.header.Set("Host", host)
 		s.must(200, "/", nil, "Overview")
 	}
-	for _, host := range []string{"evil.example", "localhost.evil.example:9090", "127.0.0.1.nip.io", "10.0.0.1", "0.0.0.0:9090", "[::]", "", "@localhost"} {
+	for _, host := range []string{
+		"evil.example", "localhost.evil.example:9090", "127.0.0.1.nip.io", "10.0.0.1", "0.0.0.0:9090",
+		"[::]", "", "@localhost",
+	} {
 		s.header.Set("Host", host)
 		for _, path := range guarded {
 			s.must(403, path, nil, "loopback")
@@ -138,7 +145,9 @@ func TestTheTokenIsAskedForBeforeAnything(t *testing.T) {
 	}
 	s.must(401, "/verify", url.Values{"csrf": {s.csrf}, "id": {"u"}}, `name="token"`)
 	s.must(200, "/style.css", nil, ":root")
-	for _, wrong := range []string{"Bearer", "Bearer ", "Bearer " + testToken + "0", "Bearer " + testToken[1:], "Basic " + testToken} {
+	for _, wrong := range []string{
+		"Bearer", "Bearer ", "Bearer " + testToken + "0", "Bearer " + testToken[1:], "Basic " + testToken,
+	} {
 		s.header.Set("Authorization", wrong)
 		s.must(401, "/metrics", nil, "")
 	}
@@ -315,7 +324,9 @@ func TestWhatIsAskedForIsBounded(t *testing.T) {
 		s.must(422, "/users?q="+bad, nil, "255 bytes")
 		s.must(422, "/user?id="+bad, nil, "255 bytes")
 	}
-	for _, bad := range []string{"at=-1", "at=x", "at=9223372036854775808", "time=tomorrow", "task=x", "before=x", "from=x", "from=2026-01-01T00:00,x"} {
+	for _, bad := range []string{
+		"at=-1", "at=x", "at=9223372036854775808", "time=tomorrow", "task=x", "before=x", "from=x", "from=2026-01-01T00:00,x",
+	} {
 		s.must(422, "/user?id=u&"+bad, nil, "does not understand")
 	}
 	s.must(400, "/verify", url.Values{"csrf": {s.csrf}, "id": {strings.Repeat("x", maxForm)}}, "")
@@ -380,7 +391,10 @@ func audited(t *testing.T) (*site, *command.Handler, *events.DB) {
 	})
 	s := newSite(t, "")
 	s.Queries = query.NewReader(query.Config{
-		DB: events.NewDB(pool, testdb.Schema, `SELECT set_config('role', 'pg_read_all_data', true)`), Log: log, ReadModel: runner, KeptBytes: 1 << 20,
+		DB:        events.NewDB(pool, testdb.Schema, `SELECT set_config('role', 'pg_read_all_data', true)`),
+		Log:       log,
+		ReadModel: runner,
+		KeptBytes: 1 << 20,
 	})
 	s.FindUsers = func(ctx context.Context, prefix string, limit int) ([]query.User, error) {
 		return query.FindUsers(ctx, db, prefix, limit)
@@ -426,7 +440,8 @@ func TestTheAuditOfAUser(t *testing.T) {
 	s.must(200, at+"&time=2001-01-01T00:00", nil, "Before the first event")
 	s.must(422, at+"&at=1000", nil, "still to come")
 	s.must(422, at+"&time=2999-01-01T00:00:00", nil, "still to come")
-	if page := s.must(200, at+"&task="+id.String(), nil, "of one task").Body.String(); strings.Count(page, "rowgroup") != 3 {
+	page = s.must(200, at+"&task="+id.String(), nil, "of one task").Body.String()
+	if strings.Count(page, "rowgroup") != 3 {
 		t.Errorf("the history of a task of three events is %s", page)
 	}
 	s.must(200, "/users?q=u+%26", nil, "1 found")
@@ -445,7 +460,8 @@ func TestALongListComesInPages(t *testing.T) {
 	s, commands, _ := audited(t)
 	const tasks = maxTasks + 30
 	for range tasks {
-		if _, err := commands.Do(t.Context(), command.Request{UserID: "u", RequestID: "r"}, command.CreateTask{ID: uuid.Must(uuid.NewV7()), Title: "one"}); err != nil {
+		create := command.CreateTask{ID: uuid.Must(uuid.NewV7()), Title: "one"}
+		if _, err := commands.Do(t.Context(), command.Request{UserID: "u", RequestID: "r"}, create); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -295,7 +295,9 @@ func (s *Server) readList(ctx context.Context, a asked, p *userPage) error {
 }
 
 // list reads a page of a user's list.
-func (s *Server) list(ctx context.Context, user string, filter query.Filter, page query.Page, items any) (query.Answer, error) {
+func (s *Server) list(
+	ctx context.Context, user string, filter query.Filter, page query.Page, items any,
+) (query.Answer, error) {
 	listing, err := query.NewListing(filter)
 	if err != nil {
 		return query.Answer{}, err

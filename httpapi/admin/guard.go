@@ -35,8 +35,8 @@ const (
 )
 
 // policy lets a page load what this server serves, and nothing inline.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; " +
-	"base-uri 'none'; frame-ancestors 'none'"
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
+	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 // guard stands before everything, metrics and profiles too.
 type guard struct {
@@ -225,7 +225,8 @@ func (a *attempts) try(client netip.Prefix, isRight func() bool) (right, wait bo
 	return false, false
 }
 
-// clientOf is the address that the request comes from; of IPv6 the network, in which one client has as many as it likes.
+// clientOf is the address that the request comes from; of IPv6 the network, in which one client has as many as it
+// likes.
 func clientOf(r *http.Request) netip.Prefix {
 	at, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
@@ -246,7 +247,8 @@ func (s *Server) form(next http.HandlerFunc) http.HandlerFunc {
 			return
 		}
 		if !sameText(r.PostForm.Get("csrf"), s.csrf) {
-			s.fail(w, r, http.StatusForbidden, "This form is not of this server, or older than its last start. Open the page again.")
+			s.fail(w, r, http.StatusForbidden,
+				"This form is not of this server, or older than its last start. Open the page again.")
 			return
 		}
 		next(w, r)

@@ -48,7 +48,8 @@ type page struct {
 func (s *Server) render(w http.ResponseWriter, r *http.Request, status int, name, title string, data any) {
 	var b bytes.Buffer
 	p := page{
-		Title: title, Version: s.Version, CSRF: s.csrf, SignOut: s.Token != "" && name != "sign-in", Here: r.URL.Path, Data: data,
+		Title: title, Version: s.Version, CSRF: s.csrf, Here: r.URL.Path, Data: data,
+		SignOut: s.Token != "" && name != "sign-in",
 	}
 	if err := pages.ExecuteTemplate(&b, name, p); err != nil {
 		s.Log.Error("a page of the admin port was not made", "page", name, "err", err)
@@ -87,7 +88,8 @@ func visible(text string) string {
 	return b.String()
 }
 
-// deceptive are characters that turn the direction of text, end a line or have no width. Joiners stay: emoji and scripts need them.
+// deceptive are characters that turn the direction of text, end a line or have no width. Joiners stay: emoji and
+// scripts need them.
 var deceptive = &unicode.RangeTable{R16: []unicode.Range16{
 	{Lo: 0x061C, Hi: 0x061C, Stride: 1},
 	{Lo: 0x200B, Hi: 0x200B, Stride: 1},

@@ -1,4 +1,5 @@
-// What the pages do of themselves, beyond their links and forms: the overview stays fresh, and the list follows the slider.
+// What the pages do of themselves, beyond their links and forms: the overview stays fresh, and the list follows the
+// slider.
 'use strict';
 
 const EVERY = 10_000;
@@ -13,8 +14,8 @@ async function fetched(url, signal) {
   }
 }
 
-// take puts an element of a fresh page in the place of ours. What has the focus stays, and so does what is the same: a screen reader is told
-// of changes only.
+// take puts an element of a fresh page in the place of ours. What has the focus stays, and so does what is the same: a
+// screen reader is told of changes only.
 function take(id, fresh) {
   const [old, next] = [document.getElementById(id), fresh.getElementById(id)];
   if (!old || !next || old.contains(document.activeElement)) return;

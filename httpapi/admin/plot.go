@@ -49,7 +49,6 @@ type plotView struct {
 
 type lineView struct {
 	Name, Path, Now, Highest string
-	Any                      bool // there is something to draw
 }
 
 type plotRow struct {
@@ -68,7 +67,7 @@ func viewOf(d drawing, number int, now time.Time) plotView {
 	for _, s := range d.series {
 		high := highestOf(s.points, from, now)
 		view.Lines = append(view.Lines, lineView{
-			Name: s.name, Path: pathOf(s.points, from, top), Now: d.show(latestOf(s.points)), Highest: d.show(high), Any: !math.IsNaN(high),
+			Name: s.name, Path: pathOf(s.points, from, top), Now: d.show(latestOf(s.points)), Highest: d.show(high),
 		})
 	}
 	for at := now.Truncate(tableEvery).Add(tableEvery - time.Hour); !at.After(now); at = at.Add(tableEvery) {
@@ -120,8 +119,8 @@ func roundUp(v float64) float64 {
 	return 10 * unit
 }
 
-// pathOf draws the points as an SVG path, with a gap where there is no value, or where nobody took one. A point alone is a line without
-// length, which round ends make a dot.
+// pathOf draws the points as an SVG path, with a gap where there is no value, or where nobody took one. A point alone
+// is a line without length, which round ends make a dot.
 func pathOf(points []point, from time.Time, top float64) string {
 	var b strings.Builder
 	var last time.Time

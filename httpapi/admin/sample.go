@@ -254,7 +254,8 @@ func addBuckets(counts map[float64]float64, f *dto.MetricFamily, of filter, sign
 	}
 }
 
-// quantile estimates a quantile of all observations, of which counts says how many were at most a bound; NaN without any.
+// quantile estimates a quantile of all observations, of which counts says how many were at most a bound; NaN without
+// any.
 func quantile(q float64, counts map[float64]float64, all float64) float64 {
 	if all == 0 {
 		return math.NaN()

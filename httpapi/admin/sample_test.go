@@ -99,7 +99,8 @@ func TestNumbersOfAPlot(t *testing.T) {
 	for _, v := range []float64{0, 0.0042, 0.25, 1.5, 12345.6} {
 		texts = append(texts, seconds(v), perSecond(v))
 	}
-	if got, want := strings.Join(texts, ", "), "0 s, 0/s, 4.2 ms, 0.0042/s, 250 ms, 0.25/s, 1.5 s, 1.5/s, 12346 s, 12346/s"; got != want {
+	want := "0 s, 0/s, 4.2 ms, 0.0042/s, 250 ms, 0.25/s, 1.5 s, 1.5/s, 12346 s, 12346/s"
+	if got := strings.Join(texts, ", "); got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
