@@ -60,12 +60,21 @@ func RetryParked(ctx context.Context, db *events.DB, user string) (still []Parke
 // SkipParked has everyone pass over the event at which the user is parked, for good, and tries the rest again. It returns who is parked
 // still, or ErrNotParked.
 func SkipParked(ctx context.Context, db *events.DB, user string) (still []Parked, err error) {
+	return skipParked(ctx, db, user, func(Parked) bool { return true })
+}
+
+// SkipParkedAt is SkipParked for who has seen at which event the user is parked: at another one it is ErrNotParked.
+func SkipParkedAt(ctx context.Context, db *events.DB, user string, seq int64) (still []Parked, err error) {
+	return skipParked(ctx, db, user, func(p Parked) bool { return p.Seq == seq })
+}
+
+func skipParked(ctx context.Context, db *events.DB, user string, meant func(Parked) bool) (still []Parked, err error) {
 	err = maintain(ctx, db, func() error {
 		parked, err := ListParked(ctx, db, user)
 		if err != nil {
 			return err
 		}
-		if len(parked) == 0 {
+		if len(parked) == 0 || !meant(parked[0]) {
 			return ErrNotParked
 		}
 		_, err = db.Exec(ctx, `

@@ -191,7 +191,10 @@ func TestADamagedEventParksItsUserAlone(t *testing.T) {
 	if _, err := SkipParked(t.Context(), p.db, "v"); !errors.Is(err, ErrNotParked) {
 		t.Errorf("nothing to skip: %v", err)
 	}
-	if still, err := SkipParked(t.Context(), p.db, "u"); err != nil || len(still) != 0 {
+	if _, err := SkipParkedAt(t.Context(), p.db, "u", 6); !errors.Is(err, ErrNotParked) {
+		t.Errorf("a skip of an event that nobody is parked at: %v", err)
+	}
+	if still, err := SkipParkedAt(t.Context(), p.db, "u", 7); err != nil || len(still) != 0 {
 		t.Fatalf("after a skip: %+v, %v", still, err)
 	}
 	p.visible(p.append("u", uuid.New(), events.TaskCreated{Title: "goes on"}))

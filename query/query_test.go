@@ -657,3 +657,34 @@ func BenchmarkQuestion(b *testing.B) {
 		}
 	})
 }
+
+func TestUsersAreFoundByHowTheirIDBegins(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	for _, id := range []string{"a", "ab", "ab􏿿􏿿z", "abc", "ac", "A%", "é"} {
+		f.exec(`INSERT INTO {schema}.users (user_id, seq, live, hash) VALUES ($1, 3, 2, '')`, id)
+	}
+	f.exec(`UPDATE {schema}.users SET parked_error = 'why', parked_at = now() WHERE user_id = 'ab'`)
+	for prefix, want := range map[string]string{
+		"":   "A%,a,ab",
+		"ab": "ab,abc,ab􏿿􏿿z",
+		"A%": "A%",
+		"%":  "",
+		"é":  "é",
+	} {
+		found, err := FindUsers(t.Context(), f.db, prefix, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []string
+		for _, u := range found {
+			ids = append(ids, u.ID)
+			if u.Seq != 3 || u.Live != 2 || u.Parked != (u.ID == "ab") {
+				t.Errorf("found %+v", u)
+			}
+		}
+		if got := strings.Join(ids, ","); got != want {
+			t.Errorf("%q finds %q, want %q", prefix, got, want)
+		}
+	}
+}

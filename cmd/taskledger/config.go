@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"taskledger/httpapi/admin"
 	"taskledger/httpapi/auth"
 	"taskledger/migrations/postgres"
 )
@@ -21,7 +22,8 @@ import (
 type settings struct {
 	Port        int      `env:"PORT" default:"8000" group:"HTTP" help:"Port of the API; 0 takes a free one."`
 	CORSOrigins []string `env:"CORS_ORIGINS" default:"http://localhost:3000" group:"HTTP" help:"Origins of the web pages that may call the API from a browser and write by cookie, separated by commas; that of BETTER_AUTH_URL always may."`
-	AdminAddr   string   `env:"ADMIN_ADDR" default:"127.0.0.1:9090" group:"HTTP" help:"Where metrics and profiles are served, for operators only; empty serves them nowhere."`
+	AdminAddr   string   `env:"ADMIN_ADDR" default:"127.0.0.1:9090" group:"HTTP" help:"Where the page for operators, metrics and profiles are served; empty serves them nowhere. Beyond the loopback it wants ADMIN_TOKEN."`
+	AdminToken  string   `env:"ADMIN_TOKEN" placeholder:"TOKEN" group:"HTTP" help:"What ADMIN_ADDR asks for when it is not of the loopback, as bearer or in a form: 16 bytes or more."`
 
 	DatabaseURL    string `env:"DATABASE_URL" placeholder:"URL" group:"Database" help:"The PostgreSQL to use, 14 or newer, pooled or not. Without it taskledger runs one of its own in DATA_DIR."`
 	DatabaseSchema string `env:"DATABASE_SCHEMA" default:"taskledger" group:"Database" help:"The schema that everything of ours is in: a ledger of its own."`
@@ -93,6 +95,9 @@ func (s *settings) checkHTTP() error {
 	if s.AdminAddr != "" && !isAddress(s.AdminAddr) {
 		return fmt.Errorf("ADMIN_ADDR must be host:port such as 127.0.0.1:9090, or empty, not %q", s.AdminAddr)
 	}
+	if s.AdminToken != "" && len(s.AdminToken) < admin.MinToken {
+		return fmt.Errorf("ADMIN_TOKEN must have %d bytes or more, it has %d", admin.MinToken, len(s.AdminToken))
+	}
 	return nil
 }
 
@@ -142,6 +147,9 @@ func (s *settings) checkLogin() error {
 
 // checkServable is about the server alone: migrate, say, needs nobody to log in.
 func (s *settings) checkServable() error {
+	if s.AdminAddr != "" && !isLoopback(s.AdminAddr) && s.AdminToken == "" {
+		return errors.New("ADMIN_TOKEN must be set, to 16 bytes or more, when ADMIN_ADDR is not an address of the loopback")
+	}
 	if !s.embedded() && s.BetterAuthSecret == nil && s.BetterAuthURL == "" && s.JWKSURL == "" {
 		return errors.New("BETTER_AUTH_SECRET, BETTER_AUTH_URL or JWKS_URL must be set when DATABASE_URL is: nobody could log in without")
 	}
@@ -157,6 +165,16 @@ func isAddress(s string) bool {
 	}
 	n, err := strconv.Atoi(port)
 	return err == nil && isPort(n)
+}
+
+// isLoopback reports whether only this machine can call an address. A name other than localhost could be anyone's.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // isOrigin reports whether a browser could send s as an Origin: those are compared to the letter.

@@ -24,9 +24,10 @@ const houseModule = "taskledger"
 // houseLayers names every top-level folder, and those inside one that have rules of their own, with the other folders
 // that its non-test files may import.
 var houseLayers = map[string][]string{
-	"cmd":           {"httpapi", "httpapi/auth", "command", "projections", "query", "events", "migrations"},
+	"cmd":           {"httpapi", "httpapi/admin", "httpapi/auth", "command", "projections", "query", "events", "migrations"},
 	"cmd/taskbench": {"migrations"},
 	"httpapi":       {"httpapi/auth", "command", "query", "events"},
+	"httpapi/admin": {"query"},
 	"httpapi/auth":  nil,
 	"command":       {"events"},
 	"projections":   {"events"},
@@ -89,6 +90,9 @@ func TestBrokenRulesAreReported(t *testing.T) {
 			"taskledger/httpapi/auth imports taskledger/httpapi"},
 		{"auth imports events", importing("httpapi/auth", "taskledger/events"), nil,
 			"taskledger/httpapi/auth imports taskledger/events"},
+		{"admin imports projections", importing("httpapi/admin", "taskledger/projections"), nil,
+			"taskledger/httpapi/admin imports taskledger/projections"},
+		{"httpapi imports admin", importing("httpapi", "taskledger/httpapi/admin"), nil, "taskledger/httpapi imports taskledger/httpapi/admin"},
 		{"echo in auth", importing("httpapi/auth", echo), nil, "taskledger/httpapi/auth imports " + echo},
 		{"echo below auth", importing("httpapi/auth/x", echo), nil, "taskledger/httpapi/auth/x imports " + echo},
 		{"command imports auth", importing("command", "taskledger/httpapi/auth"), nil,
@@ -115,12 +119,13 @@ func TestBrokenRulesAreReported(t *testing.T) {
 func TestRulesAllowTheHouse(t *testing.T) {
 	t.Parallel()
 	packages := []sourcePackage{
-		importing("cmd/taskledger", "taskledger/httpapi", "taskledger/httpapi/auth", "taskledger/command",
+		importing("cmd/taskledger", "taskledger/httpapi", "taskledger/httpapi/admin", "taskledger/httpapi/auth", "taskledger/command",
 			"taskledger/projections", "taskledger/query", "taskledger/events", "taskledger/migrations",
 			"github.com/joho/godotenv", "os"),
 		{path: "taskledger/cmd/taskbench", environmentUses: []string{"os.Getenv"}},
 		importing("httpapi", "taskledger/httpapi/auth", "taskledger/command", "taskledger/query", "taskledger/events",
 			"github.com/labstack/echo/v4/middleware"),
+		importing("httpapi/admin", "taskledger/query", "net/http"),
 		importing("httpapi/auth", "github.com/jackc/pgx/v5/pgxpool", "net/http"),
 		importing("command", "taskledger/events"),
 		importing("projections", "taskledger/events", "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"),

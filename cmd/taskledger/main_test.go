@@ -59,7 +59,7 @@ func TestBadSettingStopsTheProgramWithOneLine(t *testing.T) {
 	for _, env := range []string{
 		"PORT=eighty", "PORT=65536", "PORT=-1", "PORT=1.5",
 		"CORS_ORIGINS=*", "CORS_ORIGINS=http://a.example/", "CORS_ORIGINS=http://a.example,b.example", "CORS_ORIGINS=http://A.example",
-		"ADMIN_ADDR=9090", "ADMIN_ADDR=:http",
+		"ADMIN_ADDR=9090", "ADMIN_ADDR=:http", "ADMIN_TOKEN=s3cret",
 		"DATABASE_URL=s3cret:", "BETTER_AUTH_DATABASE_URL=postgres://s3cret@:x/",
 		"DATABASE_SCHEMA=My Ledger", "DATABASE_SCHEMA=public", "DATABASE_SCHEMA=pg_ledger",
 		"BETTER_AUTH_SECRET=", "BETTER_AUTH_SECRET=s3cret",
@@ -99,6 +99,25 @@ func TestServerNeedsSomebodyWhoCanLogIn(t *testing.T) {
 	got := finish(t, program(t, []string{"DATABASE_URL=postgres://nowhere.invalid/x"}, "serve"))
 	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "BETTER_AUTH_SECRET") {
 		t.Errorf("exit code %d, stderr %q, want %d and one line with BETTER_AUTH_SECRET in it", got.code, got.stderr, exitFailed)
+	}
+}
+
+// Beyond the loopback the admin port is never served to everyone.
+func TestAnAdminPortForOthersNeedsAToken(t *testing.T) {
+	t.Parallel()
+	for _, addr := range []string{":0", "0.0.0.0:0", "[::]:0", "10.0.0.1:0", "localhost.example:0"} {
+		got := finish(t, program(t, []string{"ADMIN_ADDR=" + addr}, "serve"))
+		if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "ADMIN_TOKEN") {
+			t.Errorf("%s: exit code %d, stderr %q, want %d and one line with ADMIN_TOKEN in it", addr, got.code, got.stderr, exitFailed)
+		}
+	}
+	for _, addr := range []string{"", "127.0.0.1:0", "[::1]:0", "localhost:0"} {
+		if err := (&settings{AdminAddr: addr}).checkServable(); err != nil {
+			t.Errorf("%q: %v", addr, err)
+		}
+	}
+	if err := (&settings{AdminAddr: ":0", AdminToken: "0123456789abcdef"}).checkServable(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"taskledger/httpapi/admin"
 	"taskledger/migrations/testdb"
 )
 
@@ -124,6 +125,15 @@ func TestMetricsOfAUsedServer(t *testing.T) {
 	stop()
 }
 
+func TestWhatThePagePlotsIsMeasured(t *testing.T) {
+	t.Parallel()
+	for _, name := range admin.PlottedMetrics() {
+		if shownMetrics[name] == "" {
+			t.Errorf("there is no metric %s", name)
+		}
+	}
+}
+
 // Who scrapes an idle server has it ask its database nothing.
 func TestAScrapeWakesNoDatabase(t *testing.T) {
 	t.Parallel()
@@ -195,7 +205,7 @@ func (s *served) runApp(a *app) (stop func()) {
 func scrape(t *testing.T, a *app) string {
 	t.Helper()
 	answer := httptest.NewRecorder()
-	a.admin.Handler.ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	a.admin.Handler.ServeHTTP(answer, httptest.NewRequest("GET", "http://localhost/metrics", nil))
 	if answer.Code != 200 {
 		t.Fatalf("%d %s", answer.Code, answer.Body)
 	}

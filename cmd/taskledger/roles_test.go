@@ -137,7 +137,7 @@ func checkGauge(t *testing.T, url string, binds bool) {
 	}
 	defer a.close()
 	shown := httptest.NewRecorder()
-	a.admin.Handler.ServeHTTP(shown, httptest.NewRequest("GET", "/metrics", nil))
+	a.admin.Handler.ServeHTTP(shown, httptest.NewRequest("GET", "http://localhost/metrics", nil))
 	want, rows := "taskledger_row_level_security 0\n", 1
 	if binds {
 		want, rows = "taskledger_row_level_security 1\n", 0

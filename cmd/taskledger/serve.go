@@ -143,6 +143,7 @@ type app struct {
 	auth   *auth.Authenticator
 	server *httpapi.Server
 	admin  *http.Server
+	sample func(context.Context) // keeps what the page for operators plots
 }
 
 func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log *slog.Logger) (a *app, err error) {
@@ -216,7 +217,9 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		RateRPS:   cfg.RateLimitRPS,
 		RateBurst: cfg.RateLimitBurst,
 	})
-	a.admin = &http.Server{Handler: httpapi.NewAdmin(registry), ReadHeaderTimeout: 5 * time.Second}
+	operators := a.newAdmin(cfg, db, registry, queries)
+	a.admin = &http.Server{Handler: operators, ReadHeaderTimeout: 5 * time.Second}
+	a.sample = operators.Sample
 	return a, nil
 }
 
@@ -323,7 +326,7 @@ func (a *app) run(ctx context.Context, listener, adminListener net.Listener) err
 	go func() { projected <- a.runner.Run(projecting); stopServing() }()
 	go func() { served <- a.server.Serve(serving, listener) }()
 	go func() {
-		err := a.serveAdmin(adminListener)
+		err := a.serveAdmin(serving, adminListener)
 		if err != nil {
 			stopServing()
 		}
@@ -337,10 +340,15 @@ func (a *app) run(ctx context.Context, listener, adminListener net.Listener) err
 }
 
 // serveAdmin serves operators, if there is a listener for them, until a.admin is closed.
-func (a *app) serveAdmin(l net.Listener) error {
+func (a *app) serveAdmin(ctx context.Context, l net.Listener) error {
 	if l == nil {
 		return nil
 	}
+	ctx, stop := context.WithCancel(ctx)
+	var sampling sync.WaitGroup
+	sampling.Go(func() { a.sample(ctx) })
+	defer sampling.Wait()
+	defer stop()
 	if err := a.admin.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("ADMIN_ADDR: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -635,7 +636,7 @@ func TestCredentialsAreCountedWhereAnOperatorLooks(t *testing.T) {
 	defer a.close()
 	ask := func(path string) *httptest.ResponseRecorder {
 		answer := httptest.NewRecorder()
-		a.admin.Handler.ServeHTTP(answer, httptest.NewRequest("GET", path, nil))
+		a.admin.Handler.ServeHTTP(answer, httptest.NewRequest("GET", "http://localhost"+path, nil))
 		return answer
 	}
 	shown := ask("/metrics")
@@ -695,6 +696,59 @@ func TestParkedCommands(t *testing.T) {
 		t.Error("the log does not tell")
 	}
 	s.terminate()
+}
+
+// The page for operators does what the commands do.
+func TestThePageForOperators(t *testing.T) {
+	t.Parallel()
+	db, err := connect(t.Context(), testdb.URL(t), testdb.Schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.ledger.Pool().Close()
+	a, err := newApp(t.Context(), &settings{MaxTasksPerUser: 1, AdminAddr: "[::1]:0", AdminToken: "not asked for"}, db, []byte(serveSecret),
+		slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	visit := func(form url.Values, path, want string) string {
+		t.Helper()
+		r := httptest.NewRequest("GET", "http://localhost"+path, nil)
+		if form != nil {
+			r = httptest.NewRequest("POST", "http://localhost"+path, strings.NewReader(form.Encode()))
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		answer := httptest.NewRecorder()
+		a.admin.Handler.ServeHTTP(answer, r)
+		if !strings.Contains(answer.Body.String(), want) {
+			t.Fatalf("%s: %d, want %q in %s", path, answer.Code, want, answer.Body)
+		}
+		return answer.Body.String()
+	}
+	park := func() {
+		_, err := db.ledger.Exec(t.Context(), `
+			INSERT INTO {schema}.users (user_id, seq, live, hash, parked_error, parked_at)
+			VALUES ('u', 6, 1, '', 'it does not fit', now())`)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	visit(nil, "/", "Nobody is parked")
+	visit(nil, "/", "<dt>row level security</dt>")
+	park()
+	visit(nil, "/", "it does not fit")
+	visit(nil, "/users?q=u", "parked</strong>")
+	page := visit(nil, "/parked?action=retry&id=u", "Retry</button>")
+	csrf := regexp.MustCompile(`name="csrf" value="([^"]*)"`).FindStringSubmatch(page)[1]
+	visit(url.Values{"csrf": {csrf}, "id": {"u"}}, "/verify", "1 difference between")
+	form := url.Values{"csrf": {csrf}, "id": {"u"}, "action": {"retry"}, "seq": {"7"}}
+	visit(form, "/parked", "follows this user again")
+	park()
+	form.Set("action", "skip")
+	visit(form, "/parked", "follows this user again")
+	visit(nil, "/", "Nobody is parked")
+	visit(url.Values{"csrf": {csrf}, "id": {"u"}}, "/verify", "This user has no events")
 }
 
 // A client that goes away in the middle of a statement takes no connection to PostgreSQL along: others would wait for a new one.

@@ -1,27 +1,12 @@
 package httpapi
 
 import (
-	"net/http"
-	"net/http/pprof"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
-
-// NewAdmin serves /metrics and /debug/pprof/, which strangers must not see: it belongs on an address of its own. The
-// command line is not served: it may have the password of a database in it.
-func NewAdmin(metrics prometheus.Gatherer) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return mux
-}
 
 // metrics are what the server counts.
 type metrics struct {
