@@ -68,6 +68,10 @@ func (db *DB) LockKey(purpose string) int64 {
 	return int64(h.Sum64())
 }
 
+// UserLockKey is the key of the advisory lock under which all rows of a user are deleted or written anew: two transactions that do so
+// would each wait for a row of the other.
+func (db *DB) UserLockKey(user string) int64 { return db.LockKey("rows of " + user) }
+
 // Querier is a DB or a transaction on it.
 type Querier interface {
 	// Query runs one statement and has read read its rows. It returns read's error, or the statement's.

@@ -15,7 +15,7 @@ const eraseAttempts = 5
 // beginErasure lets a transaction delete one user's events, and gives it the time for a large stream.
 const beginErasure = `
 	SELECT set_config('taskledger.ledger', 'on', true), set_config('taskledger.erase_user', $1, true),
-	       set_config('statement_timeout', '0', true)`
+	       set_config('statement_timeout', '0', true), pg_advisory_xact_lock($2)`
 
 // errNothing ends an erasure that has nothing to do.
 var errNothing = errors.New("there is nothing to erase")
@@ -27,7 +27,7 @@ func (l *Log) Erase(ctx context.Context, e *Event, key string, fingerprint []byt
 	x := &Exclusive{log: l}
 	err := l.db.Begin(ctx, pgx.TxOptions{}, func(tx *Tx) error {
 		x.Tx = tx
-		if _, err := tx.Exec(ctx, beginErasure, e.UserID); err != nil {
+		if _, err := tx.Exec(ctx, beginErasure, e.UserID, l.db.UserLockKey(e.UserID)); err != nil {
 			return err
 		}
 		end, err := shownEnd(ctx, tx, e.UserID)

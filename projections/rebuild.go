@@ -277,6 +277,9 @@ func RebuildUser(ctx context.Context, db *events.DB, user string) (report Rebuil
 func rebuildUser(ctx context.Context, db *events.DB, user string) (report RebuildReport, err error) {
 	err = db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) error {
 		w := &userWriter{tx: tx, user: newUserFold(user)}
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, db.UserLockKey(user)); err != nil {
+			return err
+		}
 		err := w.run(ctx)
 		report = w.report
 		return err
