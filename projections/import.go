@@ -151,7 +151,7 @@ func (im *importer) show(ctx context.Context, position int64) error {
 	}
 	_, err := im.tx.Exec(ctx, `
 		UPDATE {schema}.checkpoints
-		SET position = $2
+		SET position = $2, `+writtenTo+`
 		WHERE projection = $1`, Name, position)
 	if err != nil {
 		return fmt.Errorf("move the checkpoint: %w", err)

@@ -134,7 +134,7 @@ func writeBatch(made derived) (text string, args []any) {
 	text = `
 	WITH moved AS MATERIALIZED (
 		UPDATE {schema}.checkpoints
-		SET position = $3
+		SET position = $3, ` + writtenTo + `
 		WHERE projection = $1 AND position = $2 AND generation = $4
 		AND EXISTS (SELECT FROM {schema}.task_events WHERE user_id = $5 AND seq = $6 AND event_id = $7)
 		AND EXISTS (SELECT FROM {schema}.task_events WHERE user_id = $8 AND seq = $9 AND event_id = $10)

@@ -23,12 +23,17 @@ const (
 	swapWait = 100 * time.Millisecond
 	// swapPause is the longest time between attempts.
 	swapPause = 2 * time.Second
+	// clearTimeout bounds how long a rebuild that was interrupted waits for who holds on to what it has made.
+	clearTimeout = 2 * time.Second
 	// sampleUsers is how many users of the new read model are compared with the log before it is swapped in.
 	sampleUsers = 20
 )
 
 // ErrUnknownProjection: there is no projection of that name.
 var ErrUnknownProjection = errors.New("unknown projection")
+
+// ErrCurrent: the read model was made by this version of its code.
+var ErrCurrent = errors.New("the read model was made by this version of its code")
 
 // RebuildReport says what a rebuild did.
 type RebuildReport struct {
@@ -46,12 +51,47 @@ func Rebuild(ctx context.Context, db *events.DB, projection string, progress Pro
 	if projection != "" && projection != Name {
 		return RebuildReport{}, fmt.Errorf("%w %q", ErrUnknownProjection, projection)
 	}
+	return rebuildIf(ctx, db, progress, func() error { return nil })
+}
+
+// RebuildOutdated is Rebuild of a read model that another version of its code has made, and else ErrCurrent. So of several processes that
+// all want it one does it.
+func RebuildOutdated(ctx context.Context, db *events.DB, progress Progress) (RebuildReport, error) {
+	return rebuildIf(ctx, db, progress, func() error {
+		made, program, err := Versions(ctx, db)
+		if err == nil && made == program {
+			return ErrCurrent
+		}
+		return err
+	})
+}
+
+// rebuildIf rebuilds if the condition, which is looked at when no other maintenance is under way, is no error.
+func rebuildIf(ctx context.Context, db *events.DB, progress Progress, condition func() error) (RebuildReport, error) {
 	r := &rebuild{db: db, progress: progress}
 	start := time.Now()
-	if err := maintain(ctx, db, func() error { return r.run(ctx) }); err != nil {
+	err := maintain(ctx, db, func() error {
+		if err := condition(); err != nil {
+			return err
+		}
+		return r.run(ctx)
+	})
+	if err != nil {
 		return RebuildReport{}, fmt.Errorf("rebuild: %w", err)
 	}
 	return RebuildReport{Events: r.done, Rows: r.rows, Took: time.Since(start)}, nil
+}
+
+// Versions are that of the code which made the read model, 0 if several did, and that of this program.
+func Versions(ctx context.Context, db *events.DB) (made, program int, err error) {
+	found, err := events.One(ctx, db, `SELECT version FROM {schema}.checkpoints WHERE projection = $1`, []any{Name}, &made)
+	if err == nil && !found {
+		err = fmt.Errorf("there is no checkpoint of the projection %s", Name)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("read the version of the read model: %w", err)
+	}
+	return made, version, nil
 }
 
 type rebuild struct {
@@ -67,7 +107,9 @@ func (r *rebuild) run(ctx context.Context) error {
 		return err
 	}
 	defer func() {
-		_ = r.clear(context.WithoutCancel(ctx)) // what is left of a rebuild that failed is dropped by the next one, if it can't be now
+		clearing, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearTimeout)
+		defer cancel()
+		_ = r.clear(clearing) // what is left of a rebuild that failed is dropped by the next one, if it can't be now
 	}()
 	if _, err := r.db.Exec(ctx, `SELECT {schema}.create_read_model($1)`, suffix); err != nil {
 		return fmt.Errorf("make tables: %w", err)
@@ -179,7 +221,8 @@ func (r *rebuild) sample(ctx context.Context) error {
 			return fmt.Errorf("sample: %w", err)
 		}
 		if first != nil {
-			return fmt.Errorf("sample: the new read model differs from the log: %s", *first)
+			return fmt.Errorf("sample: the new read model differs from the log: %s: user=%q task=%s member=%s",
+				first.Table, first.UserID, first.Task, first.Member) // not what it is: that may be a title
 		}
 	}
 	return nil
@@ -301,7 +344,7 @@ type userWriter struct {
 func (w *userWriter) run(ctx context.Context) error {
 	_, err := events.One(ctx, w.tx, `
 		UPDATE {schema}.checkpoints
-		SET generation = generation + 1
+		SET generation = generation + 1, `+writtenTo+`
 		WHERE projection = $1
 		RETURNING position`, []any{Name}, &w.position)
 	if err != nil {

@@ -358,3 +358,36 @@ func TestVerifyRaisesNoFalseAlarm(t *testing.T) {
 		t.Log("the read models were never behind")
 	}
 }
+
+// The checkpoint says which version of the code made the tables, and when rows of several versions are in them.
+func TestTheVersionOfTheTables(t *testing.T) {
+	t.Parallel()
+	p := projected(t, 1)
+	made := func() int {
+		t.Helper()
+		made, program, err := Versions(t.Context(), p.db)
+		if err != nil || program != version {
+			t.Fatal(program, err)
+		}
+		return made
+	}
+	if made() != version {
+		t.Errorf("a new ledger is of version %d: a migration must say otherwise", made())
+	}
+	if _, err := RebuildOutdated(t.Context(), p.db, nil); !errors.Is(err, ErrCurrent) {
+		t.Errorf("a rebuild without need: %v", err)
+	}
+	for name, write := range map[string]func(){
+		"a batch":        func() { _, _, last := p.someHistory("v"); p.visible(last) },
+		"rebuild --user": func() { _, _ = RebuildUser(t.Context(), p.db, "user-00") },
+	} {
+		p.exec(`UPDATE {schema}.checkpoints SET version = $1`, version+1)
+		write()
+		if made() != 0 {
+			t.Errorf("after %s the tables are of version %d", name, made())
+		}
+		if _, err := RebuildOutdated(t.Context(), p.db, nil); err != nil || made() != version {
+			t.Errorf("after a rebuild the tables are of version %d: %v", made(), err)
+		}
+	}
+}

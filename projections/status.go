@@ -56,7 +56,7 @@ type LogStatus struct {
 
 // ReadModelStatus is how far the read model follows the log.
 type ReadModelStatus struct {
-	Version        int     `json:"version"`         // of the code that its tables were made by
+	Version        int     `json:"version"`         // of the code that its tables were made by; 0: several versions
 	ProgramVersion int     `json:"program_version"` // of this program's code
 	LagEvents      int64   `json:"lag_events"`      // countedEvents stands for more
 	LagSeconds     float64 `json:"lag_seconds"`     // age of the oldest event that is not shown

@@ -27,6 +27,7 @@ type settings struct {
 
 	DatabaseURL    string `env:"DATABASE_URL" placeholder:"URL" group:"Database" help:"The PostgreSQL to use, 14 or newer, pooled or not. Without it taskledger runs one of its own in DATA_DIR."`
 	DatabaseSchema string `env:"DATABASE_SCHEMA" default:"taskledger" group:"Database" help:"The schema that everything of ours is in: a ledger of its own."`
+	RebuildOnStart bool   `env:"REBUILD_ON_START" default:"false" group:"Database" help:"Make the read model anew in the background when another version of its code has made it."`
 	DataDir        string `env:"DATA_DIR" placeholder:"DIR" group:"Database" help:"Where the PostgreSQL of our own and the development secret are kept; by default the user's data directory."`
 
 	BetterAuthSecret      *string `env:"BETTER_AUTH_SECRET" placeholder:"SECRET" group:"Who is calling" help:"The secret that Better Auth has too, of 32 bytes or more. Without it, and without DATABASE_URL, one for development is made and kept in DATA_DIR."`

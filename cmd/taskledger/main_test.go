@@ -61,7 +61,7 @@ func TestBadSettingStopsTheProgramWithOneLine(t *testing.T) {
 		"CORS_ORIGINS=*", "CORS_ORIGINS=http://a.example/", "CORS_ORIGINS=http://a.example,b.example", "CORS_ORIGINS=http://A.example",
 		"ADMIN_ADDR=9090", "ADMIN_ADDR=:http", "ADMIN_TOKEN=s3cret",
 		"DATABASE_URL=s3cret:", "BETTER_AUTH_DATABASE_URL=postgres://s3cret@:x/",
-		"DATABASE_SCHEMA=My Ledger", "DATABASE_SCHEMA=public", "DATABASE_SCHEMA=pg_ledger",
+		"REBUILD_ON_START=maybe", "DATABASE_SCHEMA=My Ledger", "DATABASE_SCHEMA=public", "DATABASE_SCHEMA=pg_ledger",
 		"BETTER_AUTH_SECRET=", "BETTER_AUTH_SECRET=s3cret",
 		"BETTER_AUTH_URL=s3cret", "JWKS_URL=ftp://s3cret.example/keys",
 		"RATE_LIMIT_RPS=-1", "RATE_LIMIT_RPS=NaN", "RATE_LIMIT_RPS=+Inf", "RATE_LIMIT_RPS=many", "RATE_LIMIT_BURST=-1",

@@ -7,11 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 
+	"taskledger/events"
 	"taskledger/projections"
 )
 
@@ -32,8 +34,19 @@ func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, s
 		report, err = c.rebuildUser(ctx, db)
 	} else {
 		progress, finish := showProgress(os.Stderr, "rebuild", "events")
-		report, err = projections.Rebuild(ctx, db.ledger, c.Projection, progress)
+		folded := sync.OnceFunc(func() {
+			finish()
+			_, _ = fmt.Fprintln(os.Stderr, "all is folded: indexes, what came in meanwhile and a sample are next")
+		})
+		report, err = projections.Rebuild(ctx, db.ledger, c.Projection, func(done, total int64) {
+			if progress(done, total); done >= total {
+				folded()
+			}
+		})
 		finish()
+	}
+	if err != nil && ctx.Err() != nil {
+		return errors.New("rebuild: interrupted: readers have noticed nothing, and it can be run again")
 	}
 	if err != nil {
 		return err
@@ -53,6 +66,48 @@ func (c *rebuildCmd) rebuildUser(ctx context.Context, db *database) (projections
 		err = fmt.Errorf("%d differences are left: taskledger verify --user shows them", checked.Differences)
 	}
 	return report, err
+}
+
+// tellOutdated says in one line that another version of the code has made the read model.
+func tellOutdated(ctx context.Context, cfg *settings, db *database, log *slog.Logger) (outdated bool, err error) {
+	made, program, err := projections.Versions(ctx, db.ledger)
+	if err != nil || made == program {
+		return false, err
+	}
+	log.Warn("the read model was made by another version of its code: it serves, and should be made anew",
+		"made_by", made, "program", program, "command", "taskledger rebuild", "rebuild_on_start", cfg.RebuildOnStart)
+	return true, nil
+}
+
+// The times between two tries for the lock that maintenance is done under.
+const (
+	firstRetry = time.Second
+	lastRetry  = 15 * time.Second
+)
+
+// rebuildOutdated makes the read model anew beside the service, unless another process does: that one is waited for, it may fail.
+func rebuildOutdated(ctx context.Context, db *database, log *slog.Logger) {
+	began := sync.OnceFunc(func() { log.Info("the read model is being made anew") })
+	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
+		report, err := projections.RebuildOutdated(ctx, db.ledger, func(_, _ int64) { began() })
+		switch {
+		case err == nil:
+			log.Info("the read model was made anew",
+				"events", report.Events, "rows", report.Rows, "took", report.Took.Round(time.Millisecond).String())
+			return
+		case errors.Is(err, projections.ErrCurrent) || ctx.Err() != nil:
+			return
+		case !errors.Is(err, projections.ErrMaintenance):
+			log.Warn("the read model could not be made anew: it serves as it is",
+				"err", events.Cause(err), "command", "taskledger rebuild")
+			return
+		}
+		select {
+		case <-time.After(retry):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // showProgress is a bar on a terminal, and a line every few seconds elsewhere.

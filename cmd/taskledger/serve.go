@@ -90,7 +90,16 @@ func serve(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Write
 	}
 	var beside sync.WaitGroup
 	defer beside.Wait()
-	beside.Go(func() { tellPredecessor(ctx, db, log) })
+	besideCtx, stopBeside := context.WithCancel(ctx)
+	defer stopBeside()
+	beside.Go(func() { tellPredecessor(besideCtx, db, log) })
+	outdated, err := tellOutdated(ctx, cfg, db, log)
+	if err != nil {
+		return err
+	}
+	if outdated && cfg.RebuildOnStart {
+		beside.Go(func() { rebuildOutdated(besideCtx, db, log) })
+	}
 	secret, err := cfg.secret()
 	if err != nil {
 		return err

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -86,5 +88,34 @@ func TestHistoryOnATerminal(t *testing.T) {
 		if uniseg.StringWidth(line) > 100 {
 			t.Errorf("%d columns: %q", uniseg.StringWidth(line), line)
 		}
+	}
+}
+
+// On a terminal a rebuild shows how much is done, how fast, and the time that is left.
+func TestRebuildOnATerminal(t *testing.T) {
+	t.Parallel()
+	url := testdb.URL(t)
+	execute(t, url, `SET taskledger.ledger = 'on'`, `
+		INSERT INTO taskledger.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		SELECT 'u' || n % 500, n / 500 + 1, gen_random_uuid(), 'TaskCreated', 1, '{"title":"a","description":null}',
+			gen_random_uuid(), gen_random_uuid(), 'u', 'r', now()
+		FROM generate_series(0, 49999) n`)
+	keyboard, screen := terminal(t, 100)
+	cmd := program(t, []string{"DATABASE_URL=" + url}, "rebuild")
+	cmd.Stderr = screen
+	shown := make(chan string, 1)
+	go func() {
+		all, _ := io.ReadAll(keyboard) // ends with an error, when nobody has the screen any more
+		shown <- string(all)
+	}()
+	if err := cmd.Run(); err != nil {
+		t.Error(err)
+	}
+	if err := screen.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if all := <-shown; !regexp.MustCompile(`rebuild +\d+% .*\(\d+/50000, \d+ events/s\) \[\d+s:\d+s\]`).MatchString(all) {
+		t.Errorf("%q", all)
 	}
 }
