@@ -15,12 +15,13 @@ var ErrUnknownForm = errors.New("unknown stored form of an event")
 type forms struct {
 	// current is the schema version that is written.
 	current int
-	// decoders read each version ever written. One of an old version upcasts: it returns today's Data.
-	decoders map[int]func([]byte) (Data, error)
+	// decoders read each version ever written: today's by decode, an older one by upcast.
+	decoders decoders
 }
 
-// codec knows every stored form ever written. A type that changes its form gets a higher current version, keeps its old decoders, and
-// gets a frozen sample in testdata.
+// codec knows every stored form ever written. A type whose form changes gets a higher current version and a frozen sample of it in
+// testdata, and what read its form until then becomes an upcast from the struct of that time. What is stored stays as it is, for the
+// chain of hashes is over it.
 var codec = map[Type]forms{
 	TypeTaskCreated:   {1, decoders{1: decode[TaskCreated]}},
 	TypeTaskRenamed:   {1, decoders{1: decode[TaskRenamed]}},
@@ -65,11 +66,15 @@ func (e *Event) read(t Type, version int, data []byte, skipped bool) error {
 
 // Decode reads a stored form back. It returns ErrUnknownForm for a type or version it does not know.
 func Decode(t Type, version int, data []byte) (Data, error) {
-	f, ok := codec[t].decoders[version]
+	return codec[t].decode(t, version, data)
+}
+
+func (f forms) decode(t Type, version int, data []byte) (Data, error) {
+	read, ok := f.decoders[version]
 	if !ok {
 		return nil, fmt.Errorf("%w: %s version %d", ErrUnknownForm, t, version)
 	}
-	d, err := f(data)
+	d, err := read(data)
 	if err != nil {
 		return nil, fmt.Errorf("decode %s version %d: %w", t, version, err)
 	}
@@ -93,6 +98,17 @@ type Skipped struct {
 
 // Type implements Data.
 func (s Skipped) Type() Type { return s.Stored }
+
+// upcast reads a form of the past into the struct that it had then, and makes of that what is meant today.
+func upcast[Old any, Today Data](today func(Old) Today) func([]byte) (Data, error) {
+	return func(data []byte) (Data, error) {
+		var old Old
+		if err := json.Unmarshal(data, &old, json.RejectUnknownMembers(true)); err != nil {
+			return nil, err
+		}
+		return today(old), nil
+	}
+}
 
 func decode[T Data](data []byte) (Data, error) {
 	var d T

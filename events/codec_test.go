@@ -3,6 +3,7 @@ package events
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -58,31 +59,67 @@ type form struct {
 
 func TestEveryStoredFormDecodesForEver(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*.json")
-	if err != nil || len(files) != len(frozen) {
-		t.Fatalf("%d samples in testdata (%v), %d known", len(files), err, len(frozen))
+	for _, fault := range faults(t, codec, frozen, "testdata") {
+		t.Error(fault)
+	}
+}
+
+// faults are what is wrong with a codec, by the samples in a folder and what they mean.
+func faults(t *testing.T, codec map[Type]forms, samples map[string]Data, dir string) (found []string) {
+	t.Helper()
+	fault := func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) }
+	files, err := filepath.Glob(dir + "/*.json")
+	if err != nil || len(files) != len(samples) {
+		fault("%d samples in %s (%v), %d known", len(files), dir, err, len(samples))
 	}
 	sampled := map[form]bool{}
-	for name, want := range frozen {
-		data, err := os.ReadFile(filepath.Join("testdata", name))
+	for name, want := range samples {
+		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		f := sampleForm(t, name)
 		sampled[f] = true
-		got, err := Decode(f.Type, f.Version, data)
+		got, err := codec[f.Type].decode(f.Type, f.Version, data)
 		if err != nil || !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: got %#v, %v; want %#v", name, got, err, want)
+			fault("%s: got %#v, %v; want %#v", name, got, err, want)
 		}
 	}
 	for typ, forms := range codec {
-		for version := range forms.decoders {
-			if !sampled[form{typ, version}] {
-				t.Errorf("%s version %d has no frozen sample", typ, version)
+		for version := 1; version <= max(forms.current, len(forms.decoders)); version++ {
+			if forms.decoders[version] == nil {
+				fault("%s version %d can't be read", typ, version)
+			} else if !sampled[form{typ, version}] {
+				fault("%s version %d has no frozen sample", typ, version)
 			}
 		}
-		if forms.decoders[forms.current] == nil {
-			t.Errorf("%s writes version %d and can't read it", typ, forms.current)
+		if forms.current != len(forms.decoders) {
+			fault("%s writes version %d and reads %d versions", typ, forms.current, len(forms.decoders))
+		}
+	}
+	return found
+}
+
+// A program that lacks what reads a form of the past does not pass.
+func TestAFormOfThePastThatIsLeftOutIsFound(t *testing.T) {
+	t.Parallel()
+	whole := map[Type]forms{TypeTaskRenamed: renamedTwice}
+	if found := faults(t, whole, renamedSamples, "testdata/example"); len(found) > 0 {
+		t.Errorf("nothing is missing: %q", found)
+	}
+	for name, tc := range map[string]struct {
+		codec forms
+		fault string
+	}{
+		"no upcaster":       {forms{2, decoders{2: decode[TaskRenamed]}}, "version 1 can't be read"},
+		"an old form only":  {forms{2, decoders{1: renamedTwice.decoders[1]}}, "version 2 can't be read"},
+		"the wrong one":     {forms{2, decoders{1: decode[TaskRenamed], 2: decode[TaskRenamed]}}, "TaskRenamed.v1.json: got"},
+		"a version to come": {forms{2, decoders{1: renamedTwice.decoders[1], 2: decode[TaskRenamed], 3: decode[TaskRenamed]}}, "no frozen sample"},
+		"not written":       {forms{1, renamedTwice.decoders}, "writes version 1 and reads 2"},
+	} {
+		found := faults(t, map[Type]forms{TypeTaskRenamed: tc.codec}, renamedSamples, "testdata/example")
+		if !strings.Contains(strings.Join(found, "\n"), tc.fault) {
+			t.Errorf("%s: got %q, want %q", name, found, tc.fault)
 		}
 	}
 }
