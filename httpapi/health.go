@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -39,7 +40,9 @@ func (s *Server) livez(c echo.Context) error {
 func (s *Server) readyz(c echo.Context) error {
 	ctx, cancel := context.WithTimeout(c.Request().Context(), readyTimeout)
 	defer cancel()
-	if err := s.isReady(ctx); err != nil {
+	err := s.isReady(ctx)
+	s.askers.note(err == nil, s.isStopping())
+	if err != nil {
 		return newProblem(http.StatusServiceUnavailable, "unavailable", "not ready").with("Retry-After", "1").because(err)
 	}
 	return sendJSON(c, http.StatusOK, statusJSON{"ready"})
@@ -50,6 +53,47 @@ func (s *Server) isReady(ctx context.Context) error {
 		return errors.New("the server is stopping")
 	}
 	return s.ready(ctx)
+}
+
+const (
+	// askedWithin is how long ago somebody who asks regularly whether the server is ready has done so.
+	askedWithin = 15 * time.Second
+	// heardAfter is how often load balancers want to be told that it is not before they believe it.
+	heardAfter = 3
+)
+
+// askers are who asks whether the server is ready: a load balancer, if that happens again and again. It sends requests until it has heard
+// that the server is about to go.
+type askers struct {
+	mu    sync.Mutex
+	ready int       // how often the answer was yes
+	gone  int       // and no, because the server is about to go
+	last  time.Time // of any answer
+}
+
+func (a *askers) note(ready, stopping bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if ready {
+		a.ready++
+	}
+	if stopping {
+		a.gone++
+	}
+	a.last = time.Now()
+}
+
+// again tells whether it is likely that somebody asks again who has not heard yet, or who has heard this moment.
+func (a *askers) again() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ready < 2 {
+		return false
+	}
+	if a.gone < heardAfter {
+		return time.Since(a.last) < askedWithin
+	}
+	return time.Since(a.last) < nextTime
 }
 
 // docs registers the description of the API, as a page and for programs.

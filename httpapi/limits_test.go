@@ -860,3 +860,39 @@ func TestAServerThatIsNeverWithoutARequestStops(t *testing.T) {
 	requests.Wait()
 	v.wantEnd(500 * time.Millisecond)
 }
+
+// A load balancer that asks again and again is waited for until it has heard, and one that asks no more for some time.
+func TestALoadBalancerHearsOfAStop(t *testing.T) {
+	t.Parallel()
+	for name, hears := range map[string]bool{"it hears": true, "it asks no more": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := start(t)
+			ask := func(want int) {
+				t.Helper()
+				if got := s.do(call{method: "GET", path: "/readyz"}).StatusCode; got != want {
+					t.Errorf("/readyz is %d, want %d", got, want)
+				}
+			}
+			s.server.drainTime = 2 * time.Second
+			if hears {
+				s.server.drainTime = time.Minute
+			}
+			v := s.serve()
+			ask(200)
+			ask(200)
+			v.stop()
+			<-s.server.stopping
+			if hears {
+				for range heardAfter {
+					v.goesOn(200 * time.Millisecond)
+					ask(503)
+				}
+				v.wantEnd(time.Second)
+				return
+			}
+			v.goesOn(s.server.drainTime / 2)
+			v.wantEnd(2 * s.server.drainTime)
+		})
+	}
+}

@@ -25,8 +25,8 @@ const (
 const (
 	// stopTimeout is how long requests may take to finish.
 	stopTimeout = 10 * time.Second
-	// drainTimeout is how long a server that is never without a request goes on listening: clients hear with each answer,
-	// and load balancers by its readiness, that they should leave.
+	// drainTimeout is how long a server goes on listening that is never without a request, or that a load balancer asks
+	// whether it is ready: clients hear with each answer, and load balancers by its readiness, that they should leave.
 	drainTimeout = 5 * time.Second
 	// settlePoll is how often connections are looked at.
 	settlePoll = 10 * time.Millisecond
@@ -51,8 +51,8 @@ func (s *Server) httpServer() *http.Server {
 }
 
 // Serve answers requests on l until ctx ends, and then stops without leaving a request unanswered: readiness fails,
-// streams end, each answer that begins is the last of its connection, and as soon as there is no request left l is
-// closed. A server that has none stops at once. Nobody holds up a stop for more than 10 seconds. It can be called once.
+// streams end, each answer that begins is the last of its connection, and as soon as there is no request left, and no
+// load balancer that has not heard, l is closed. A server that has neither stops at once. Nobody holds up a stop for more than 10 seconds. It can be called once.
 // It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := s.httpServer()
@@ -91,10 +91,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return server.Close()
 }
 
-// mayLeave tells whether a server that was asked to stop may stop listening: there is no request, or none but new ones
-// for some time.
+// mayLeave tells whether a server that was asked to stop may stop listening: no load balancer takes it for ready, and
+// there is no request, or none but new ones for some time.
 func (s *Server) mayLeave(asked time.Time) bool {
 	waited := time.Since(asked)
+	if waited <= s.drainTime && s.askers.again() {
+		return false
+	}
 	return s.connections.settled(time.Now()) || waited > stopTimeout ||
 		waited > s.drainTime && s.connections.settled(asked)
 }

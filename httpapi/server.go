@@ -56,6 +56,7 @@ type Server struct {
 	connections connections
 	streams     streams
 	outages     outages
+	askers      askers
 
 	// What tests make shorter.
 	bodyTime  time.Duration

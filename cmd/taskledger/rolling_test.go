@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"taskledger/migrations/testdb"
+)
+
+// balancer is a load balancer as they all are: it asks each server now and then whether it is ready, and sends requests to those that
+// were when they were asked last.
+type balancer struct {
+	t       *testing.T
+	mu      sync.Mutex
+	servers []*served // that it asks
+	ready   []*served
+	next    int
+}
+
+// balanceEvery is the time between two questions.
+const balanceEvery = 250 * time.Millisecond
+
+// balance begins to ask. It ends with stop.
+func balance(t *testing.T, servers ...*served) (b *balancer, stop func()) {
+	b = &balancer{t: t, servers: servers}
+	b.ask()
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		every := time.NewTicker(balanceEvery)
+		defer every.Stop()
+		for {
+			select {
+			case <-every.C:
+				b.ask()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return b, func() { close(done); <-ended }
+}
+
+func (b *balancer) ask() {
+	b.mu.Lock()
+	servers := append([]*served(nil), b.servers...)
+	b.mu.Unlock()
+	var ready []*served
+	for _, s := range servers {
+		if status, err := s.status("/readyz"); err == nil && status == http.StatusOK {
+			ready = append(ready, s)
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ready = ready
+}
+
+func (b *balancer) replace(i int, by *served) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.servers[i] = by
+}
+
+func (b *balancer) has(s *served) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, other := range b.ready {
+		if other == s {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *balancer) pick() *served {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.ready) == 0 {
+		return nil
+	}
+	b.next++
+	return b.ready[b.next%len(b.ready)]
+}
+
+// Both servers are replaced, one after the other, twice, and nobody's request fails: not one, and nobody repeats any. Some users have a
+// request under way all the time; others come now and then, when the server that is to stop may have none.
+func TestARollingRestart(t *testing.T) {
+	t.Parallel()
+	for name, pause := range map[string]time.Duration{"busy": 0, "quiet": 40 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret, "LOG_LEVEL=warn"}
+			servers := []*served{startServer(t, env...), startServer(t, env...)}
+			b, stop := balance(t, servers...)
+			var (
+				done     atomic.Bool
+				requests atomic.Int64
+				work     sync.WaitGroup
+			)
+			for i := range 4 {
+				token := openAccount(t, fmt.Sprint("u", i)).token
+				work.Go(func() {
+					every := time.NewTicker(max(pause, time.Microsecond))
+					defer every.Stop()
+					for n := 1; !done.Load(); n++ {
+						got, err := b.pick().send(token, "POST", "/api/tasks", fmt.Sprintf(`{"title":"%d"}`, n))
+						if err != nil || got.status != 201 {
+							t.Errorf("a write: %d %s %v", got.status, got.body, err)
+							return
+						}
+						<-every.C
+						got, err = b.pick().send(token, "GET", "/api/tasks?limit=1", "")
+						if err != nil || got.status != 200 || got.header.Get("X-Version") != fmt.Sprint(n) || got.header.Get("X-Stale") != "" {
+							t.Errorf("a read behind event %d: %d %s %v %v", n, got.status, got.body, got.header, err)
+							return
+						}
+						<-every.C
+						requests.Add(2)
+					}
+				})
+			}
+			var slowest time.Duration
+			for n := range 4 {
+				old := servers[n%2]
+				began := time.Now()
+				old.terminate()
+				slowest = max(slowest, time.Since(began))
+				servers[n%2] = startServer(t, env...)
+				b.replace(n%2, servers[n%2])
+				old.await(1, func() (int, error) {
+					if b.has(servers[n%2]) || t.Failed() {
+						return 1, nil
+					}
+					return 0, nil
+				})
+			}
+			done.Store(true)
+			work.Wait()
+			stop()
+			t.Logf("%d requests, none failed; the slowest stop took %v", requests.Load(), slowest.Round(time.Millisecond))
+			got := finish(t, program(t, env[:1], "verify"))
+			if want := fmt.Sprintf("compared 4 users, %d events", requests.Load()/2); got.code != 0 || !strings.HasPrefix(got.stdout, want) {
+				t.Errorf("verify: %+v, want %s", got, want)
+			}
+		})
+	}
+}
