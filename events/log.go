@@ -47,6 +47,8 @@ type Log struct {
 
 	failed atomic.Bool // the last batch met with a fault of the database
 
+	announced atomic.Pointer[string] // the channel on which appends are announced; nil = on none
+
 	subscribersMu sync.RWMutex
 	subscribers   map[*Subscriber]bool
 
@@ -74,6 +76,19 @@ func Open(db *DB) *Log {
 
 // DB is the ledger's database.
 func (l *Log) DB() *DB { return l.db }
+
+// Appended is the payload of the notification that Announce is about.
+const Appended = "appended"
+
+// Announce has each append notify on the channel, in its own transaction, or with "" on none from now on. It is for when other processes
+// listen: should this one end before it has told them what has become of an append, they know that there is something left to do.
+func (l *Log) Announce(channel string) {
+	if channel == "" {
+		l.announced.Store(nil)
+		return
+	}
+	l.announced.Store(&channel)
+}
 
 // Close appends what is queued and stops the appender. Append returns ErrClosed from then on.
 func (l *Log) Close() {

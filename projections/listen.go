@@ -21,6 +21,8 @@ const (
 	listenRetry = time.Second
 	// listenLinger is how long a process goes on listening when nobody watches any more, and how often it looks when nothing is heard.
 	listenLinger = 5 * time.Second
+	// takeOver is how long who has appended may take to apply that and tell, before another process does.
+	takeOver = 250 * time.Millisecond
 	// unheardPoll is how often the log is looked at while somebody watches and nothing can be heard: behind a transaction pooler.
 	unheardPoll = 250 * time.Millisecond
 )
@@ -74,8 +76,12 @@ func (r *Runner) tellOthers(ctx context.Context, timeout time.Duration) {
 	}
 	telling, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	_, err := r.db.Exec(telling, text, args...)
+	told, err := r.db.Exec(telling, text, args...)
 	switch {
+	case err == nil && told > 0:
+		r.events.Announce(channel(r.db))
+	case err == nil:
+		r.events.Announce("")
 	case err != nil && ctx.Err() != nil:
 		signal(r.moved) // the end came in between
 	case err != nil:
@@ -136,18 +142,30 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 	r.Look() // what was told before is not told again
 	r.lookAll()
 	checked := time.Now()
+	var owed time.Time // when who has appended must have applied that, and told; zero = nobody has
 	for !r.watch.none() {
-		waiting, cancel := context.WithTimeout(ctx, listenLinger)
-		_, err := conn.WaitForNotification(waiting)
+		until := owed
+		if owed.IsZero() {
+			until = time.Now().Add(listenLinger)
+		}
+		waiting, cancel := context.WithDeadline(ctx, until)
+		heard, err := conn.WaitForNotification(waiting)
 		timeout := waiting.Err() != nil && ctx.Err() == nil
 		cancel()
 		switch {
+		case err == nil && heard.Payload == events.Appended:
+			if owed.IsZero() {
+				owed = time.Now().Add(takeOver)
+			}
+			continue
 		case err == nil:
+			owed = time.Time{}
 			r.Look()
 			continue
 		case !timeout:
 			return err
 		}
+		owed = time.Time{}
 		r.Look() // who appended may have ended before it could apply that, and tell
 		if time.Since(checked) > listenCheck {
 			if err := ping(ctx, conn); err != nil {

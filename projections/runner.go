@@ -27,6 +27,7 @@ const (
 // Runner runs every projection of this program, in this process.
 type Runner struct {
 	db         *events.DB
+	events     *events.Log
 	log        *slog.Logger
 	followers  []*follower
 	watch      watch
@@ -45,7 +46,7 @@ func NewRunner(log *events.Log, logger *slog.Logger, metrics *Metrics) *Runner {
 
 // newRunner takes the projections; the first is the one that readers wait for.
 func newRunner(log *events.Log, logger *slog.Logger, metrics *Metrics, projections ...projection) *Runner {
-	r := &Runner{db: log.DB(), log: logger, watch: newWatch(), moved: make(chan struct{}, 1),
+	r := &Runner{db: log.DB(), events: log, log: logger, watch: newWatch(), moved: make(chan struct{}, 1),
 		metrics: metrics, active: make(chan struct{}, 1)}
 	for i, p := range projections {
 		f := newFollower(p, p.name(), log.DB(), logger.With("projection", p.name()), metrics)

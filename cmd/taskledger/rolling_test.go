@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"net/http"
 	"strings"
@@ -149,5 +150,37 @@ func TestARollingRestart(t *testing.T) {
 				t.Errorf("verify: %+v, want %s", got, want)
 			}
 		})
+	}
+}
+
+// A server is killed the moment it has acknowledged a write, before it could show it to anybody. Another one takes over what is left to
+// do: for who asks, at once; for who watches, within a second, and not because it looks now and then.
+func TestAServerThatIsKilledIsTakenOver(t *testing.T) {
+	t.Parallel()
+	env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret, "LOG_LEVEL=warn"}
+	other := startServer(t, env...)
+	events := bufio.NewScanner(other.stream("watcher"))
+	for n := 1; n <= 3; n++ {
+		killed := startServer(t, env...)
+		killed.must(201, "warm", "POST", "/api/tasks", `{"title":"a"}`)
+		killed.must(200, "warm", "GET", "/api/tasks", "")
+		for _, user := range []string{"reader", "watcher"} {
+			other.must(200, user, "GET", "/api/tasks", "")
+			killed.must(201, user, "POST", "/api/tasks", `{"title":"a"}`)
+			if user == "reader" {
+				continue
+			}
+			if err := killed.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			for events.Scan() && events.Text() != fmt.Sprint("id: ", n) {
+			}
+			took := time.Since(began)
+			t.Logf("a watcher saw it after %v", took.Round(time.Millisecond))
+			if took > time.Second || events.Err() != nil {
+				t.Errorf("a watcher saw it after %v: %v", took, events.Err())
+			}
+		}
 	}
 }
