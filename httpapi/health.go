@@ -56,7 +56,10 @@ func (s *Server) isReady(ctx context.Context) error {
 }
 
 const (
-	// askedWithin is how long ago somebody who asks regularly whether the server is ready has done so.
+	// askedOften is from how many answers on it is a load balancer that asks whether the server is ready: who starts a server asks too,
+	// until it is.
+	askedOften = 2
+	// askedWithin is how long ago a load balancer has asked last.
 	askedWithin = 15 * time.Second
 	// heardAfter is how often load balancers want to be told that it is not before they believe it.
 	heardAfter = 3
@@ -87,7 +90,7 @@ func (a *askers) note(ready, stopping bool) {
 func (a *askers) again() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.ready < 2 {
+	if a.ready < askedOften {
 		return false
 	}
 	if a.gone < heardAfter {

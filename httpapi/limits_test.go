@@ -879,8 +879,9 @@ func TestALoadBalancerHearsOfAStop(t *testing.T) {
 				s.server.drainTime = time.Minute
 			}
 			v := s.serve()
-			ask(200)
-			ask(200)
+			for range askedOften {
+				ask(200)
+			}
 			v.stop()
 			<-s.server.stopping
 			if hears {
