@@ -95,7 +95,10 @@ func rebuildOutdated(ctx context.Context, db *database, log *slog.Logger) {
 			log.Info("the read model was made anew",
 				"events", report.Events, "rows", report.Rows, "took", report.Took.Round(time.Millisecond).String())
 			return
-		case errors.Is(err, projections.ErrCurrent) || ctx.Err() != nil:
+		case errors.Is(err, projections.ErrCurrent):
+			log.Info("the read model was made anew by another process")
+			return
+		case ctx.Err() != nil:
 			return
 		case !errors.Is(err, projections.ErrMaintenance):
 			log.Warn("the read model could not be made anew: it serves as it is",
