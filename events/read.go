@@ -13,8 +13,8 @@ import (
 type Batch struct {
 	From, To int64
 	Events   []Event
-	// Appends are the spans that its events were appended in, of those that are traced. The log does not store them: a batch that was
-	// read from it has those only that were handed over in memory.
+	// Appends are the spans that its events were appended in, of those that are traced. The log does not store them: a
+	// batch that was read from it has those only that were handed over in memory.
 	Appends []trace.Span
 }
 

@@ -102,8 +102,8 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// startSpan begins the span of a request under /api, in the trace that the caller named. It has no more in it than the line that is
-// logged.
+// startSpan begins the span of a request under /api, in the trace that the caller named. It has no more in it than the
+// line that is logged.
 func (s *Server) startSpan(c echo.Context, id string) trace.Span {
 	r := c.Request()
 	if s.tracer == nil || !underAPI(r.URL.Path) {

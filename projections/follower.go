@@ -76,8 +76,8 @@ func (f *follower) handle(m *message.Message) (err error) {
 	return f.apply(ctx, d)
 }
 
-// startSpan begins the span of a batch: in the trace of the first append that is traced, and with a link to each. Where none is, there is
-// no span.
+// startSpan begins the span of a batch: in the trace of the first append that is traced, and with a link to each. Where
+// none is, there is no span.
 func (f *follower) startSpan(ctx context.Context, d *events.Delivery) (context.Context, trace.Span) {
 	if len(d.Appends) == 0 {
 		return ctx, trace.SpanFromContext(ctx)

@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
@@ -26,8 +28,8 @@ const (
 	tracingWarnEvery = time.Minute
 )
 
-// tracing sends traces to a collector, in the background: one that is away costs traces, and never a request its time. A nil *tracing
-// is that nobody traces.
+// tracing sends traces to a collector, in the background: one that is away costs traces, and never a request its time.
+// A nil *tracing is that nobody traces.
 type tracing struct {
 	provider *sdktrace.TracerProvider
 	log      *slog.Logger
@@ -36,24 +38,26 @@ type tracing struct {
 	told time.Time
 }
 
-// startTracing returns nil when there is no collector. What else there is to set is in the standard variables, which the SDK reads.
+// startTracing returns nil when there is no collector. What else there is to set is in the standard variables, which the
+// SDK reads.
 func startTracing(ctx context.Context, cfg *settings, log *slog.Logger) (*tracing, error) {
 	if cfg.OTLPEndpoint == "" || strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
 		return nil, nil
 	}
 	t := &tracing{log: log}
-	otel.SetErrorHandler(t) // there is one for all, and nobody else here who uses the SDK
-	var options []otlptracehttp.Option
-	if os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
-		options = append(options, otlptracehttp.WithEndpointURL(strings.TrimRight(cfg.OTLPEndpoint, "/")+"/v1/traces"))
-	}
-	exporter, err := otlptracehttp.New(ctx, options...)
+	// There is one of each for all, and nobody else here who uses the SDK. Its logger would show a header that cannot
+	// be parsed, with the token in it.
+	otel.SetErrorHandler(t)
+	otel.SetLogger(logr.Discard())
+	exporter, err := otlptracehttp.New(ctx, cfg.otlpOptions()...)
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
 	}
 	about, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
-		resource.WithAttributes(attribute.String("service.name", "taskledger"), attribute.String("service.version", version())),
+		resource.WithAttributes(
+			attribute.String("service.name", "taskledger"), attribute.String("service.version", version()),
+		),
 		resource.WithFromEnv(), // last: it wins
 	)
 	if err != nil {
@@ -61,6 +65,15 @@ func startTracing(ctx context.Context, cfg *settings, log *slog.Logger) (*tracin
 	}
 	t.provider = sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(about))
 	return t, nil
+}
+
+// otlpOptions is where traces go, when no variable of the SDK's own says so better.
+func (s *settings) otlpOptions() []otlptracehttp.Option {
+	to, err := url.JoinPath(s.OTLPEndpoint, "v1/traces")
+	if err != nil || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != "" {
+		return nil
+	}
+	return []otlptracehttp.Option{otlptracehttp.WithEndpointURL(to)}
 }
 
 // Handle implements otel.ErrorHandler: it warns now and then.

@@ -102,8 +102,8 @@ func linksTo(span, to *tracepb.Span) bool {
 	})
 }
 
-// One trace leads from a request through its append to the projection of its events, and to the read that waited for it; it has nothing
-// private in it, and the log names it.
+// One trace leads from a request through its append to the projection of its events, and to the read that waited for it;
+// it has nothing private in it, and the log names it.
 func TestATraceLeadsFromAWriteToTheReadThatWaitedForIt(t *testing.T) {
 	t.Parallel()
 	c := startCollector(t)
@@ -129,7 +129,8 @@ func TestATraceLeadsFromAWriteToTheReadThatWaitedForIt(t *testing.T) {
 		got, err := s.send(token, "GET", "/api/tasks/"+id+"?min_version=1", "", "traceparent", parent)
 		return got.status, err
 	}
-	// A read that comes late has nothing to wait for, and a batch that was read from the log is nobody's: until there is one of each.
+	// A read that comes late has nothing to wait for, and a batch that was read from the log is nobody's: again, until
+	// there is one of each.
 	whole := func() bool {
 		spans := c.of(traceID, write, "append", "project", read, wait)
 		return spans != nil && len(spans[wait].Links) > 0
@@ -206,11 +207,12 @@ func TestACollectorThatIsAwayDelaysNothing(t *testing.T) {
 	hanging := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-end }))
 	t.Cleanup(hanging.Close)
 	t.Cleanup(func() { close(end) })
-	for name, url := range map[string]string{"away": "http://127.0.0.1:1", "hanging": hanging.URL} {
+	for name, url := range map[string]string{"away": "http://u:s3cret@127.0.0.1:1/?k=s3cret", "hanging": hanging.URL} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := startServer(t, "DATABASE_URL="+testdb.URL(t), "BETTER_AUTH_SECRET="+serveSecret,
-				"OTEL_EXPORTER_OTLP_ENDPOINT="+url, "OTEL_BSP_SCHEDULE_DELAY=10", "OTEL_BSP_MAX_QUEUE_SIZE=20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=10")
+				"OTEL_EXPORTER_OTLP_ENDPOINT="+url, "OTEL_EXPORTER_OTLP_HEADERS=authorization s3cret",
+				"OTEL_BSP_SCHEDULE_DELAY=10", "OTEL_BSP_MAX_QUEUE_SIZE=20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=10")
 			for range 50 {
 				s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
 			}
@@ -218,6 +220,9 @@ func TestACollectorThatIsAwayDelaysNothing(t *testing.T) {
 			s.terminate()
 			if took := time.Since(began); took > flushTimeout+8*time.Second {
 				t.Errorf("the stop took %s", took)
+			}
+			if strings.Contains(s.stderr.String(), "s3cret") {
+				t.Errorf("the server shows a secret: %s", s.stderr)
 			}
 			if n := strings.Count(s.stderr.String(), "tracing does not work"); n != 1 {
 				t.Errorf("warned %d times; the server said\n%s", n, s.stderr)
@@ -229,11 +234,14 @@ func TestACollectorThatIsAwayDelaysNothing(t *testing.T) {
 // The variables of OpenTelemetry's SDK decide what is traced.
 func TestWhatIsTracedIsForTheVariablesOfTheSDK(t *testing.T) {
 	t.Parallel()
-	for _, off := range []string{"OTEL_TRACES_SAMPLER=always_off", "OTEL_SDK_DISABLED=true", "OTEL_EXPORTER_OTLP_ENDPOINT="} {
+	for _, off := range []string{
+		"OTEL_TRACES_SAMPLER=always_off", "OTEL_SDK_DISABLED=true", "OTEL_EXPORTER_OTLP_ENDPOINT=",
+	} {
 		t.Run(off, func(t *testing.T) {
 			t.Parallel()
 			c := startCollector(t)
-			s := startServer(t, "DATABASE_URL="+testdb.URL(t), "BETTER_AUTH_SECRET="+serveSecret, "OTEL_EXPORTER_OTLP_ENDPOINT="+c.url, off)
+			s := startServer(t, "DATABASE_URL="+testdb.URL(t), "BETTER_AUTH_SECRET="+serveSecret,
+				"OTEL_EXPORTER_OTLP_ENDPOINT="+c.url+"/", off)
 			s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
 			s.must(200, "u", "GET", "/api/tasks", "")
 			s.terminate() // sends what there is
