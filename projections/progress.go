@@ -34,8 +34,8 @@ func (p *progress) at() int64 {
 	return p.position
 }
 
-// confirm takes note of what the database said, after it has applied a batch or was asked; by is the batch's span, if it
-// has one.
+// confirm takes note of what the database said, after it has applied a batch or was asked; by is the batch's span, if
+// it has one.
 func (p *progress) confirm(position int64, by trace.SpanContext) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -68,8 +68,8 @@ func (p *progress) leave(w *waiter) {
 	delete(p.waiters, w)
 }
 
-// await waits until the projection shows the position, and has hurry called first if it has to. The span of ctx is linked
-// to that of the batch that was waited for.
+// await waits until the projection shows the position, and has hurry called first if it has to. The span of ctx is
+// linked to that of the batch that was waited for.
 func (p *progress) await(ctx context.Context, position int64, mark uint64, hurry func(int64)) error {
 	w := p.wait(position, mark)
 	if w == nil {

@@ -67,8 +67,8 @@ func readAlerts(t *testing.T) []alertRule {
 	return file.Groups[0].Rules
 }
 
-// findPromtool finds the program that evaluates rules. Where it is missing, the rest of the suite says as much as it can,
-// except where the project is checked for good.
+// findPromtool finds the program that evaluates rules. Where it is missing, the rest of the suite says as much as it
+// can, except where the project is checked for good.
 func findPromtool(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("promtool")
@@ -154,12 +154,11 @@ func shownValues(t *testing.T, shown string) map[string]float64 {
 
 const testMinutes = 45
 
-// inputSeries are those of a server as they would go on: what it counted between the two looks it counts every minute, what
-// is not shown gets older, what was looked for is looked for again, and the rest stays as it is.
+// inputSeries are those of a server as they would go on: what it counted between the two looks it counts every minute,
+// what is not shown gets older, what was looked for is looked for again, and the rest stays as it is.
 func inputSeries(before, after map[string]float64, now time.Time) string {
 	series := func(name string, from, step float64) string {
-		number := func(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
-		return fmt.Sprintf("      - {series: '%s', values: '%s%+fx%d'}\n", withTarget(name), number(from), step, testMinutes)
+		return fmt.Sprintf("      - {series: '%s', values: '%f%+fx%d'}\n", withTarget(name), from, step, testMinutes)
 	}
 	var b strings.Builder
 	if _, told := after["up"]; !told {
@@ -194,12 +193,13 @@ func withTarget(series string) string {
 	return series + "{" + target + "}"
 }
 
-// evaluate has promtool evaluate the rules on series, and compare what expressions give in the end: samples, as promtool writes them.
+// evaluate has promtool evaluate the rules on series, and compare what expressions give in the end: samples, as
+// promtool writes them.
 func evaluate(t *testing.T, promtool, series string, want map[string]string) {
 	t.Helper()
 	rules := filepath.Join(moduleRoot(t), "cmd", "taskledger", "alerts.yaml")
-	text := "rule_files: ['" + rules + "']\nevaluation_interval: 1m\ntests:\n  - interval: 1m\n    input_series:\n" + series +
-		"    promql_expr_test:\n"
+	text := "rule_files: ['" + rules + "']\nevaluation_interval: 1m\ntests:\n" +
+		"  - interval: 1m\n    input_series:\n" + series + "    promql_expr_test:\n"
 	for expr, samples := range want {
 		quoted, err := json.Marshal(expr)
 		if err != nil {
@@ -227,7 +227,8 @@ func firing(alerts ...string) map[string]string {
 	if slices.Contains(alerts, "TaskledgerSlow") {
 		unsure = ""
 	}
-	return map[string]string{`count by (alertname) (ALERTS{alertstate="firing"` + unsure + `})`: strings.Join(samples, ", ")}
+	expr := `count by (alertname) (ALERTS{alertstate="firing"` + unsure + `})`
+	return map[string]string{expr: strings.Join(samples, ", ")}
 }
 
 // The alerts fire on what they are for, in a server that is in that state, and on nothing else.
@@ -260,9 +261,14 @@ func TestAlertsFire(t *testing.T) {
 		check(t, observe(t, "", func(o *observed) {
 			o.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
 			execute(t, o.app.ledger.Pool().Config().ConnString(), `
-				INSERT INTO taskledger.task_events
-					(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-				VALUES ('u', 2, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp())`)
+				INSERT INTO taskledger.task_events (
+					user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id,
+					recorded_at
+				)
+				VALUES (
+					'u', 2, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r',
+					clock_timestamp()
+				)`)
 			o.must(201, "v", "POST", "/api/tasks", `{"title":"behind it"}`)
 			o.must(200, "v", "GET", "/api/tasks", "") // shows it when the event has been passed
 			o.awaitShown(`taskledger_parked_users 1$`)
@@ -385,7 +391,8 @@ func serveKeys(t *testing.T, set string) (url string) {
 // tokenOfKey is a token that says which key it is signed with.
 func tokenOfKey(t *testing.T, kid string) string {
 	t.Helper()
-	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{"sub": "u", "exp": time.Now().Add(time.Hour).Unix()})
+	claims := jwt.MapClaims{"sub": "u", "exp": time.Now().Add(time.Hour).Unix()}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
 	token.Header["kid"] = kid
 	signed, err := token.SignedString(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 	if err != nil {

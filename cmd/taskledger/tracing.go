@@ -38,8 +38,8 @@ type tracing struct {
 	told time.Time
 }
 
-// startTracing returns nil when there is no collector. What else there is to set is in the standard variables, which the
-// SDK reads.
+// startTracing returns nil when there is no collector. What else there is to set is in the standard variables, which
+// the SDK reads.
 func startTracing(ctx context.Context, cfg *settings, log *slog.Logger) (*tracing, error) {
 	if cfg.OTLPEndpoint == "" || strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
 		return nil, nil

@@ -102,8 +102,8 @@ func linksTo(span, to *tracepb.Span) bool {
 	})
 }
 
-// One trace leads from a request through its append to the projection of its events, and to the read that waited for it;
-// it has nothing private in it, and the log names it.
+// One trace leads from a request through its append to the projection of its events, and to the read that waited for
+// it; it has nothing private in it, and the log names it.
 func TestATraceLeadsFromAWriteToTheReadThatWaitedForIt(t *testing.T) {
 	t.Parallel()
 	c := startCollector(t)
