@@ -17,6 +17,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 	"github.com/labstack/echo/v4/middleware"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"taskledger/httpapi/auth"
 )
@@ -75,6 +80,8 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 				c.Response().Header().Set("Connection", "close")
 			}
 		})
+		span := s.startSpan(c, id)
+		defer span.End()
 		if err := s.limitReading(c); err != nil {
 			return err
 		}
@@ -84,9 +91,44 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		took := time.Since(start)
 		route, method := routeOf(c), methodOf(c.Request())
 		s.metrics.request(kind{method, route, c.Response().Status}, took)
-		s.log.Info("request", "method", method, "route", route, "status", c.Response().Status,
+		finish(span, route, c.Response().Status)
+		log := s.log
+		if traced := span.SpanContext(); traced.IsValid() {
+			log = log.With("trace_id", traced.TraceID())
+		}
+		log.Info("request", "method", method, "route", route, "status", c.Response().Status,
 			"ms", float64(took.Microseconds())/1000, "request_id", id)
 		return nil
+	}
+}
+
+// startSpan begins the span of a request under /api, in the trace that the caller named. It has no more in it than the
+// line that is logged.
+func (s *Server) startSpan(c echo.Context, id string) trace.Span {
+	r := c.Request()
+	if s.tracer == nil || !underAPI(r.URL.Path) {
+		return noop.Span{}
+	}
+	method := methodOf(r)
+	name := method
+	if matched(c) {
+		name += " " + c.Path()
+	}
+	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx, span := s.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+		attribute.String("http.request.method", method), attribute.String("request_id", id)))
+	c.SetRequest(r.WithContext(ctx))
+	return span
+}
+
+// finish notes in a request's span how it was answered.
+func finish(span trace.Span, route string, status int) {
+	if !span.IsRecording() {
+		return
+	}
+	span.SetAttributes(attribute.String("http.route", route), attribute.Int("http.response.status_code", status))
+	if status >= http.StatusInternalServerError {
+		span.SetStatus(codes.Error, "")
 	}
 }
 

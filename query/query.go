@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"taskledger/events"
 )
@@ -262,6 +264,14 @@ func (r *Reader) awaitWritten(ctx context.Context, user string, written int64, m
 func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) (shown bool) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
+	if reading := trace.SpanFromContext(ctx); reading.IsRecording() {
+		var span trace.Span
+		ctx, span = reading.TracerProvider().Tracer("taskledger/query").Start(ctx, "wait for the read model")
+		defer func() {
+			span.SetAttributes(attribute.Bool("shown", shown))
+			span.End()
+		}()
+	}
 	began := time.Now()
 	err := r.model.Await(ctx, position, mark)
 	r.metrics.waits.Observe(time.Since(began).Seconds())
