@@ -19,9 +19,9 @@ type forms struct {
 	decoders decoders
 }
 
-// codec knows every stored form ever written. A type whose form changes gets a higher current version and a frozen sample of it in
-// testdata, and what read its form until then becomes an upcast from the struct of that time. What is stored stays as it is, for the
-// chain of hashes is over it.
+// codec knows every stored form ever written. A type whose form changes gets a higher current version and a frozen
+// sample of it in testdata, and what read its form until then becomes an upcast from the struct of that time. What is
+// stored stays as it is, for the chain of hashes is over it.
 var codec = map[Type]forms{
 	TypeTaskCreated:   {1, decoders{1: decode[TaskCreated]}},
 	TypeTaskRenamed:   {1, decoders{1: decode[TaskRenamed]}},

@@ -111,11 +111,13 @@ func TestAFormOfThePastThatIsLeftOutIsFound(t *testing.T) {
 		codec forms
 		fault string
 	}{
-		"no upcaster":       {forms{2, decoders{2: decode[TaskRenamed]}}, "version 1 can't be read"},
-		"an old form only":  {forms{2, decoders{1: renamedTwice.decoders[1]}}, "version 2 can't be read"},
-		"the wrong one":     {forms{2, decoders{1: decode[TaskRenamed], 2: decode[TaskRenamed]}}, "TaskRenamed.v1.json: got"},
-		"a version to come": {forms{2, decoders{1: renamedTwice.decoders[1], 2: decode[TaskRenamed], 3: decode[TaskRenamed]}}, "no frozen sample"},
-		"not written":       {forms{1, renamedTwice.decoders}, "writes version 1 and reads 2"},
+		"no upcaster":      {forms{2, decoders{2: decode[TaskRenamed]}}, "version 1 can't be read"},
+		"an old form only": {forms{2, decoders{1: renamedTwice.decoders[1]}}, "version 2 can't be read"},
+		"the wrong one":    {forms{2, decoders{1: decode[TaskRenamed], 2: decode[TaskRenamed]}}, "TaskRenamed.v1.json: got"},
+		"a version to come": {
+			forms{2, decoders{1: renamedTwice.decoders[1], 2: decode[TaskRenamed], 3: decode[TaskRenamed]}}, "no frozen sample",
+		},
+		"not written": {forms{1, renamedTwice.decoders}, "writes version 1 and reads 2"},
 	} {
 		found := faults(t, map[Type]forms{TypeTaskRenamed: tc.codec}, renamedSamples, "testdata/example")
 		if !strings.Contains(strings.Join(found, "\n"), tc.fault) {

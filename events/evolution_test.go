@@ -14,8 +14,9 @@ import (
 	"taskledger/projections"
 )
 
-// The worked example of an event that changes its form, end to end: one that an earlier program stored, and one that this one stores,
-// mean the same to the fold, the projection, a rebuild and an export, and what is stored is never rewritten.
+// The worked example of an event that changes its form, end to end: one that an earlier program stored, and one that
+// this one stores, mean the same to the fold, the projection, a rebuild and an export, and what is stored is never
+// rewritten.
 func TestATypeInItsSecondVersion(t *testing.T) {
 	events.RenameTwice(t) // so it is not parallel
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -2,8 +2,8 @@ package events
 
 import "testing"
 
-// The worked example of an event that changes its form: TaskRenamed as if it had had its title in a member "name" until version 2. Its
-// samples are in testdata/example.
+// The worked example of an event that changes its form: TaskRenamed as if it had had its title in a member "name" until
+// version 2. Its samples are in testdata/example.
 
 // taskRenamed1 is the struct of version 1, kept to read it.
 type taskRenamed1 struct {
@@ -20,8 +20,8 @@ var renamedSamples = map[string]Data{
 	"TaskRenamed.v2.json": TaskRenamed{Title: "Buy oat milk"},
 }
 
-// RenameTwice makes this program one that has the worked example in its codec, until the end of the test. While it lasts there is no other
-// test: it must not be parallel.
+// RenameTwice makes this program one that has the worked example in its codec, until the end of the test. While it
+// lasts there is no other test: it must not be parallel.
 func RenameTwice(t *testing.T) {
 	before := codec[TypeTaskRenamed]
 	codec[TypeTaskRenamed] = renamedTwice

@@ -83,8 +83,9 @@ func (l *Log) DB() *DB { return l.db }
 // Appended is the payload of the notification that Announce is about.
 const Appended = "appended"
 
-// Announce has each append notify on the channel, in its own transaction, or with "" on none from now on. It is for when other processes
-// listen: should this one end before it has told them what has become of an append, they know that there is something left to do.
+// Announce has each append notify on the channel, in its own transaction, or with "" on none from now on. It is for
+// when other processes listen: should this one end before it has told them what has become of an append, they know that
+// there is something left to do.
 func (l *Log) Announce(channel string) {
 	if channel == "" {
 		l.announced.Store(nil)

@@ -32,7 +32,8 @@ const lockLog = `
 	       pg_catalog.set_config('row_security', 'on', true),
 	       pg_catalog.pg_advisory_xact_lock($1)`
 
-// announce is put behind lockLog when other processes listen. A NOTIFY at the commit of a batch costs nothing that can be measured.
+// announce is put behind lockLog when other processes listen. A NOTIFY at the commit of a batch costs nothing that can
+// be measured.
 const announce = `,
 	       pg_catalog.pg_notify($2, '` + Appended + `')`
 

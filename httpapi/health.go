@@ -56,8 +56,8 @@ func (s *Server) isReady(ctx context.Context) error {
 }
 
 const (
-	// askedOften is from how many answers on it is a load balancer that asks whether the server is ready: who starts a server asks too,
-	// until it is.
+	// askedOften is from how many answers on it is a load balancer that asks whether the server is ready: who starts a
+	// server asks too, until it is.
 	askedOften = 2
 	// askedWithin is how long ago a load balancer has asked last.
 	askedWithin = 15 * time.Second
@@ -65,8 +65,8 @@ const (
 	heardAfter = 3
 )
 
-// askers are who asks whether the server is ready: a load balancer, if that happens again and again. It sends requests until it has heard
-// that the server is about to go.
+// askers are who asks whether the server is ready: a load balancer, if that happens again and again. It sends requests
+// until it has heard that the server is about to go.
 type askers struct {
 	mu    sync.Mutex
 	ready int       // how often the answer was yes

@@ -52,8 +52,8 @@ func (s *Server) httpServer() *http.Server {
 
 // Serve answers requests on l until ctx ends, and then stops without leaving a request unanswered: readiness fails,
 // streams end, each answer that begins is the last of its connection, and as soon as there is no request left, and no
-// load balancer that has not heard, l is closed. A server that has neither stops at once. Nobody holds up a stop for more than 10 seconds. It can be called once.
-// It closes l.
+// load balancer that has not heard, l is closed. A server that has neither stops at once. Nobody holds up a stop for
+// more than 10 seconds. It can be called once. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := s.httpServer()
 	ended := make(chan error, 1)

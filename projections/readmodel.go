@@ -15,12 +15,12 @@ import (
 // Name is the name of the read model that the queries read.
 const Name = "tasks"
 
-// version is that of the read model's code. Whoever changes what its rows are raises it, here and, for ledgers that are still empty, by a
-// migration: tables that another version made are told of at start, and made anew by a rebuild.
+// version is that of the read model's code. Whoever changes what its rows are raises it, here and, for ledgers that are
+// still empty, by a migration: tables that another version made are told of at start, and made anew by a rebuild.
 const version = 1
 
-// writtenTo is what whoever writes rows does to the checkpoint's version: it stays while all rows are of this one, and is 0 when they
-// are of several, as when a program of another version works beside this one.
+// writtenTo is what whoever writes rows does to the checkpoint's version: it stays while all rows are of this one, and
+// is 0 when they are of several, as when a program of another version works beside this one.
 var writtenTo = fmt.Sprintf(`version = CASE version WHEN %[1]d THEN %[1]d ELSE 0 END`, version)
 
 // change is one event, and the task before and after it.

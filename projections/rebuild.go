@@ -55,8 +55,8 @@ func Rebuild(ctx context.Context, db *events.DB, projection string, progress Pro
 	return rebuildIf(ctx, db, progress, func() error { return nil })
 }
 
-// RebuildOutdated is Rebuild of a read model that another version of its code has made, and else ErrCurrent. So of several processes that
-// all want it one does it.
+// RebuildOutdated is Rebuild of a read model that another version of its code has made, and else ErrCurrent. So of
+// several processes that all want it one does it.
 func RebuildOutdated(ctx context.Context, db *events.DB, progress Progress) (RebuildReport, error) {
 	return rebuildIf(ctx, db, progress, func() error {
 		made, program, err := Versions(ctx, db)

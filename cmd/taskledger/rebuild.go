@@ -85,7 +85,8 @@ const (
 	lastRetry  = 15 * time.Second
 )
 
-// rebuildOutdated makes the read model anew beside the service, unless another process does: that one is waited for, it may fail.
+// rebuildOutdated makes the read model anew beside the service, unless another process does: that one is waited for, it
+// may fail.
 func rebuildOutdated(ctx context.Context, db *database, log *slog.Logger) {
 	began := sync.OnceFunc(func() { log.Info("the read model is being made anew") })
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {

@@ -108,7 +108,8 @@ func heldRebuild(t *testing.T, url, moment string, start, do func() error) {
 
 const leftTables = `SELECT count(*) FROM pg_tables WHERE schemaname = 'taskledger' AND tablename LIKE '%\_rebuild'`
 
-// A rebuild that is interrupted, whenever that is and however, leaves the read model as it serves, and can be run again.
+// A rebuild that is interrupted, whenever that is and however, leaves the read model as it serves, and can be run
+// again.
 func TestARebuildThatIsInterrupted(t *testing.T) {
 	t.Parallel()
 	url := testdb.URL(t)
@@ -139,7 +140,8 @@ func TestARebuildThatIsInterrupted(t *testing.T) {
 			if status, tasks, err := s.list("u"); status != 200 || len(tasks) != written || err != nil {
 				t.Errorf("%v while it is at %s: %d, %d tasks of %d, %v", kill, moment, status, len(tasks), written, err)
 			}
-			if got := finish(t, program(t, env, "rebuild")); got.code != 0 || !strings.Contains(got.stdout, "swapped in and verified") {
+			got := finish(t, program(t, env, "rebuild"))
+			if got.code != 0 || !strings.Contains(got.stdout, "swapped in and verified") {
 				t.Errorf("after %v while it is at %s: %+v", kill, moment, got)
 			}
 			if left := value[int](t, url, leftTables); left > 0 {
@@ -152,7 +154,8 @@ func TestARebuildThatIsInterrupted(t *testing.T) {
 	}
 }
 
-// Of two rebuilds the second says that there is another; and a read model that is not what the log says is not swapped in.
+// Of two rebuilds the second says that there is another; and a read model that is not what the log says is not swapped
+// in.
 func TestARebuildIsAloneAndLooksBeforeItSwaps(t *testing.T) {
 	t.Parallel()
 	url := testdb.URL(t)
@@ -167,7 +170,8 @@ func TestARebuildIsAloneAndLooksBeforeItSwaps(t *testing.T) {
 	heldRebuild(t, url, "index", rebuild.Start, func() error {
 		for _, args := range [][]string{{"rebuild"}, {"rebuild", "--user", "u"}} {
 			got := finish(t, program(t, env, args...))
-			if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "another rebuild") {
+			if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 ||
+				!strings.Contains(got.stderr, "another rebuild") {
 				t.Errorf("a second one: %+v", got)
 			}
 		}
@@ -186,8 +190,8 @@ func TestARebuildIsAloneAndLooksBeforeItSwaps(t *testing.T) {
 	}
 }
 
-// Servers that find tables of another version say so, serve on, and make them anew in the background if they are to: one of them does,
-// and if that one is killed, another.
+// Servers that find tables of another version say so, serve on, and make them anew in the background if they are to:
+// one of them does, and if that one is killed, another.
 func TestAReadModelOfAnotherVersion(t *testing.T) {
 	t.Parallel()
 	url := testdb.URL(t)
@@ -210,7 +214,8 @@ func TestAReadModelOfAnotherVersion(t *testing.T) {
 		t.Errorf("no word of the version: %s", said)
 	}
 	// Its rows are beside those of version 99 now.
-	if st, got := statusOf(t, env...); got.code != exitFailed || !hasLine(st.Problems, "version 0") || !hasLine(st.Problems, told) {
+	st, got := statusOf(t, env...)
+	if got.code != exitFailed || !hasLine(st.Problems, "version 0") || !hasLine(st.Problems, told) {
 		t.Errorf("status: %+v", got)
 	}
 	generation := value[int](t, url, `SELECT generation FROM taskledger.checkpoints`)

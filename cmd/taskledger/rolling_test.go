@@ -13,8 +13,8 @@ import (
 	"taskledger/migrations/testdb"
 )
 
-// balancer is a load balancer as they all are: it asks each server now and then whether it is ready, and sends requests to those that
-// were when they were asked last.
+// balancer is a load balancer as they all are: it asks each server now and then whether it is ready, and sends requests
+// to those that were when they were asked last.
 type balancer struct {
 	t       *testing.T
 	mu      sync.Mutex
@@ -89,8 +89,9 @@ func (b *balancer) pick() *served {
 	return b.ready[b.next%len(b.ready)]
 }
 
-// Both servers are replaced, one after the other, twice, and nobody's request fails: not one, and nobody repeats any. Some users have a
-// request under way all the time; others come now and then, when the server that is to stop may have none.
+// Both servers are replaced, one after the other, twice, and nobody's request fails: not one, and nobody repeats any.
+// Some users have a request under way all the time; others come now and then, when the server that is to stop may have
+// none.
 func TestARollingRestart(t *testing.T) {
 	t.Parallel()
 	for name, pause := range map[string]time.Duration{"busy": 0, "quiet": 40 * time.Millisecond} {
@@ -117,7 +118,8 @@ func TestARollingRestart(t *testing.T) {
 						}
 						<-every.C
 						got, err = b.pick().send(token, "GET", "/api/tasks?limit=1", "")
-						if err != nil || got.status != 200 || got.header.Get("X-Version") != fmt.Sprint(n) || got.header.Get("X-Stale") != "" {
+						if err != nil || got.status != 200 || got.header.Get("X-Version") != fmt.Sprint(n) ||
+							got.header.Get("X-Stale") != "" {
 							t.Errorf("a read behind event %d: %d %s %v %v", n, got.status, got.body, got.header, err)
 							return
 						}
@@ -146,15 +148,16 @@ func TestARollingRestart(t *testing.T) {
 			stop()
 			t.Logf("%d requests, none failed; the slowest stop took %v", requests.Load(), slowest.Round(time.Millisecond))
 			got := finish(t, program(t, env[:1], "verify"))
-			if want := fmt.Sprintf("compared 4 users, %d events", requests.Load()/2); got.code != 0 || !strings.HasPrefix(got.stdout, want) {
+			want := fmt.Sprintf("compared 4 users, %d events", requests.Load()/2)
+			if got.code != 0 || !strings.HasPrefix(got.stdout, want) {
 				t.Errorf("verify: %+v, want %s", got, want)
 			}
 		})
 	}
 }
 
-// A server is killed the moment it has acknowledged a write, before it could show it to anybody. Another one takes over what is left to
-// do: for who asks, at once; for who watches, within a second, and not because it looks now and then.
+// A server is killed the moment it has acknowledged a write, before it could show it to anybody. Another one takes over
+// what is left to do: for who asks, at once; for who watches, within a second, and not because it looks now and then.
 func TestAServerThatIsKilledIsTakenOver(t *testing.T) {
 	t.Parallel()
 	env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret, "LOG_LEVEL=warn"}
@@ -191,8 +194,9 @@ func TestAServerThatIsKilledIsTakenOver(t *testing.T) {
 	}
 }
 
-// A newer program works beside this one: on a schema with more in it, and it stores events of a type that this one does not know. This one
-// goes on to take writes and to answer, says what it can't do, parks nobody, and goes on when the newer one has.
+// A newer program works beside this one: on a schema with more in it, and it stores events of a type that this one does
+// not know. This one goes on to take writes and to answer, says what it can't do, parks nobody, and goes on when the
+// newer one has.
 func TestANewerProgramBeside(t *testing.T) {
 	t.Parallel()
 	url := testdb.URL(t)
@@ -213,7 +217,8 @@ func TestANewerProgramBeside(t *testing.T) {
 		WHERE user_id = 'v'`)
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"b"}`)
 	token := openAccount(t, "u").token
-	if got, err := s.send(token, "GET", "/api/tasks", ""); err != nil || got.status != 200 || got.header.Get("X-Stale") != "true" {
+	got, err := s.send(token, "GET", "/api/tasks", "")
+	if err != nil || got.status != 200 || got.header.Get("X-Stale") != "true" {
 		t.Errorf("behind an event of a newer program: %d %v %v", got.status, got.header, err)
 	}
 	if status, answer, err := s.call("v", "POST", "/api/tasks", `{"title":"b"}`); err != nil || status != 503 {
@@ -222,7 +227,8 @@ func TestANewerProgramBeside(t *testing.T) {
 	if status, err := s.status("/readyz"); status != 200 || err != nil {
 		t.Errorf("readyz: %d %v", status, err)
 	}
-	if said := s.stderr.String(); !strings.Contains(said, "stopped until a newer program") || !strings.Contains(said, "TaskPinned") {
+	said := s.stderr.String()
+	if !strings.Contains(said, "stopped until a newer program") || !strings.Contains(said, "TaskPinned") {
 		t.Errorf("it does not say so: %s", said)
 	}
 	if got := finish(t, program(t, env, "parked")); got.code != 0 {
@@ -231,7 +237,8 @@ func TestANewerProgramBeside(t *testing.T) {
 	// The newer program applies it.
 	execute(t, url, `SET taskledger.ledger = 'on'`,
 		`UPDATE taskledger.users SET seq = 2 WHERE user_id = 'v'`,
-		`UPDATE taskledger.checkpoints SET position = (SELECT position FROM taskledger.task_events WHERE type = 'TaskPinned')`)
+		`UPDATE taskledger.checkpoints
+		SET position = (SELECT position FROM taskledger.task_events WHERE type = 'TaskPinned')`)
 	began := time.Now()
 	s.await(1, func() (int, error) {
 		got, err := s.send(token, "GET", "/api/tasks", "")
