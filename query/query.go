@@ -196,7 +196,11 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 			return Answer{}, err
 		}
 		head := Head{Seq: look.Seq, EventID: look.EventID, Generation: look.Generation}
+		if kept != nil && kept.Head != head { // it may have been taken on since
+			kept, written = r.kept.get(ask.UserID, q.key)
+		}
 		switch {
+		case look.Parked: // what was appended is not shown
 		case ask.Has != nil && ask.Has(head):
 			r.metrics.unchanged.Inc()
 			return Answer{Head: head, Unchanged: true}, nil
