@@ -211,10 +211,12 @@ func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 		defer timer.Stop()
 		c.Set(deadlineKey, timer)
 		r = r.WithContext(ctx)
-		r.Body = &timedBody{
-			ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, bodyLimit(c)),
-			begin:      func() { timer.Reset(s.bodyTime + s.workTime) },
-			end:        func() { timer.Reset(s.workTime) },
+		if r.ContentLength != 0 {
+			r.Body = &timedBody{
+				ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, bodyLimit(c)),
+				begin:      func() { timer.Reset(s.bodyTime + s.workTime) },
+				end:        func() { timer.Reset(s.workTime) },
+			}
 		}
 		c.SetRequest(r)
 		if r.ContentLength > bodyLimit(c) && underAPI(r.URL.Path) && matched(c) {

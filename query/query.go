@@ -108,9 +108,9 @@ type Ask struct {
 
 // question is one statement, and how to read its answer. Answers under the same key are the same as long as the head is.
 type question struct {
-	key  string
-	text string
-	args []any // behind the user
+	key string
+	// sql is the statement, and its arguments behind the user. Who gets a kept answer needs none.
+	sql  func() (text string, args []any)
 	read func(rows pgx.Rows, st state, a *Answer, w *writer) error
 }
 
@@ -224,10 +224,12 @@ func (r *Reader) ask(ctx context.Context, ask Ask, q question, written int64, de
 	if written > r.model.Shown() {
 		r.awaitWritten(ctx, ask.UserID, written, mark, deadline)
 	}
+	text, args := q.sql()
+	args = append([]any{ask.UserID}, args...)
 	var began events.Look // where the stream ended, by the first statement
 	for shown := false; ; {
 		mark = r.model.Mark()
-		a, end, err := r.askOnce(ctx, ask, q, began.Seq, time.Now().After(deadline))
+		a, end, err := r.askOnce(ctx, ask, q, text, args, began.Seq, time.Now().After(deadline))
 		switch {
 		case errors.Is(err, errBehind):
 			if began.Seq == 0 {
@@ -275,11 +277,11 @@ func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadlin
 // askOnce runs the statement, and tells where the stream ended. Unless it is the last try, an answer that does not show what was there when
 // the read began, 0 = now, is errBehind.
 func (r *Reader) askOnce(
-	ctx context.Context, ask Ask, q question, began int64, last bool,
+	ctx context.Context, ask Ask, q question, text string, args []any, began int64, last bool,
 ) (a Answer, end events.Look, err error) {
 	w := &writer{}
 	var st state
-	err = r.db.Query(ctx, q.text, append([]any{ask.UserID}, q.args...), func(rows pgx.Rows) (err error) {
+	err = r.db.Query(ctx, text, args, func(rows pgx.Rows) (err error) {
 		if !rows.Next() {
 			return errors.Join(rows.Err(), errNoRow)
 		}
@@ -353,6 +355,14 @@ const taskKey = "task "
 
 func keyOfTask(id uuid.UUID) string { return taskKey + string(id[:]) }
 
+var findTask = statement(`t.body, t.version`, `
+	LEFT JOIN LATERAL (
+		SELECT t.body, t.version
+		FROM {schema}.tasks t
+		WHERE t.user_id = s.user_id AND t.id = $2 AND t.deleted_at IS NULL
+		LIMIT 1
+	) t ON true`)
+
 // Task finds one live task of the user, as it is or, if asOf is not nil, as it was. The answer's Head is known when ErrNotFound or ErrFuture is
 // returned too.
 func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) (Answer, error) {
@@ -361,14 +371,7 @@ func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) 
 	}
 	return r.answer(ctx, ask, question{
 		key: keyOfTask(id),
-		text: statement(`t.body, t.version`, `
-			LEFT JOIN LATERAL (
-				SELECT t.body, t.version
-				FROM {schema}.tasks t
-				WHERE t.user_id = s.user_id AND t.id = $2 AND t.deleted_at IS NULL
-				LIMIT 1
-			) t ON true`),
-		args: []any{[16]byte(id)},
+		sql: func() (string, []any) { return findTask, []any{[16]byte(id)} },
 		read: func(rows pgx.Rows, _ state, a *Answer, w *writer) error {
 			var version *int64
 			if err := rows.Scan(places(&w.body, &version)...); err != nil {
