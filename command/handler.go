@@ -28,8 +28,8 @@ const (
 type Config struct {
 	// Log is where events are appended to.
 	Log *events.Log
-	// Stored is called after each append, before its command is answered, with the task of each step as the commit leaves it. The
-	// commits of a user come in their order. It must not block.
+	// Stored is called after each append, before its command is answered, with the task of each step as that left it.
+	// The commits of a user come in their order. It must not block.
 	Stored func(*events.Commit, []events.Task)
 	// Quota is how many live tasks a user may have.
 	Quota int

@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Look is what a look at a stream's head tells: where the stream ends, the generation of the read model, and whether that follows the
-// stream no more.
+// Look is what a look at a stream's head tells: where the stream ends, the generation of the read model, and whether
+// that follows the stream no more.
 type Look struct {
 	Head
 	Generation int64

@@ -93,6 +93,7 @@ func setNext(c echo.Context, values url.Values, next cursor) error {
 		return err
 	}
 	values.Set("cursor", encoded)
-	c.Response().Header().Set("Link", `<`+strings.TrimSuffix(c.Request().URL.EscapedPath(), "/")+"?"+values.Encode()+`>; rel="next"`)
+	path := strings.TrimSuffix(c.Request().URL.EscapedPath(), "/")
+	c.Response().Header().Set("Link", `<`+path+"?"+values.Encode()+`>; rel="next"`)
 	return nil
 }

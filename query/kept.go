@@ -103,8 +103,9 @@ func (k *keptAnswers) drop(key string) {
 
 func size(key string, a *Answer) int { return len(key) + len(a.Body) + 256 }
 
-// Wrote tells that this process has appended to a user's stream, and how that left its tasks: a read can wait for that before it asks.
-// Of the answers kept for the user those about tasks are still good, or are known anew: the read model will have the same fold.
+// Wrote tells that this process has appended to a user's stream, and how that left its tasks: a read can wait for that
+// before it asks. Of the answers kept for the user those about tasks are still good, or are known anew: the read model
+// will have the same fold.
 func (r *Reader) Wrote(c *events.Commit, tasks []events.Task) {
 	last := &c.Events[len(c.Events)-1]
 	k := &r.kept

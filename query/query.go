@@ -1,6 +1,6 @@
 // Package query answers from the read model, and from nothing else; of the log it only looks where a user's stream ends, to know that an
 // answer shows all of it. A question is one statement in one round trip. Answers are kept, and given again after a look at that end; those
-// about tasks that this process writes are taken on with each append, by the fold that the read model will have.
+// about tasks are taken on with each append of this process, by the fold that the read model will have.
 package query
 
 import (

@@ -440,8 +440,8 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 	expect("another process has written")
 }
 
-// What this process writes of a task is what a read of it answers, though the read model does not show it yet; but a parked user gets
-// what the read model shows.
+// What this process writes of a task is what a read of it answers, though the read model does not show it yet; but a
+// parked user gets what the read model shows.
 func TestAWrittenTaskIsAnswered(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -464,7 +464,8 @@ func TestAWrittenTaskIsAnswered(t *testing.T) {
 	expect := func(why string) {
 		t.Helper()
 		a, err := read()
-		if err != nil || a.Stale || a.Seq != task.Version || a.Version != task.Version || string(a.Body) != string(task.AppendJSON(nil)) {
+		want := string(task.AppendJSON(nil))
+		if err != nil || a.Stale || a.Seq != task.Version || a.Version != task.Version || string(a.Body) != want {
 			t.Errorf("%s: %+v %s, %v", why, a.Head, a.Body, err)
 		}
 	}

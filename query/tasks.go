@@ -35,7 +35,9 @@ type TaskFilter struct {
 	AsOf   *Moment `json:",omitzero"` // nil = now
 }
 
-var sortColumns = map[Sort]string{SortCreatedAt: "t.created_at", SortTitle: "t.title_key", SortUpdatedAt: "t.updated_at"}
+var sortColumns = map[Sort]string{
+	SortCreatedAt: "t.created_at", SortTitle: "t.title_key", SortUpdatedAt: "t.updated_at",
+}
 
 func (f TaskFilter) list() string { return "tasks" }
 
