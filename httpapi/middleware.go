@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"regexp"
@@ -92,12 +93,14 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		route, method := routeOf(c), methodOf(c.Request())
 		s.metrics.request(kind{method, route, c.Response().Status}, took)
 		finish(span, route, c.Response().Status)
-		log := s.log
-		if traced := span.SpanContext(); traced.IsValid() {
-			log = log.With("trace_id", traced.TraceID())
+		if s.log.Enabled(c.Request().Context(), slog.LevelInfo) {
+			log := s.log
+			if traced := span.SpanContext(); traced.IsValid() {
+				log = log.With("trace_id", traced.TraceID())
+			}
+			log.Info("request", "method", method, "route", route, "status", c.Response().Status,
+				"ms", float64(took.Microseconds())/1000, "request_id", id)
 		}
-		log.Info("request", "method", method, "route", route, "status", c.Response().Status,
-			"ms", float64(took.Microseconds())/1000, "request_id", id)
 		return nil
 	}
 }
@@ -165,15 +168,22 @@ func (s *Server) recover(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
+// Headers that every answer has; a value set by itself would cost an allocation each. Nobody writes into them.
+var (
+	nosniff      = []string{"nosniff"}
+	cacheControl = []string{"private, no-cache"}
+	vary         = []string{"Authorization, Cookie, Origin"}
+)
+
 // harden sets the headers that every answer has.
 func harden(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		header := c.Response().Header()
-		header.Set("X-Content-Type-Options", "nosniff")
+		header["X-Content-Type-Options"] = nosniff
 		if underAPI(c.Request().URL.Path) {
-			header.Set("Cache-Control", "private, no-cache")
+			header["Cache-Control"] = cacheControl
 			// Last, because others on the way add to it.
-			c.Response().Before(func() { header.Set("Vary", "Authorization, Cookie, Origin") })
+			c.Response().Before(func() { header["Vary"] = vary })
 		}
 		return next(c)
 	}
@@ -253,10 +263,12 @@ func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 		defer timer.Stop()
 		c.Set(deadlineKey, timer)
 		r = r.WithContext(ctx)
-		r.Body = &timedBody{
-			ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, bodyLimit(c)),
-			begin:      func() { timer.Reset(s.bodyTime + s.workTime) },
-			end:        func() { timer.Reset(s.workTime) },
+		if r.ContentLength != 0 {
+			r.Body = &timedBody{
+				ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, bodyLimit(c)),
+				begin:      func() { timer.Reset(s.bodyTime + s.workTime) },
+				end:        func() { timer.Reset(s.workTime) },
+			}
 		}
 		c.SetRequest(r)
 		if r.ContentLength > bodyLimit(c) && underAPI(r.URL.Path) && matched(c) {
