@@ -71,7 +71,7 @@ func (a *attempt) erase(ctx context.Context) (Result, error) {
 		look, err := a.cfg.Log.Head(ctx, a.req.UserID)
 		return Result{Seq: look.Seq}, err
 	}
-	a.cfg.Stored(&events.Commit{Events: []events.Event{e}})
+	a.cfg.Stored(&events.Commit{Events: []events.Event{e}}, nil)
 	return Result{Seq: e.Seq}, nil
 }
 

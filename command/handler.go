@@ -28,8 +28,9 @@ const (
 type Config struct {
 	// Log is where events are appended to.
 	Log *events.Log
-	// Stored is called after each append, before its command is answered. It must not block.
-	Stored func(*events.Commit)
+	// Stored is called after each append, before its command is answered, with the task of each step as that left it.
+	// The commits of a user come in their order. It must not block.
+	Stored func(*events.Commit, []events.Task)
 	// Quota is how many live tasks a user may have.
 	Quota int
 	// CacheBytes bounds what is kept of streams in memory.
@@ -103,6 +104,7 @@ func (h *Handler) DoAll(ctx context.Context, req Request, steps []Step) (BatchRe
 
 func (h *Handler) attempt(req Request, steps ...Step) *attempt {
 	a := &attempt{Handler: h, req: req, steps: steps, from: h.cfg.Log.DB(), submit: h.cfg.Log.Submit}
+	a.stored = func(c *commit) { h.cfg.Stored(c.Commit, c.outcome().tasks) }
 	for _, step := range steps {
 		if id := step.Command.about(); id != nil {
 			a.about = append(a.about, *id)
@@ -121,7 +123,7 @@ type attempt struct {
 	print   []byte
 	from    events.Querier
 	submit  func(context.Context, *events.Commit, func(error)) error
-	stored  *events.Commit // what was appended
+	stored  func(*commit) // told of what was appended
 }
 
 // outcome is what was carried out: the task of each step as it left it.
@@ -150,9 +152,6 @@ func (a *attempt) do(ctx context.Context) (o *outcome, err error) {
 	if errors.Is(err, events.ErrConflict) {
 		a.metrics.alone.Inc()
 		o, err = a.alone(context.WithoutCancel(ctx))
-	}
-	if err == nil && a.stored != nil {
-		a.cfg.Stored(a.stored)
 	}
 	return o, err
 }
@@ -227,6 +226,8 @@ func (a *attempt) alone(ctx context.Context) (o *outcome, err error) {
 		return nil, err
 	}
 	defer release()
+	tell, appended := a.stored, (*commit)(nil)
+	a.stored = func(c *commit) { appended = c } // it is stored when Exclusively returns
 	err = a.cfg.Log.Exclusively(ctx, func(log *events.Exclusive) (err error) {
 		a.from, a.submit = log, log.Submit
 		a.streams.Drop(a.req.UserID)
@@ -239,6 +240,8 @@ func (a *attempt) alone(ctx context.Context) (o *outcome, err error) {
 	if err != nil {
 		a.streams.Drop(a.req.UserID) // it may hold what was not stored
 		o = nil
+	} else if appended != nil {
+		tell(appended)
 	}
 	if errors.Is(err, events.ErrConflict) {
 		err = errors.Join(ErrContended, err)
@@ -442,6 +445,7 @@ func (a *attempt) commit(ctx context.Context, s *stream, c *commit, release func
 	err := a.submit(ctx, c.Commit, func(err error) {
 		if err == nil {
 			s.settle(c)
+			a.stored(c)
 		}
 		close(tail)
 		outcome <- err
@@ -457,7 +461,6 @@ func (a *attempt) commit(ctx context.Context, s *stream, c *commit, release func
 		a.streams.Drop(a.req.UserID) // others were first, or whether it was stored is unknown
 		return nil, err
 	}
-	a.stored = c.Commit
 	return c.outcome(), nil
 }
 

@@ -30,7 +30,7 @@ func newProcess(t testing.TB, db *events.DB) *Handler {
 	t.Helper()
 	log := events.Open(db)
 	t.Cleanup(log.Close)
-	return NewHandler(Config{Log: log, Stored: func(*events.Commit) {}, Quota: 100, CacheBytes: 1 << 20})
+	return NewHandler(Config{Log: log, Stored: func(*events.Commit, []events.Task) {}, Quota: 100, CacheBytes: 1 << 20})
 }
 
 func do(t *testing.T, h *Handler, cmd Command) Result {
@@ -160,12 +160,39 @@ func TestAnAppendIsToldOf(t *testing.T) {
 	t.Parallel()
 	h := newProcess(t, newDB(t))
 	var told []int64
-	h.cfg.Stored = func(c *events.Commit) { told = append(told, c.Events[len(c.Events)-1].Position) }
+	h.cfg.Stored = func(c *events.Commit, _ []events.Task) { told = append(told, c.Events[len(c.Events)-1].Position) }
 	do(t, h, CreateTask{ID: idA, Title: "a"})
 	do(t, h, ReopenTask{idA}) // changes nothing
 	do(t, h, UpdateTask{ID: idA, Title: ptr("b"), Completed: ptr(true)})
 	if all := stored(t, h, "u"); !slices.Equal(told, []int64{all[0].Position, all[2].Position}) {
 		t.Errorf("told of %v", told)
+	}
+}
+
+// They hear of a user's appends in their order, and of the tasks as each append left them.
+func TestAppendsAreToldOfInOrder(t *testing.T) {
+	t.Parallel()
+	h := newProcess(t, newDB(t))
+	do(t, h, CreateTask{ID: idA, Title: "a"})
+	var told []events.Task
+	h.cfg.Stored = func(c *events.Commit, tasks []events.Task) {
+		if tasks[0].UpdatedAt != c.Events[0].RecordedAt || tasks[0].Version != c.Events[0].Seq {
+			t.Errorf("told of %+v after %+v", tasks[0], c.Events[0])
+		}
+		told = append(told, tasks...)
+	}
+	var work sync.WaitGroup
+	for range 50 {
+		work.Go(func() { do(t, h, ToggleTask{idA}) })
+	}
+	work.Wait()
+	for i, task := range told {
+		if task.Version != int64(i+2) || task.Completed != (i%2 == 0) {
+			t.Errorf("told of version %d as number %d", task.Version, i)
+		}
+	}
+	if len(told) != 50 {
+		t.Errorf("told of %d appends", len(told))
 	}
 }
 

@@ -8,10 +8,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Look is what a look at a stream's head tells: where the stream ends, and the generation of the read model.
+// Look is what a look at a stream's head tells: where the stream ends, the generation of the read model, and whether
+// that follows the stream no more.
 type Look struct {
 	Head
 	Generation int64
+	Parked     bool
 }
 
 // Head looks where the user's stream ends. All who ask while a look is under way share the next one, for many users in one statement: it
@@ -89,7 +91,8 @@ func (l *Log) look(k *look) {
 func (l *Log) readHeads(ctx context.Context, k *look) error {
 	return l.db.Query(ctx, `
 		SELECT u.user_id, coalesce(h.seq, 0), coalesce(h.position, 0), h.event_id,
-			(SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks')
+			(SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks'),
+			EXISTS (SELECT FROM {schema}.users p WHERE p.user_id = u.user_id AND p.parked_error IS NOT NULL)
 		FROM unnest($1::text[]) u(user_id)
 		LEFT JOIN LATERAL (
 			SELECT e.seq, e.position, e.event_id
@@ -104,7 +107,7 @@ func (l *Log) readHeads(ctx context.Context, k *look) error {
 				h    Look
 				id   *[16]byte
 			)
-			if err := rows.Scan(&user, &h.Seq, &h.Position, &id, &h.Generation); err != nil {
+			if err := rows.Scan(&user, &h.Seq, &h.Position, &id, &h.Generation, &h.Parked); err != nil {
 				return err
 			}
 			if id != nil {

@@ -13,6 +13,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Errors of Append.
@@ -110,8 +113,33 @@ type Commit struct {
 // pending is a commit on its way into the log.
 type pending struct {
 	*Commit
-	after uuid.UUID // where the stream must end before the batch: Commit.After, or that of the commit it is chained to
+	after uuid.UUID  // where the stream must end before the batch: Commit.After, or that of the commit it is chained to
+	span  trace.Span // of its append; nil where nobody traces
 	done  func(error)
+}
+
+// newPending begins the span of an append in the trace of ctx, if there is one.
+func newPending(ctx context.Context, c *Commit, done func(error)) *pending {
+	p := &pending{Commit: c, after: c.After, done: done}
+	if caller := trace.SpanFromContext(ctx); caller.IsRecording() {
+		_, p.span = caller.TracerProvider().Tracer("taskledger/events").Start(ctx, "append",
+			trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(attribute.Int("events", len(c.Events))))
+	}
+	return p
+}
+
+// settle tells the outcome.
+func (p *pending) settle(err error) {
+	if p.span != nil {
+		switch {
+		case errors.Is(err, ErrConflict):
+			p.span.SetAttributes(attribute.Bool("conflict", true))
+		case err != nil:
+			p.span.SetStatus(codes.Error, Cause(err))
+		}
+		p.span.End()
+	}
+	p.done(err)
 }
 
 // Append stores a commit. It returns ErrConflict or ErrClosed; after any other error it is unknown whether the events were stored. ctx
@@ -132,10 +160,14 @@ func (l *Log) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	if l.closed {
 		return ErrClosed
 	}
+	p := newPending(ctx, c, done)
 	select {
-	case l.queue <- &pending{Commit: c, after: c.After, done: done}:
+	case l.queue <- p:
 		return nil
 	case <-ctx.Done():
+		if p.span != nil {
+			p.span.End()
+		}
 		return ctx.Err()
 	}
 }
@@ -222,12 +254,12 @@ func (l *Log) flush(batch []*pending) {
 	for _, p := range batch {
 		switch {
 		case err != nil:
-			p.done(err)
+			p.settle(err)
 		case p.Events[0].Position == 0:
 			l.metrics.conflicts.Inc()
-			p.done(ErrConflict)
+			p.settle(ErrConflict)
 		default:
-			p.done(nil)
+			p.settle(nil)
 		}
 	}
 }
@@ -280,8 +312,9 @@ type Exclusive struct {
 
 // Submit is Log.Submit, but that done is called before it returns, and that the events are stored when the caller's do has returned. It
 // is called once.
-func (x *Exclusive) Submit(_ context.Context, c *Commit, done func(error)) error {
-	stored, err := x.log.publish(x.Tx, []*pending{{Commit: c, after: c.After}})
+func (x *Exclusive) Submit(ctx context.Context, c *Commit, done func(error)) error {
+	p := newPending(ctx, c, done)
+	stored, err := x.log.publish(x.Tx, []*pending{p})
 	if err == nil && stored.len() == 0 {
 		x.log.metrics.conflicts.Inc()
 		err = ErrConflict
@@ -289,6 +322,6 @@ func (x *Exclusive) Submit(_ context.Context, c *Commit, done func(error)) error
 	if err == nil {
 		x.stored = stored
 	}
-	done(err)
+	p.settle(err)
 	return nil
 }

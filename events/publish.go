@@ -179,6 +179,7 @@ func (x *executor) ExecContext(ctx context.Context, query string, args ...any) (
 func (x *executor) batch(commits []*pending) *Batch {
 	b := &Batch{Events: make([]Event, 0, len(x.rows))}
 	for _, c := range commits {
+		before := len(b.Events)
 		for i := range c.Events {
 			e, n := &c.Events[i], len(b.Events)
 			if n == len(x.rows) || x.rows[n].EventID != e.EventID {
@@ -188,6 +189,9 @@ func (x *executor) batch(commits []*pending) *Batch {
 			e.Position, e.RecordedAt = row.Position, row.RecordedAt.UTC()
 			b.From, b.To = row.Before, row.Position
 			b.Events = append(b.Events, *e)
+		}
+		if c.span != nil && len(b.Events) > before {
+			b.Appends = append(b.Appends, c.span)
 		}
 	}
 	return b

@@ -6,12 +6,16 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Batch is a stretch of the log: the events behind position From, through position To.
 type Batch struct {
 	From, To int64
 	Events   []Event
+	// Appends are the spans that its events were appended in, of those that are traced. The log does not store them: a
+	// batch that was read from it has those only that were handed over in memory.
+	Appends []trace.Span
 }
 
 func (b *Batch) len() int { return len(b.Events) }

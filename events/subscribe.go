@@ -335,7 +335,7 @@ func (s *Subscriber) handedOver(at *Checkpoint) (d *Delivery, lingering time.Dur
 		if d.len() > 0 && d.len()+b.len() > s.cfg.MaxEvents {
 			break
 		}
-		d.Events, d.To = append(d.Events, b.Events...), b.To
+		d.Events, d.Appends, d.To = append(d.Events, b.Events...), append(d.Appends, b.Appends...), b.To
 		s.queue, s.queued = s.queue[1:], s.queued-b.len()
 	}
 	if s.queued == 0 {
@@ -393,6 +393,9 @@ func (s *Subscriber) read(ctx context.Context) (*Delivery, *Checkpoint, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.queue) > 0 && s.queue[0].To <= max(d.From, d.To) {
+		if s.queue[0].To > d.From {
+			d.Appends = append(d.Appends, s.queue[0].Appends...)
+		}
 		s.queued -= s.queue[0].len()
 		s.queue = s.queue[1:]
 	}

@@ -32,8 +32,9 @@ func tcpOf(r *http.Request) *net.TCPConn {
 type conn struct {
 	net.Conn
 	refuse  func(plain []byte) []byte
-	begun   atomic.Bool // something has come that is not answered yet
-	handled bool        // the request that came last has reached our handler; of the connection's own goroutine
+	begun   atomic.Bool   // something has come that is not answered yet
+	handled bool          // the request that came last has reached our handler; of the connection's own goroutine
+	held    *bytes.Buffer // nil unless what is written is gathered; of the same goroutine
 }
 
 // listener accepts connections as conns.
@@ -62,13 +63,42 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // Write implements net.Conn. What is written before a request has reached our handler is net/http's own.
 func (c *conn) Write(p []byte) (int, error) {
-	if c.handled {
+	switch {
+	case c.held != nil:
+		return c.held.Write(p)
+	case c.handled:
 		return c.Conn.Write(p)
 	}
 	if _, err := c.Conn.Write(c.refuse(p)); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// httpBuffer is the size of net/http's buffer in front of a connection: an answer over that comes in several writes.
+const httpBuffer = 4 << 10
+
+var heldBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// inOneWrite sends all that answer writes in one go, which costs half as much here and at the client.
+func inOneWrite(w http.ResponseWriter, r *http.Request, answer func() error) error {
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		return answer()
+	}
+	held := heldBuffers.Get().(*bytes.Buffer)
+	held.Reset()
+	defer heldBuffers.Put(held)
+	c.held = held
+	defer func() { c.held = nil }()
+	if err := answer(); err != nil {
+		return err
+	}
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		return err
+	}
+	_, err := c.Conn.Write(held.Bytes())
+	return err
 }
 
 // CloseWrite lets net/http end an answer while the client still sends.

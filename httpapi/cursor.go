@@ -5,12 +5,12 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	"github.com/labstack/echo/v4"
 
 	"taskledger/events"
 	"taskledger/query"
@@ -87,13 +87,13 @@ func decodeCursor(s string) (*cursor, bool) {
 }
 
 // setNext links to the next page (RFC 8288): the same request with the cursor in place of the one it had.
-func setNext(w http.ResponseWriter, r *http.Request, next cursor) error {
+func setNext(c echo.Context, values url.Values, next cursor) error {
 	encoded, err := next.encode()
 	if err != nil {
 		return err
 	}
-	values := r.URL.Query()
 	values.Set("cursor", encoded)
-	w.Header().Set("Link", `<`+strings.TrimSuffix(r.URL.EscapedPath(), "/")+"?"+values.Encode()+`>; rel="next"`)
+	path := strings.TrimSuffix(c.Request().URL.EscapedPath(), "/")
+	c.Response().Header().Set("Link", `<`+path+"?"+values.Encode()+`>; rel="next"`)
 	return nil
 }

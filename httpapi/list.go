@@ -51,7 +51,7 @@ func (s *Server) list(read func(in *input, c echo.Context, values url.Values) li
 			answer = s.queries.TaskHistory
 		}
 		a, err := answer(c.Request().Context(), ask, p.Listing)
-		return s.sendList(c, a, err, p)
+		return s.sendList(c, a, err, p, values)
 	}
 }
 
@@ -73,7 +73,7 @@ func (s *Server) streamList(c echo.Context, p page) func(query.Head) io.Writer {
 	}
 }
 
-func (s *Server) sendList(c echo.Context, a query.Answer, err error, p page) error {
+func (s *Server) sendList(c echo.Context, a query.Answer, err error, p page, values url.Values) error {
 	switch {
 	case c.Response().Committed && err != nil:
 		panic(http.ErrAbortHandler) // what was sent must not look whole
@@ -90,7 +90,7 @@ func (s *Server) sendList(c echo.Context, a query.Answer, err error, p page) err
 		return c.NoContent(http.StatusNotModified)
 	}
 	if a.Next != nil {
-		if err := setNext(c.Response(), c.Request(), cursor{Query: p.digest(), Place: *a.Next}); err != nil {
+		if err := setNext(c, values, cursor{Query: p.digest(), Place: *a.Next}); err != nil {
 			return err
 		}
 	}
@@ -99,7 +99,11 @@ func (s *Server) sendList(c echo.Context, a query.Answer, err error, p page) err
 
 func sendBody(c echo.Context, status int, body []byte) error {
 	c.Response().Header().Set("Content-Length", strconv.Itoa(len(body)))
-	return c.Blob(status, "application/json", body)
+	send := func() error { return c.Blob(status, "application/json", body) }
+	if len(body) < httpBuffer/2 || len(body) > 16*httpBuffer {
+		return send()
+	}
+	return inOneWrite(c.Response(), c.Request(), send)
 }
 
 func (s *Server) tasks(in *input, _ echo.Context, values url.Values) listing {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"taskledger/command"
 	"taskledger/httpapi/auth"
@@ -23,6 +24,8 @@ type Config struct {
 	Queries  *query.Reader
 	Auth     *auth.Authenticator
 	Log      *slog.Logger
+	// Tracer has a span made of each request under /api; nil is nobody.
+	Tracer trace.Tracer
 	// Metrics is where the requests are counted.
 	Metrics prometheus.Registerer
 	// Ready tells whether the service can do its work now; nil means it can. The error is logged, never shown.
@@ -45,6 +48,7 @@ type Server struct {
 	queries  *query.Reader
 	auth     *auth.Authenticator
 	log      *slog.Logger
+	tracer   trace.Tracer
 	ready    func(ctx context.Context) error
 	watch    func(user string, announce func(seq int64)) (leave func())
 	version  string
@@ -76,6 +80,7 @@ func New(cfg Config) *Server {
 		queries:  cfg.Queries,
 		auth:     cfg.Auth,
 		log:      cfg.Log,
+		tracer:   cfg.Tracer,
 		ready:    cfg.Ready,
 		watch:    cfg.Watch,
 		version:  cfg.Version,

@@ -13,6 +13,9 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"taskledger/events"
 )
@@ -57,10 +60,12 @@ func (f *follower) handle(m *message.Message) (err error) {
 	if err != nil {
 		return err
 	}
+	ctx, span := f.startSpan(m.Context(), d)
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("panic: %T at %s", r, debug.Stack())
 		}
+		endSpan(span, err)
 		if err != nil {
 			f.forget()
 		}
@@ -68,7 +73,33 @@ func (f *follower) handle(m *message.Message) (err error) {
 			f.report(err)
 		}
 	}()
-	return f.apply(m.Context(), d)
+	return f.apply(ctx, d)
+}
+
+// startSpan begins the span of a batch: in the trace of the first append that is traced, and with a link to each. Where
+// none is, there is no span.
+func (f *follower) startSpan(ctx context.Context, d *events.Delivery) (context.Context, trace.Span) {
+	if len(d.Appends) == 0 {
+		return ctx, trace.SpanFromContext(ctx)
+	}
+	links := make([]trace.Link, len(d.Appends))
+	for i, span := range d.Appends {
+		links[i].SpanContext = span.SpanContext()
+	}
+	first := d.Appends[0]
+	return first.TracerProvider().Tracer("taskledger/projections").Start(trace.ContextWithSpan(ctx, first), "project",
+		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithLinks(links...),
+		trace.WithAttributes(attribute.String("projection", f.checkpoint), attribute.Int("events", len(d.Events))))
+}
+
+func endSpan(span trace.Span, err error) {
+	switch {
+	case errors.Is(err, errOvertaken):
+		span.SetAttributes(attribute.Bool("overtaken", true))
+	case err != nil:
+		span.SetStatus(codes.Error, events.Cause(err))
+	}
+	span.End()
 }
 
 // forget drops what is remembered of earlier batches.
@@ -172,7 +203,7 @@ func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string
 	}
 	f.last = &d.Events[len(d.Events)-1]
 	f.metrics.written(d.Events, time.Since(began))
-	f.progress.confirm(d.To)
+	f.progress.confirm(d.To, trace.SpanContextFromContext(ctx))
 	f.shown(d)
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"go.opentelemetry.io/otel/trace"
 
 	"taskledger/events"
 )
@@ -80,7 +81,7 @@ func (r *rebuild) run(ctx context.Context) error {
 		return err
 	}
 	r.follower = newFollower(newReadModel(), Name+suffix, newTables{r.db}, slog.New(slog.DiscardHandler), nil)
-	r.follower.progress.confirm(position)
+	r.follower.progress.confirm(position, trace.SpanContext{})
 	if err := r.catchUp(ctx, r.db); err != nil {
 		return err
 	}
@@ -198,7 +199,7 @@ func (r *rebuild) swap(ctx context.Context) error {
 		if !isLockTimeout(err) {
 			break
 		}
-		r.follower.progress.confirm(0) // what the transaction had applied is undone
+		r.follower.progress.confirm(0, trace.SpanContext{}) // what the transaction had applied is undone
 		if err := r.resume(ctx, r.db); err != nil {
 			return err
 		}
@@ -218,7 +219,7 @@ func (r *rebuild) resume(ctx context.Context, q events.Querier) error {
 	var position int64
 	_, err := events.One(ctx, q, `SELECT position FROM {schema}.checkpoints WHERE projection = $1`, []any{Name + suffix}, &position)
 	r.follower.forget()
-	r.follower.progress.confirm(position)
+	r.follower.progress.confirm(position, trace.SpanContext{})
 	return err
 }
 

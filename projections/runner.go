@@ -10,6 +10,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
+	"go.opentelemetry.io/otel/trace"
 
 	"taskledger/events"
 )
@@ -49,12 +50,12 @@ func newRunner(log *events.Log, logger *slog.Logger, metrics *Metrics, projectio
 		metrics: metrics, active: make(chan struct{}, 1)}
 	for i, p := range projections {
 		f := newFollower(p, p.name(), log.DB(), logger.With("projection", p.name()), metrics)
-		confirm := func(c events.Checkpoint) { f.progress.confirm(c.Position) }
+		confirm := func(c events.Checkpoint) { f.progress.confirm(c.Position, trace.SpanContext{}) }
 		if i == 0 {
 			f.shown = r.shown
 			f.parked = r.surveyNow
 			confirm = func(c events.Checkpoint) {
-				f.progress.confirm(c.Position)
+				f.progress.confirm(c.Position, trace.SpanContext{})
 				r.watch.moved(c.Position)
 				r.confirmed(c.Generation)
 			}

@@ -32,7 +32,7 @@ type Export struct {
 func (r *Reader) Export(ctx context.Context, ask Ask) (Answer, *Export, error) {
 	a, err := r.answer(ctx, ask, question{
 		key:  "export",
-		text: statement(`1`, ``),
+		sql:  func() (string, []any) { return statement(`1`, ``), nil },
 		read: func(pgx.Rows, state, *Answer, *writer) error { return nil },
 	})
 	return a, &Export{r: r, user: ask.UserID, through: a.Seq}, err

@@ -103,9 +103,10 @@ func (k *keptAnswers) drop(key string) {
 
 func size(key string, a *Answer) int { return len(key) + len(a.Body) + 256 }
 
-// Wrote tells that this process has appended to a user's stream: a read can wait for that before it asks. Of the answers kept for the
-// user only those about other tasks are still good.
-func (r *Reader) Wrote(c *events.Commit) {
+// Wrote tells that this process has appended to a user's stream, and how that left its tasks: a read can wait for that
+// before it asks. Of the answers kept for the user those about tasks are still good, or are known anew: the read model
+// will have the same fold.
+func (r *Reader) Wrote(c *events.Commit, tasks []events.Task) {
 	last := &c.Events[len(c.Events)-1]
 	k := &r.kept
 	k.mu.Lock()
@@ -114,7 +115,7 @@ func (r *Reader) Wrote(c *events.Commit) {
 	if !ok {
 		u = &keptUser{}
 	}
-	u.follow(c)
+	u.follow(c, tasks)
 	u.written = last.Position
 	k.users.Put(last.UserID, u, u.tasks.bytes)
 	for wake := range k.waits[last.UserID] {
@@ -125,18 +126,27 @@ func (r *Reader) Wrote(c *events.Commit) {
 	}
 }
 
-// follow takes the answers on to the end of a commit, if that joins on to them.
-func (u *keptUser) follow(c *events.Commit) {
+// follow takes the answers on to the end of a commit. Those that it does not join on to are good for nothing any more.
+func (u *keptUser) follow(c *events.Commit, tasks []events.Task) {
 	u.others = keptAnswers{}
 	if u.head.Stale || u.head.EventID != c.After || u.head.Generation != c.Generation {
 		u.tasks = keptAnswers{}
-		return
+	}
+	if u.head == (Head{}) {
+		return // the user reads nothing
 	}
 	for i := range c.Events {
 		u.tasks.drop(keyOfTask(c.Events[i].TaskID))
 	}
+	for i := range tasks {
+		if t := &tasks[i]; t.Live() {
+			u.tasks.put(keyOfTask(t.ID), &Answer{Body: t.AppendJSON(nil), Version: t.Version})
+		} else {
+			u.tasks.drop(keyOfTask(t.ID))
+		}
+	}
 	last := &c.Events[len(c.Events)-1]
-	u.head.Seq, u.head.EventID = last.Seq, last.EventID
+	u.head = Head{Seq: last.Seq, EventID: last.EventID, Generation: c.Generation}
 }
 
 // wait returns a channel that gets a value when this process writes for the user, until leave is called.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -70,13 +71,26 @@ type Listing struct {
 	name string
 }
 
+// usualNames are the names of TaskFilters of nothing but words, by filter: those are few, and asked for most.
+var usualNames sync.Map
+
 // NewListing returns a listing without a page; it fails for a filter with a text that is not UTF-8.
 func NewListing(f Filter) (Listing, error) {
+	t, usual := f.(TaskFilter)
+	if usual = usual && t == (TaskFilter{Status: t.Status, Sort: t.Sort, Order: t.Order}); usual {
+		if name, known := usualNames.Load(t); known {
+			return Listing{Filter: f, name: name.(string)}, nil
+		}
+	}
 	text, err := json.Marshal(f, json.Deterministic(true))
 	if err != nil {
 		return Listing{}, fmt.Errorf("name a list: %w", err)
 	}
-	return Listing{Filter: f, name: f.list() + string(text)}, nil
+	l := Listing{Filter: f, name: f.list() + string(text)}
+	if usual {
+		usualNames.Store(t, l.name)
+	}
+	return l, nil
 }
 
 // Name tells the list from all others of a user, whatever the page.
@@ -109,11 +123,12 @@ func (r *Reader) List(ctx context.Context, ask Ask, l Listing) (Answer, error) {
 			return a, err
 		}
 	}
-	columns, from, args := l.sql(l.Page)
 	return r.answer(ctx, ask, question{
-		key:  l.key(),
-		text: statement(columns, from),
-		args: args,
+		key: l.key(),
+		sql: func() (string, []any) {
+			columns, from, args := l.sql(l.Page)
+			return statement(columns, from), args
+		},
 		read: func(rows pgx.Rows, st state, a *Answer, w *writer) error { return l.read(rows, st, l.Page, a, w) },
 	})
 }

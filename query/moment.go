@@ -98,7 +98,7 @@ func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
 	}
 	q.add(`
 	) x ON true`)
-	return `m.future, x.task_id, x.*`, q.text, q.args
+	return `m.future, x.task_id, x.*`, string(q.text), q.args
 }
 
 // placed is a task with its place in a list.
@@ -195,9 +195,10 @@ func (r *Reader) taskAsOf(ctx context.Context, ask Ask, id uuid.UUID, m Moment) 
 		LIMIT 1
 	) x ON true`)
 	return r.answer(ctx, ask, question{
-		key:  fmt.Sprintf("as of %[2]d %[3]d: task %[1]s", id, m.Seq, m.Time.UnixNano()),
-		text: statement(`m.future, x.task_id, x.*`, q.text),
-		args: append([]any{[16]byte(id)}, q.args...),
+		key: fmt.Sprintf("as of %[2]d %[3]d: task %[1]s", id, m.Seq, m.Time.UnixNano()),
+		sql: func() (string, []any) {
+			return statement(`m.future, x.task_id, x.*`, string(q.text)), append([]any{[16]byte(id)}, q.args...)
+		},
 		read: func(rows pgx.Rows, st state, a *Answer, w *writer) error {
 			err := ErrNotFound
 			visitErr := TaskFilter{AsOf: &m}.visitAsOf(rows, st, func(t events.Task) {

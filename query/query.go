@@ -1,5 +1,6 @@
 // Package query answers from the read model, and from nothing else; of the log it only looks where a user's stream ends, to know that an
-// answer shows all of it. A question is one statement in one round trip. Answers are kept, and given again after a look at that end.
+// answer shows all of it. A question is one statement in one round trip. Answers are kept, and given again after a look at that end; those
+// about tasks are taken on with each append of this process, by the fold that the read model will have.
 package query
 
 import (
@@ -11,6 +12,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"taskledger/events"
 )
@@ -108,9 +111,9 @@ type Ask struct {
 
 // question is one statement, and how to read its answer. Answers under the same key are the same as long as the head is.
 type question struct {
-	key  string
-	text string
-	args []any // behind the user
+	key string
+	// sql is the statement, and its arguments behind the user. Who gets a kept answer needs none.
+	sql  func() (text string, args []any)
 	read func(rows pgx.Rows, st state, a *Answer, w *writer) error
 }
 
@@ -196,7 +199,11 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 			return Answer{}, err
 		}
 		head := Head{Seq: look.Seq, EventID: look.EventID, Generation: look.Generation}
+		if kept != nil && kept.Head != head { // it may have been taken on since
+			kept, written = r.kept.get(ask.UserID, q.key)
+		}
 		switch {
+		case look.Parked: // what was appended is not shown
 		case ask.Has != nil && ask.Has(head):
 			r.metrics.unchanged.Inc()
 			return Answer{Head: head, Unchanged: true}, nil
@@ -220,10 +227,12 @@ func (r *Reader) ask(ctx context.Context, ask Ask, q question, written int64, de
 	if written > r.model.Shown() {
 		r.awaitWritten(ctx, ask.UserID, written, mark, deadline)
 	}
+	text, args := q.sql()
+	args = append([]any{ask.UserID}, args...)
 	var began events.Look // where the stream ended, by the first statement
 	for shown := false; ; {
 		mark = r.model.Mark()
-		a, end, err := r.askOnce(ctx, ask, q, began.Seq, time.Now().After(deadline))
+		a, end, err := r.askOnce(ctx, ask, q, text, args, began.Seq, time.Now().After(deadline))
 		switch {
 		case errors.Is(err, errBehind):
 			if began.Seq == 0 {
@@ -262,6 +271,14 @@ func (r *Reader) awaitWritten(ctx context.Context, user string, written int64, m
 func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadline time.Time) (shown bool) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
+	if reading := trace.SpanFromContext(ctx); reading.IsRecording() {
+		var span trace.Span
+		ctx, span = reading.TracerProvider().Tracer("taskledger/query").Start(ctx, "wait for the read model")
+		defer func() {
+			span.SetAttributes(attribute.Bool("shown", shown))
+			span.End()
+		}()
+	}
 	began := time.Now()
 	err := r.model.Await(ctx, position, mark)
 	r.metrics.waits.Observe(time.Since(began).Seconds())
@@ -271,11 +288,11 @@ func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadlin
 // askOnce runs the statement, and tells where the stream ended. Unless it is the last try, an answer that does not show what was there when
 // the read began, 0 = now, is errBehind.
 func (r *Reader) askOnce(
-	ctx context.Context, ask Ask, q question, began int64, last bool,
+	ctx context.Context, ask Ask, q question, text string, args []any, began int64, last bool,
 ) (a Answer, end events.Look, err error) {
 	w := &writer{}
 	var st state
-	err = r.db.Query(ctx, q.text, append([]any{ask.UserID}, q.args...), func(rows pgx.Rows) (err error) {
+	err = r.db.Query(ctx, text, args, func(rows pgx.Rows) (err error) {
 		if !rows.Next() {
 			return errors.Join(rows.Err(), errNoRow)
 		}
@@ -354,6 +371,14 @@ const taskKey = "task "
 
 func keyOfTask(id uuid.UUID) string { return taskKey + string(id[:]) }
 
+var findTask = statement(`t.body, t.version`, `
+	LEFT JOIN LATERAL (
+		SELECT t.body, t.version
+		FROM {schema}.tasks t
+		WHERE t.user_id = s.user_id AND t.id = $2 AND t.deleted_at IS NULL
+		LIMIT 1
+	) t ON true`)
+
 // Task finds one live task of the user, as it is or, if asOf is not nil, as it was. The answer's Head is known when ErrNotFound or ErrFuture is
 // returned too.
 func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) (Answer, error) {
@@ -362,14 +387,7 @@ func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) 
 	}
 	return r.answer(ctx, ask, question{
 		key: keyOfTask(id),
-		text: statement(`t.body, t.version`, `
-			LEFT JOIN LATERAL (
-				SELECT t.body, t.version
-				FROM {schema}.tasks t
-				WHERE t.user_id = s.user_id AND t.id = $2 AND t.deleted_at IS NULL
-				LIMIT 1
-			) t ON true`),
-		args: []any{[16]byte(id)},
+		sql: func() (string, []any) { return findTask, []any{[16]byte(id)} },
 		read: func(rows pgx.Rows, _ state, a *Answer, w *writer) error {
 			var version *int64
 			if err := rows.Scan(places(&w.body, &version)...); err != nil {

@@ -108,7 +108,7 @@ func (f *fixture) head(user string, n int) {
 
 // wrote says that this process wrote an event, behind another one than is known.
 func (f *fixture) wrote(user string, position int64) {
-	f.Wrote(&events.Commit{Events: []events.Event{{UserID: user, Position: position}}})
+	f.Wrote(&events.Commit{Events: []events.Event{{UserID: user, Position: position}}}, nil)
 }
 
 // value is the one value that a query gives.
@@ -422,7 +422,7 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 			c.Events = append(c.Events, e)
 		}
 		f.exec(`UPDATE {schema}.users SET seq = $1 WHERE user_id = 'u'`, seq)
-		f.Wrote(c)
+		f.Wrote(c, nil)
 	}
 	expect("nothing was asked before")
 	expect("nothing has happened", "a", "b", "list")
@@ -438,6 +438,59 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 	f.head("u", seq)
 	f.exec(`UPDATE {schema}.users SET seq = $1 WHERE user_id = 'u'`, seq)
 	expect("another process has written")
+}
+
+// What this process writes of a task is what a read of it answers, though the read model does not show it yet; but a
+// parked user gets what the read model shows.
+func TestAWrittenTaskIsAnswered(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(10)
+	id := value[uuid.UUID](f, `SELECT id FROM {schema}.tasks WHERE user_id = 'u' AND version = 1`)
+	task := events.Task{UserID: "u", ID: id, Version: 11, Title: "written"}
+	read := func() (Answer, error) { return f.Task(t.Context(), Ask{UserID: "u"}, id, nil) }
+	before, err := read()
+	if err != nil || before.Version != 1 {
+		t.Fatalf("%+v, %v", before, err)
+	}
+	write := func(after uuid.UUID) uuid.UUID {
+		t.Helper()
+		f.head("u", int(task.Version))
+		e := events.Event{UserID: "u", Seq: task.Version, TaskID: id}
+		e.EventID = value[uuid.UUID](f, `SELECT event_id FROM {schema}.task_events WHERE user_id = 'u' AND seq = $1`, e.Seq)
+		f.Wrote(&events.Commit{After: after, Generation: before.Generation, Events: []events.Event{e}}, []events.Task{task})
+		return e.EventID
+	}
+	expect := func(why string) {
+		t.Helper()
+		a, err := read()
+		want := string(task.AppendJSON(nil))
+		if err != nil || a.Stale || a.Seq != task.Version || a.Version != task.Version || string(a.Body) != want {
+			t.Errorf("%s: %+v %s, %v", why, a.Head, a.Body, err)
+		}
+	}
+	write(before.EventID)
+	expect("behind what was read")
+	task.Version = 12
+	last := write(uuid.New())
+	expect("behind something else")
+	f.exec(`UPDATE {schema}.users SET parked_error = 'x', parked_at = now() WHERE user_id = 'u'`)
+	for _, has := range []func(Head) bool{nil, func(h Head) bool { return h.EventID == last }} {
+		a, err := f.Task(t.Context(), Ask{UserID: "u", Has: has}, id, nil)
+		if err != nil || a.Unchanged || !a.Stale || a.Version != 1 {
+			t.Errorf("parked: %+v %s, %v", a, a.Body, err)
+		}
+	}
+	f.exec(`UPDATE {schema}.users SET parked_error = NULL, parked_at = NULL WHERE user_id = 'u'`)
+	expect("parked no more")
+	deleted := time.Now()
+	task.Version, task.DeletedAt = 13, &deleted
+	write(last)
+	f.exec(`UPDATE {schema}.users SET seq = 13 WHERE user_id = 'u'`)
+	f.exec(`UPDATE {schema}.tasks SET deleted_at = now() WHERE id = $1`, id)
+	if a, err := read(); !errors.Is(err, ErrNotFound) || a.Seq != 13 {
+		t.Errorf("deleted: %+v, %v", a, err)
+	}
 }
 
 // Who has the answer gets none: a look at the end of the stream tells.

@@ -48,9 +48,10 @@ const changedSince = `
 // ErrFuture: the user's stream has not come to that seq.
 func (r *Reader) Sync(ctx context.Context, ask Ask, since int64, limit int) (Answer, error) {
 	return r.answer(ctx, ask, question{
-		key:  fmt.Sprintf("sync %d %d", since, limit),
-		text: statement(`coalesce(b.reset, false), x.version, x.id, x.body`, changedSince),
-		args: []any{since, limit + 1},
+		key: fmt.Sprintf("sync %d %d", since, limit),
+		sql: func() (string, []any) {
+			return statement(`coalesce(b.reset, false), x.version, x.id, x.body`, changedSince), []any{since, limit + 1}
+		},
 		read: func(rows pgx.Rows, st state, a *Answer, w *writer) error {
 			if since > max(st.shown, st.end.Seq) {
 				return ErrFuture
@@ -119,9 +120,8 @@ func (r *Reader) Link(ctx context.Context, ask Ask, seq *int64) (Answer, error) 
 		key = fmt.Sprintf("link %d", *seq)
 	}
 	return r.answer(ctx, ask, question{
-		key:  key,
-		text: statement(`x.recorded_at, x.hash`, linkAt),
-		args: []any{seq},
+		key: key,
+		sql: func() (string, []any) { return statement(`x.recorded_at, x.hash`, linkAt), []any{seq} },
 		read: func(rows pgx.Rows, st state, _ *Answer, w *writer) error {
 			var (
 				at   *time.Time

@@ -1,8 +1,6 @@
 package query
 
 import (
-	"fmt"
-
 	"github.com/jackc/pgx/v5"
 
 	"taskledger/events"
@@ -37,13 +35,17 @@ type TaskFilter struct {
 	AsOf   *Moment `json:",omitzero"` // nil = now
 }
 
+var sortColumns = map[Sort]string{
+	SortCreatedAt: "t.created_at", SortTitle: "t.title_key", SortUpdatedAt: "t.updated_at",
+}
+
 func (f TaskFilter) list() string { return "tasks" }
 
 func (f TaskFilter) sql(page Page) (columns, from string, args []any) {
 	if f.AsOf != nil {
 		return f.sqlAsOf()
 	}
-	column := map[Sort]string{SortCreatedAt: "t.created_at", SortTitle: "t.title_key", SortUpdatedAt: "t.updated_at"}[f.Sort]
+	column := sortColumns[f.Sort]
 	q := clauses{next: 2}
 	q.add(`
 			SELECT t.body AS items
@@ -65,7 +67,7 @@ func (f TaskFilter) sql(page Page) (columns, from string, args []any) {
 		}
 		q.add(` AND (`+column+`, t.id) `+f.Order.beyond()+` ($?, $?)`, value, page.After.ID)
 	}
-	q.add(fmt.Sprintf(` ORDER BY %s %s, t.id %s`, column, f.Order.sql(), f.Order.sql()))
+	q.add(` ORDER BY ` + column + ` ` + f.Order.sql() + `, t.id ` + f.Order.sql())
 	q.limit(page)
 	q.gather(page)
 	return `x.items`, q.lateral(), q.args

@@ -40,6 +40,8 @@ type settings struct {
 	RateLimitBurst  int     `env:"RATE_LIMIT_BURST" default:"100" group:"Limits" help:"Requests that a user may make at once; 0 is no limit."`
 	MaxTasksPerUser int     `env:"MAX_TASKS_PER_USER" default:"10000" group:"Limits" help:"Live tasks that a user may have."`
 
+	OTLPEndpoint string `name:"otel-exporter-otlp-endpoint" env:"OTEL_EXPORTER_OTLP_ENDPOINT" placeholder:"URL" group:"Tracing" help:"The OpenTelemetry collector that traces are sent to, over OTLP/HTTP; without it nobody traces. The other OTEL_ variables are those of its SDK."`
+
 	LogLevel  string `env:"LOG_LEVEL" default:"info" group:"Logging" help:"The least that is logged: debug, info, warn or error."`
 	LogFormat string `env:"LOG_FORMAT" default:"text" group:"Logging" help:"How it is logged: text or json."`
 }
@@ -66,6 +68,9 @@ func (s *settings) check() error {
 	}
 	if s.LogFormat != "text" && s.LogFormat != "json" {
 		return fmt.Errorf("LOG_FORMAT must be text or json, not %q", s.LogFormat)
+	}
+	if s.OTLPEndpoint != "" && !isWebURL(s.OTLPEndpoint) {
+		return errors.New("OTEL_EXPORTER_OTLP_ENDPOINT must be a URL that begins with http:// or https://")
 	}
 	return first(s.checkHTTP, s.checkLimits, s.checkDatabases, s.checkLogin)
 }

@@ -58,7 +58,7 @@ func (c *eraseCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, std
 		}
 	}
 	handler := command.NewHandler(command.Config{
-		Log: ledger, Stored: func(*events.Commit) {}, Quota: cfg.MaxTasksPerUser, CacheBytes: streamCache,
+		Log: ledger, Stored: func(*events.Commit, []events.Task) {}, Quota: cfg.MaxTasksPerUser, CacheBytes: streamCache,
 	})
 	result, err := handler.Erase(ctx, command.Request{UserID: c.User, Actor: operator, RequestID: uuid.NewString()})
 	if err != nil {

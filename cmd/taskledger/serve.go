@@ -141,6 +141,7 @@ type app struct {
 	runner *projections.Runner
 	events *events.Log
 	auth   *auth.Authenticator
+	traces *tracing
 	server *httpapi.Server
 	admin  *http.Server
 	sample func(context.Context) // keeps what the page for operators plots
@@ -204,11 +205,15 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		CacheBytes: streamCache,
 	})
 	commands.RegisterMetrics(registry)
+	if a.traces, err = startTracing(ctx, cfg, log); err != nil {
+		return nil, err
+	}
 	a.server = httpapi.New(httpapi.Config{
 		Commands:  commands,
 		Queries:   queries,
 		Auth:      a.auth,
 		Log:       log,
+		Tracer:    a.traces.tracer(),
 		Metrics:   registry,
 		Ready:     a.ready,
 		Watch:     a.runner.Watch,
@@ -358,6 +363,7 @@ func (a *app) serveAdmin(ctx context.Context, l net.Listener) error {
 func (a *app) close() {
 	a.auth.Close()
 	a.events.Close()
+	a.traces.close()
 	a.closePools()
 }
 
