@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -37,6 +38,9 @@ func (s *Server) link(c echo.Context, caller auth.Caller) error {
 		return err
 	}
 	a, err := s.queries.Link(c.Request().Context(), ask, seq)
+	if errors.Is(err, query.ErrNotFound) {
+		err = newProblem(http.StatusNotFound, "not_found", "the event was erased, or can't be shown yet")
+	}
 	return s.sendObject(c, a, err, "seq", "link "+values.Get("seq"))
 }
 

@@ -34,6 +34,23 @@ type specAnswer struct {
 	raw          string
 }
 
+// Only what is read of the caller's events can be waited for.
+func TestOpenAPIHasMinVersionForReads(t *testing.T) {
+	t.Parallel()
+	for path, item := range newSpecChecker(t).paths {
+		if item.Get == nil {
+			continue
+		}
+		has := false
+		for _, parameter := range item.Get.Parameters {
+			has = has || parameter.Name == "min_version"
+		}
+		if want := strings.HasPrefix(path, "/api/"); has != want {
+			t.Errorf("GET %s: min_version %t, want %t", path, has, want)
+		}
+	}
+}
+
 func (a specAnswer) problems(t *testing.T) []string {
 	t.Helper()
 	body := []byte(a.raw)

@@ -237,6 +237,7 @@ func (in *input) lastEventID(r *http.Request) (seq int64, ok bool) {
 func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	var in input
 	after, given := in.lastEventID(c.Request())
+	ask := s.ask(&in, caller, in.values(c.Request()))
 	if err := in.problem(); err != nil {
 		return err
 	}
@@ -254,7 +255,7 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	defer leave()
 	defer st.end()
 	defer s.watch(caller.UserID, st.announce)() // before the look at what is there, or what happens in between is missed
-	head, last, err := s.beginning(c, caller, after, given)
+	head, last, err := s.beginning(c, ask, after, given)
 	if err != nil {
 		return err
 	}
@@ -281,8 +282,8 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 }
 
 // beginning is where a stream begins: now, or behind the event that the reader had last, which must be there.
-func (s *Server) beginning(c echo.Context, caller auth.Caller, after int64, given bool) (head, last int64, err error) {
-	head, err = s.queries.End(c.Request().Context(), caller.UserID)
+func (s *Server) beginning(c echo.Context, ask query.Ask, after int64, given bool) (head, last int64, err error) {
+	head, err = s.queries.End(c.Request().Context(), ask)
 	switch {
 	case err != nil || !given:
 		return head, head, err
@@ -331,7 +332,7 @@ func (s *Server) sendNext(ctx context.Context, caller auth.Caller, st *stream) e
 	changes, err := s.queries.Changes(looking, caller.UserID, st.last, streamPage)
 	if err == nil && len(changes) == 0 {
 		var end int64
-		if end, err = s.queries.End(looking, caller.UserID); err == nil && end < st.last {
+		if end, err = s.queries.End(looking, query.Ask{UserID: caller.UserID}); err == nil && end < st.last {
 			return errLost
 		}
 	}

@@ -247,6 +247,10 @@ func TestLastEventID(t *testing.T) {
 	live := s.listen("u", "1")
 	s.titled("u", "b")
 	live.want(2)
+	for _, wrong := range []string{"", "-1", "x"} {
+		s.refused(422, "validation_error", call{method: "GET", path: "/api/events?min_version=" + wrong, user: "u"})
+	}
+	s.refused(503, "not_yet_consistent", call{method: "GET", path: "/api/events?min_version=3", user: "u"})
 	if a := s.want(405, call{method: "HEAD", path: "/api/events", user: "u"}); a.Header.Get("Allow") == "" {
 		t.Errorf("HEAD: %v", a.Header)
 	}

@@ -355,9 +355,14 @@ func (w *writer) end() error {
 	return err
 }
 
-// End is the seq at which the user's stream ends, 0 without any event.
-func (r *Reader) End(ctx context.Context, user string) (int64, error) {
-	look, err := r.log.Head(ctx, user)
+// End is the seq at which the user's stream ends, 0 without any event. Of the Ask, it heeds UserID and MinVersion.
+func (r *Reader) End(ctx context.Context, ask Ask) (int64, error) {
+	if ask.MinVersion > 0 {
+		if err := r.awaitVersion(ctx, ask, time.Now().Add(patience)); err != nil {
+			return 0, err
+		}
+	}
+	look, err := r.log.Head(ctx, ask.UserID)
 	return look.Seq, err
 }
 
