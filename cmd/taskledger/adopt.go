@@ -19,6 +19,7 @@ import (
 
 	"taskledger/command"
 	"taskledger/events"
+	"taskledger/migrations"
 	"taskledger/projections"
 )
 
@@ -42,12 +43,20 @@ type adoptCmd struct {
 
 // Run exits with 0 when every row that can be taken over is, by this run or one before.
 func (c *adoptCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) (err error) {
-	db, err := openMigrated(ctx, cfg, log)
+	db, err := openShared(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
 	old, err := c.find(ctx, db)
+	if err != nil {
+		return err
+	}
+	if c.DryRun {
+		err = migrations.Check(ctx, db.ledger.Pool(), db.schema)
+	} else {
+		err = db.migrate(ctx, log)
+	}
 	if err != nil {
 		return err
 	}

@@ -378,8 +378,12 @@ func TestAdoptWithNothingToTakeOver(t *testing.T) {
 	s.refuse("public.task has no rows")
 	s.refuse("public.task has no rows", "--dry-run")
 
-	unmigrated := &site{t: t, env: []string{"DATABASE_URL=" + testdb.EmptyURL(t)}}
-	unmigrated.refuse("run taskledger migrate")
+	url := testdb.EmptyURL(t)
+	unmigrated := &site{t: t, url: url, env: []string{"DATABASE_URL=" + url}}
+	unmigrated.refuse("nothing to adopt")
+	execute(t, url, sqlModel, `INSERT INTO task VALUES (gen_random_uuid(), 'a', NULL, false, 'ann', now(), now())`)
+	unmigrated.refuse("run taskledger migrate", "--dry-run")
+	unmigrated.adopt(nil, "adopted        1")
 }
 
 // Of a table that is large, the start looks at both ends only; and it does not wait for one that is locked.

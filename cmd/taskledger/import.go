@@ -30,11 +30,14 @@ func (c *importCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 		return err
 	}
 	defer func() { err = errors.Join(err, export.Close()) }()
-	db, err := openMigrated(ctx, cfg, log)
+	db, err := openShared(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
+	if err := db.migrate(ctx, log); err != nil {
+		return err
+	}
 	report, err := projections.Import(ctx, db.ledger, log, export)
 	if err != nil {
 		return err
