@@ -45,10 +45,10 @@ type Adopted struct {
 	Position int64 // of the last event appended; 0 = none was
 }
 
-// Adopt appends an event for each task that the user's stream has not seen, in the order given, all of them or none. The
-// quota does not apply. It returns ErrErased for a user who was erased, and a *events.FoldError for a stream that this
-// program can't read. After any other error it is unknown whether the events were stored; the same call again takes over
-// what was not.
+// Adopt appends an event for each task that the user's stream has not seen, in the order given, all of them or none.
+// The quota does not apply. It returns ErrErased for a user who was erased, and a *events.FoldError for a stream that
+// this program can't read. After any other error it is unknown whether the events were stored; the same call again
+// takes over what was not.
 func (a *Adoption) Adopt(ctx context.Context, user string, tasks []OldTask) (done Adopted, err error) {
 	for n := range optimisticAttempts {
 		done, err = a.once(ctx, a.Log.DB(), a.Log.Submit, user, tasks)

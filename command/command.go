@@ -1,6 +1,6 @@
-// Package command decides. A command is a small struct in the imperative; decide is pure: what is known of the user's stream and a
-// command give the events, or the reason why not. The Handler loads what a decision needs, decides, appends, and decides again when
-// another writer was first.
+// Package command decides. A command is a small struct in the imperative; decide is pure: what is known of the user's
+// stream and a command give the events, or the reason why not. The Handler loads what a decision needs, decides,
+// appends, and decides again when another writer was first.
 package command
 
 import (
@@ -30,7 +30,8 @@ type Command interface {
 	decide(s *stream, match Match) (decision, error)
 }
 
-// CreateTask makes a new task. Its ID is made by the server and is no part of what was asked for, unless it is what the client chose.
+// CreateTask makes a new task. Its ID is made by the server and is no part of what was asked for, unless it is what the
+// client chose.
 type CreateTask struct {
 	ID          uuid.UUID  `json:"-"`
 	Chosen      *uuid.UUID `json:",omitzero"` // the same as ID
@@ -101,7 +102,8 @@ var (
 	ErrNotFound = errors.New("task not found")
 	// ErrLive: the task that is to be restored is not deleted.
 	ErrLive = errors.New("the task is not deleted")
-	// ErrNotThen: the task was not there, or deleted, as of the version that it is to be reverted to, or there is no such version yet.
+	// ErrNotThen: the task was not there, or deleted, as of the version that it is to be reverted to, or there is no
+	// such version yet.
 	ErrNotThen = errors.New("there was no such live task at that version")
 	// ErrExists: there is, or was, a task with the chosen id.
 	ErrExists = errors.New("there is a task with this id already")
@@ -183,8 +185,8 @@ func CheckDescription(description string) *FieldError {
 // hasNUL: PostgreSQL stores every Unicode text but those with U+0000.
 func hasNUL(s string) bool { return strings.IndexByte(s, 0) >= 0 }
 
-// isBlank tells that nothing of a text can be seen: it is white space, controls, and characters that are shown as nothing
-// (Default_Ignorable_Code_Point of Unicode: format characters such as U+200B, variation selectors, fillers).
+// isBlank tells that nothing of a text can be seen: it is white space, controls, and characters that are shown as
+// nothing (Default_Ignorable_Code_Point of Unicode: format characters such as U+200B, variation selectors, fillers).
 func isBlank(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool {
 		return !unicode.IsSpace(r) && !unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Zs,

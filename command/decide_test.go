@@ -32,7 +32,13 @@ func given(t *testing.T, quota int, facts ...fact) *stream {
 	t.Helper()
 	s := newStream(quota)
 	for i, f := range facts {
-		e := events.Event{UserID: "u", Seq: int64(i + 1), TaskID: f.task, RecordedAt: time.Unix(int64(i), 0), Data: f.data}
+		e := events.Event{
+			UserID:     "u",
+			Seq:        int64(i + 1),
+			TaskID:     f.task,
+			RecordedAt: time.Unix(int64(i), 0),
+			Data:       f.data,
+		}
 		if err := s.apply(&e); err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +144,10 @@ func TestCheckTexts(t *testing.T) {
 		{"a thousand and one", long(1001, "é"), "too_long"},
 		{"NUL", "\x00", "invalid_character"},
 	} {
-		if got := CheckDescription(tc.description); (got == nil) != (tc.code == "") || (got != nil && got.Code != tc.code) {
+		if got := CheckDescription(
+			tc.description,
+		); (got == nil) != (tc.code == "") ||
+			(got != nil && got.Code != tc.code) {
 			t.Errorf("description, %s: got %+v, want %q", tc.name, got, tc.code)
 		}
 	}
@@ -147,11 +156,25 @@ func TestCheckTexts(t *testing.T) {
 func TestStreamCountsItsLiveTasks(t *testing.T) {
 	t.Parallel()
 	created := events.TaskCreated{Title: "milk"}
-	s := given(t, 9, a(created), b(created), a(events.TaskDeleted{}), b(events.TaskCompleted{}), a(events.TaskRestored{}), b(events.TaskDeleted{}))
+	s := given(
+		t,
+		9,
+		a(created),
+		b(created),
+		a(events.TaskDeleted{}),
+		b(events.TaskCompleted{}),
+		a(events.TaskRestored{}),
+		b(events.TaskDeleted{}),
+	)
 	if s.live != 1 || s.head.Seq != 6 {
 		t.Fatalf("live %d, head %d; want 1, 6", s.live, s.head.Seq)
 	}
-	if err := s.apply(&events.Event{Seq: 7, TaskID: idB, Data: events.TaskCompleted{}}); !errors.As(err, new(*events.FoldError)) {
+	if err := s.apply(
+		&events.Event{Seq: 7, TaskID: idB, Data: events.TaskCompleted{}},
+	); !errors.As(
+		err,
+		new(*events.FoldError),
+	) {
 		t.Fatalf("folded what cannot be: %v", err)
 	}
 }

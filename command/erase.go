@@ -12,8 +12,8 @@ import (
 // eraseAttempts is how often an erasure is tried when something else was appended under its key.
 const eraseAttempts = 2
 
-// Erase deletes all that the user ever did, and leaves one event as the proof. Result.Seq is the user's seq after it; Result has no Task. A
-// user without events, or with none since an erasure, stays as they are.
+// Erase deletes all that the user ever did, and leaves one event as the proof. Result.Seq is the user's seq after it;
+// Result has no Task. A user without events, or with none since an erasure, stays as they are.
 func (h *Handler) Erase(ctx context.Context, req Request) (Result, error) {
 	a := h.attempt(req)
 	print, err := fingerprint([]Step{{Command: eraseUser{}}}, false)
@@ -63,7 +63,13 @@ func (a *attempt) erase(ctx context.Context) (Result, error) {
 			return Result{}, err
 		}
 	}
-	e := events.Event{UserID: a.req.UserID, EventID: ids[0], CommandID: ids[1], Actor: a.req.actor(), RequestID: a.req.RequestID}
+	e := events.Event{
+		UserID:    a.req.UserID,
+		EventID:   ids[0],
+		CommandID: ids[1],
+		Actor:     a.req.actor(),
+		RequestID: a.req.RequestID,
+	}
 	if err := a.cfg.Log.Erase(ctx, &e, a.req.Key, a.print); err != nil {
 		return Result{}, err
 	}

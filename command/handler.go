@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// optimisticAttempts is how often a command is decided before it asks to be alone, because another process was first.
+	// optimisticAttempts is how often a command is decided before it asks to be alone, because another process was
+	// first.
 	optimisticAttempts = 5
 	// settleTimeout bounds what must not be cut short when the caller has gone: the append and what it needs.
 	settleTimeout = 8 * time.Second
@@ -48,7 +49,12 @@ type Handler struct {
 // NewHandler returns a Handler; it does no I/O.
 func NewHandler(cfg Config) *Handler {
 	streams := events.NewRecent[*stream](cfg.CacheBytes)
-	return &Handler{cfg: cfg, lanes: lanes{busy: map[string]*lane{}}, streams: streams, metrics: newMetrics(streams.Bytes)}
+	return &Handler{
+		cfg:     cfg,
+		lanes:   lanes{busy: map[string]*lane{}},
+		streams: streams,
+		metrics: newMetrics(streams.Bytes),
+	}
 }
 
 // Request says who asks, and under which conditions.
@@ -78,9 +84,10 @@ type BatchResult struct {
 	Replayed bool
 }
 
-// Do carries out one command and answers when its events are durable. A command that changes nothing stores nothing. Errors:
-// ErrNotFound, ErrLive, ErrNotThen, *PreconditionError, *QuotaError, ErrKeyReused, ErrContended, events.ErrClosed, *events.FoldError for a
-// stream that this program can't read; after any other error the outcome is unknown.
+// Do carries out one command and answers when its events are durable. A command that changes nothing stores nothing.
+// Errors: ErrNotFound, ErrLive, ErrNotThen, *PreconditionError, *QuotaError, ErrKeyReused, ErrContended,
+// events.ErrClosed, *events.FoldError for a stream that this program can't read; after any other error the outcome is
+// unknown.
 func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, error) {
 	a := h.attempt(req, Step{cmd, req.Match})
 	o, err := a.do(ctx)
@@ -90,8 +97,8 @@ func (h *Handler) Do(ctx context.Context, req Request, cmd Command) (Result, err
 	return Result{Task: o.tasks[0], Seq: o.seq, Replayed: o.replayed}, nil
 }
 
-// DoAll carries out several commands, each on what those before it left, all of them or none: their events are appended together.
-// Request.Match is not looked at. The error of one that cannot be carried out is a *StepError.
+// DoAll carries out several commands, each on what those before it left, all of them or none: their events are appended
+// together. Request.Match is not looked at. The error of one that cannot be carried out is a *StepError.
 func (h *Handler) DoAll(ctx context.Context, req Request, steps []Step) (BatchResult, error) {
 	a := h.attempt(req, steps...)
 	a.several = true
@@ -165,7 +172,8 @@ func (c RevertTask) recall(ctx context.Context, from events.Querier, user string
 	return c, err
 }
 
-// optimistic decides on what is known, and again on what is there as long as others were first. ErrConflict: they always were.
+// optimistic decides on what is known, and again on what is there as long as others were first. ErrConflict: they
+// always were.
 func (a *attempt) optimistic(ctx context.Context) (o *outcome, err error) {
 	for n := range optimisticAttempts {
 		if n > 0 {
@@ -198,7 +206,8 @@ func (a *attempt) inLane(ctx context.Context, again bool) (*outcome, error) {
 		}
 	}
 	if again {
-		return a.once(ctx, func() {}) // others write the stream too: what is decided behind this one would have to be decided again
+		// others write the stream too: what is decided behind this one would have to be decided again
+		return a.once(ctx, func() {})
 	}
 	return a.once(ctx, release)
 }
@@ -249,8 +258,8 @@ func (a *attempt) alone(ctx context.Context) (o *outcome, err error) {
 	return o, err
 }
 
-// once decides once and appends what comes of it. Neither a no nor a "nothing to do" is said without a look at the log: what is
-// remembered may be old, and then no conflict would tell.
+// once decides once and appends what comes of it. Neither a no nor a "nothing to do" is said without a look at the log:
+// what is remembered may be old, and then no conflict would tell.
 func (a *attempt) once(ctx context.Context, release func()) (*outcome, error) {
 	s, loaded, err := a.stream(ctx)
 	if err != nil {
@@ -289,7 +298,8 @@ func (a *attempt) durable(ctx context.Context) error {
 	return events.Durable(ctx, a.from)
 }
 
-// decide decides on what is known of the stream: a commit or, when nothing is to be stored, the outcome or the reason why not.
+// decide decides on what is known of the stream: a commit or, when nothing is to be stored, the outcome or the reason
+// why not.
 func (a *attempt) decide(s *stream) (c *commit, o *outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -61,7 +61,8 @@ func TestACommandIsStoredWholeWithWhoAndWhy(t *testing.T) {
 	do(t, h, CreateTask{ID: idA, Title: "a"})
 	result := do(t, h, UpdateTask{ID: idA, Title: ptr("b"), Completed: ptr(true)})
 	got := stored(t, h, "u")
-	if len(got) != 3 || result.Seq != 3 || result.Task.Version != 3 || result.Task.Title != "b" || !result.Task.Completed {
+	if len(got) != 3 || result.Seq != 3 || result.Task.Version != 3 || result.Task.Title != "b" ||
+		!result.Task.Completed {
 		t.Fatalf("stored %+v, answered %+v", got, result)
 	}
 	for i, e := range got {
@@ -77,7 +78,8 @@ func TestACommandIsStoredWholeWithWhoAndWhy(t *testing.T) {
 	}
 }
 
-// What a process remembers of a stream may be old: neither a no nor a "nothing to do" is said without a look at the log.
+// What a process remembers of a stream may be old: neither a no nor a "nothing to do" is said without a look at the
+// log.
 func TestAnOldMemoryIsNotBelieved(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
@@ -208,13 +210,21 @@ func TestAnEventFromTheFutureHoldsUpItsUserOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	var unfolded *events.FoldError
-	if _, err := h.Do(t.Context(), Request{UserID: "u"}, CompleteTask{idA}); !errors.As(err, &unfolded) || unfolded.Seq != 2 {
+	if _, err := h.Do(
+		t.Context(),
+		Request{UserID: "u"},
+		CompleteTask{idA},
+	); !errors.As(err, &unfolded) ||
+		unfolded.Seq != 2 {
 		t.Errorf("got %v", err)
 	}
 	if _, err := h.Do(t.Context(), Request{UserID: "v"}, CreateTask{ID: uuid.New(), Title: "a"}); err != nil {
 		t.Errorf("another user: %v", err)
 	}
-	if _, err := db.Exec(t.Context(), `INSERT INTO {schema}.skipped_events (user_id, seq) VALUES ('u', 2)`); err != nil {
+	if _, err := db.Exec(
+		t.Context(),
+		`INSERT INTO {schema}.skipped_events (user_id, seq) VALUES ('u', 2)`,
+	); err != nil {
 		t.Fatal(err)
 	}
 	if result := do(t, h, CompleteTask{idA}); result.Seq != 3 {
@@ -240,8 +250,8 @@ func TestLanesEndWithTheirCallers(t *testing.T) {
 	}
 }
 
-// However many writers of one process never stop, a writer of another process gets its turn, with and without a key, and what both
-// did is there once.
+// However many writers of one process never stop, a writer of another process gets its turn, with and without a key,
+// and what both did is there once.
 func TestNobodyIsAlwaysLast(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
@@ -319,7 +329,13 @@ func TestAContendedKeyHasOneEffect(t *testing.T) {
 // shown makes the read model show a user's stream through a seq, as the projection would.
 func shown(t testing.TB, db *events.DB, user string, seq int64, live int, tasks ...events.Task) {
 	t.Helper()
-	_, err := db.Exec(t.Context(), `INSERT INTO {schema}.users (user_id, seq, live, hash) VALUES ($1, $2, $3, '')`, user, seq, live)
+	_, err := db.Exec(
+		t.Context(),
+		`INSERT INTO {schema}.users (user_id, seq, live, hash) VALUES ($1, $2, $3, '')`,
+		user,
+		seq,
+		live,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +350,8 @@ func shown(t testing.TB, db *events.DB, user string, seq int64, live int, tasks 
 	}
 }
 
-// A decision rests on what the read model shows and on the log behind it, and so costs the same whatever the age of the stream.
+// A decision rests on what the read model shows and on the log behind it, and so costs the same whatever the age of the
+// stream.
 func TestADecisionRestsOnTheReadModelAndTheLogBehindIt(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
@@ -362,7 +379,14 @@ func TestADecisionRestsOnTheReadModelAndTheLogBehindIt(t *testing.T) {
 	}
 	cold.cfg.Quota = 42
 	cold.streams.Clear()
-	if _, err := cold.Do(t.Context(), Request{UserID: "u"}, CreateTask{ID: uuid.New(), Title: "c"}); !errors.As(err, new(*QuotaError)) {
+	if _, err := cold.Do(
+		t.Context(),
+		Request{UserID: "u"},
+		CreateTask{ID: uuid.New(), Title: "c"},
+	); !errors.As(
+		err,
+		new(*QuotaError),
+	) {
 		t.Errorf("the 43rd task: %v", err)
 	}
 }
@@ -452,7 +476,8 @@ func TestAReplayIsOfThen(t *testing.T) {
 	replays := func(name string) {
 		t.Helper()
 		again, err := newProcess(t, db).Do(t.Context(), req, CreateTask{ID: idB, Title: "a", Completed: true})
-		if err != nil || !again.Replayed || again.Seq != 2 || again.Task.ID != idA || again.Task.Title != "a" || !again.Task.Completed ||
+		if err != nil || !again.Replayed || again.Seq != 2 || again.Task.ID != idA || again.Task.Title != "a" ||
+			!again.Task.Completed ||
 			!again.Task.UpdatedAt.Equal(first.Task.UpdatedAt) {
 			t.Errorf("%s: %+v, %v; at first %+v", name, again, err, first)
 		}

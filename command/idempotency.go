@@ -23,8 +23,8 @@ type named struct {
 	Match   Match
 }
 
-// fingerprint tells requests apart: the same commands under the same conditions have the same, whatever their spelling in JSON was. It is
-// stored, so it never changes: testdata has frozen samples.
+// fingerprint tells requests apart: the same commands under the same conditions have the same, whatever their spelling
+// in JSON was. It is stored, so it never changes: testdata has frozen samples.
 func fingerprint(steps []Step, several bool) ([]byte, error) {
 	all := make([]named, len(steps))
 	for i, step := range steps {
@@ -42,8 +42,8 @@ func fingerprint(steps []Step, several bool) ([]byte, error) {
 	return sum[:], nil
 }
 
-// layout is what is stored as the fingerprint: the request's, and how many events each of several commands came to, an octet each. By that
-// the answer can be given again.
+// layout is what is stored as the fingerprint: the request's, and how many events each of several commands came to, an
+// octet each. By that the answer can be given again.
 func layout(print []byte, d []decision, several bool) []byte {
 	if !several || print == nil {
 		return print
@@ -103,8 +103,8 @@ func (a *attempt) find(ctx context.Context, from events.Querier) (*used, error) 
 	return &u, nil
 }
 
-// replay answers with what an earlier request with the same key left behind; nil when there was none. It needs nothing but the log and
-// what is derived of it, and so holds for ever, also where the first answer never left.
+// replay answers with what an earlier request with the same key left behind; nil when there was none. It needs nothing
+// but the log and what is derived of it, and so holds for ever, also where the first answer never left.
 func (a *attempt) replay(ctx context.Context, from events.Querier) (*outcome, error) {
 	if a.req.Key == "" {
 		return nil, nil

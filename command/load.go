@@ -11,9 +11,9 @@ import (
 	"taskledger/events"
 )
 
-// loadStream is what a decision needs, in one statement: what the read model shows of the user, the tasks as of that, and the events
-// behind it. So it costs the same on a stream of ten events and of ten million. Its first rows have no event; each of them has one of the
-// tasks, or, when there is none of them, no task.
+// loadStream is what a decision needs, in one statement: what the read model shows of the user, the tasks as of that,
+// and the events behind it. So it costs the same on a stream of ten events and of ten million. Its first rows have no
+// event; each of them has one of the tasks, or, when there is none of them, no task.
 const loadStream = `
 	WITH shown AS MATERIALIZED (
 		SELECT coalesce(max(u.seq), 0) AS seq, coalesce(max(u.live), 0) AS live,
@@ -122,9 +122,14 @@ const readAsOf = `
 		LIMIT 1
 	) h ON true`
 
-// asOf gives tasks as they were, from what the read model keeps of the past and the log behind it. It also returns how far that goes: at
-// least to the last of the moments, if the stream goes so far.
-func asOf(ctx context.Context, from events.Querier, user string, moments []moment) (tasks []events.Task, end int64, err error) {
+// asOf gives tasks as they were, from what the read model keeps of the past and the log behind it. It also returns how
+// far that goes: at least to the last of the moments, if the stream goes so far.
+func asOf(
+	ctx context.Context,
+	from events.Querier,
+	user string,
+	moments []moment,
+) (tasks []events.Task, end int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	ids, seqs, last := make([]uuid.UUID, len(moments)), make([]int64, len(moments)), int64(0)

@@ -10,8 +10,9 @@ import (
 	"taskledger/events"
 )
 
-// stream is what decisions know of one user's stream, as of its head. The last events of it may still be on their way into the log: a
-// command is decided on the one before it, whose outcome is not known yet, and is stored only if that one is.
+// stream is what decisions know of one user's stream, as of its head. The last events of it may still be on their way
+// into the log: a command is decided on the one before it, whose outcome is not known yet, and is stored only if that
+// one is.
 type stream struct {
 	generation int64 // of the read model that this began with
 	quota      int
@@ -64,8 +65,8 @@ func (s *stream) apply(e *events.Event) error {
 	return nil
 }
 
-// settle gives the tasks of a commit that was stored its time, which was not known when it was decided: as its steps left them, and as
-// the stream knows them, which may be later.
+// settle gives the tasks of a commit that was stored its time, which was not known when it was decided: as its steps
+// left them, and as the stream knows them, which may be later.
 func (s *stream) settle(c *commit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

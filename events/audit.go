@@ -138,8 +138,11 @@ func (a *Audit) check(l *Line, record []byte) error {
 		return fmt.Errorf("recorded_at runs backwards at seq %d of user %q", l.Seq, l.UserID)
 	}
 	if hash := before.Next(record); hash != l.Hash {
-		return fmt.Errorf("the hash of seq %d of user %q is not the one that follows: the record or the hash was changed",
-			l.Seq, l.UserID)
+		return fmt.Errorf(
+			"the hash of seq %d of user %q is not the one that follows: the record or the hash was changed",
+			l.Seq,
+			l.UserID,
+		)
 	}
 	if begins {
 		a.seen[l.UserID] = true

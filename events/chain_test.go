@@ -85,7 +85,10 @@ func TestAuditOfAWholeExport(t *testing.T) {
 	lines, users := exportLines(t), vectors(t)
 	last := users[1][len(users[1])-1]
 	a, err := audit(strings.Join(lines, ""))
-	if user, seq, hash := a.Head(); !errors.Is(err, io.EOF) || a.Totals != (Totals{8, 2}) || !a.Whole() || user != "böb/😀" || seq != 19 || hash != last.Hash {
+	if user, seq, hash := a.Head(); !errors.Is(err, io.EOF) || a.Totals != (Totals{8, 2}) || !a.Whole() ||
+		user != "böb/😀" ||
+		seq != 19 ||
+		hash != last.Hash {
 		t.Errorf("%v: %+v, whole %t, %s %d %s", err, a.Totals, a.Whole(), user, seq, hash)
 	}
 	// Spelled in another way, it says the same.
@@ -104,7 +107,17 @@ func TestAuditOfAWholeExport(t *testing.T) {
 		t.Errorf("another spelling: %v", err)
 	}
 	// One behind the other, without what they say of themselves: as users' own exports.
-	a, err = audit(strings.Join(lines[6:], "") + strings.Replace(strings.Join(lines[:6], ""), `"export": {   "events": 8,   "users": 2  },`, "", 1))
+	a, err = audit(
+		strings.Join(
+			lines[6:],
+			"",
+		) + strings.Replace(
+			strings.Join(lines[:6], ""),
+			`"export": {   "events": 8,   "users": 2  },`,
+			"",
+			1,
+		),
+	)
 	if !errors.Is(err, io.EOF) || a.Totals != (Totals{8, 2}) || a.Whole() {
 		t.Errorf("users' own: %v: %+v, whole %t", err, a.Totals, a.Whole())
 	}

@@ -8,7 +8,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ErrUnknownForm is returned for an event whose type or schema version this program does not know: one of a newer program.
+// ErrUnknownForm is returned for an event whose type or schema version this program does not know: one of a newer
+// program.
 var ErrUnknownForm = errors.New("unknown stored form of an event")
 
 // forms are the stored forms of one type.
@@ -46,7 +47,8 @@ func (e *Event) encode() error {
 	return nil
 }
 
-// read takes a stored form. What this program can't read becomes Unreadable; what an operator has had passed over, Skipped.
+// read takes a stored form. What this program can't read becomes Unreadable; what an operator has had passed over,
+// Skipped.
 func (e *Event) read(t Type, version int, data []byte, skipped bool) error {
 	stored := jsontext.Value(data).Clone()
 	if err := stored.Canonicalize(); err != nil {
@@ -81,8 +83,8 @@ func (f forms) decode(t Type, version int, data []byte) (Data, error) {
 	return d, nil
 }
 
-// Unreadable stands for an event whose stored form could not be read: of a newer program (ErrUnknownForm), or damaged. Fold refuses
-// it. It cannot be stored.
+// Unreadable stands for an event whose stored form could not be read: of a newer program (ErrUnknownForm), or damaged.
+// Fold refuses it. It cannot be stored.
 type Unreadable struct {
 	Stored Type
 	Err    error

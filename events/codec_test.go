@@ -17,10 +17,13 @@ import (
 
 func text(s string) *string { return &s }
 
-// frozen are the samples of testdata and what they mean today. Files are only ever added: what was stored once must be read for
-// ever. A file is named <type>.v<schema version>[.<what is special>].json.
+// frozen are the samples of testdata and what they mean today. Files are only ever added: what was stored once must be
+// read for ever. A file is named <type>.v<schema version>[.<what is special>].json.
 var frozen = map[string]Data{
-	"TaskCreated.v1.json":                TaskCreated{Title: "Buy milk", Description: text(`two litres, "whole" – 牛乳 <&>`)},
+	"TaskCreated.v1.json": TaskCreated{
+		Title:       "Buy milk",
+		Description: text(`two litres, "whole" – 牛乳 <&>`),
+	},
 	"TaskCreated.v1.no_description.json": TaskCreated{Title: "Buy milk"},
 	"TaskRenamed.v1.json":                TaskRenamed{Title: "Buy oat milk 🥛"},
 	"TaskDescribed.v1.json":              TaskDescribed{Description: text("from the corner shop")},
@@ -30,8 +33,20 @@ var frozen = map[string]Data{
 	"TaskDeleted.v1.json":                TaskDeleted{},
 	"TaskRestored.v1.json":               TaskRestored{},
 	"TaskImported.v1.json": TaskImported{
-		CreatedAt: time.Date(2024, 2, 29, 23, 59, 59, 123456000, time.UTC), Description: text("two litres"), Completed: true,
-		Title: "Buy milk", UpdatedAt: time.Date(2024, 3, 1, 0, 0, 0, 0, time.UTC),
+		CreatedAt: time.Date(
+			2024,
+			2,
+			29,
+			23,
+			59,
+			59,
+			123456000,
+			time.UTC,
+		),
+		Description: text("two litres"),
+		Completed:   true,
+		Title:       "Buy milk",
+		UpdatedAt:   time.Date(2024, 3, 1, 0, 0, 0, 0, time.UTC),
 	},
 	"TaskImported.v1.cut.json": TaskImported{
 		CreatedAt: time.Date(2024, 2, 29, 23, 59, 59, 123456000, time.UTC), Description: text("two lit"),

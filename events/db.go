@@ -14,16 +14,20 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Settings are those that a connection of a server should have, where connections keep settings. A statement that was planned while its
-// table was empty would scan it for as long as it is prepared, and join it by hashing all of it: here every statement is about few
-// rows, which an index finds. So it is planned once, whatever its parameters are.
+// Settings are those that a connection of a server should have, where connections keep settings. A statement that was
+// planned while its table was empty would scan it for as long as it is prepared, and join it by hashing all of it: here
+// every statement is about few rows, which an index finds. So it is planned once, whatever its parameters are.
 var Settings = map[string]string{
-	"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
-	"plan_cache_mode": "force_generic_plan",
+	"enable_seqscan":    "off",
+	"enable_bitmapscan": "off",
+	"enable_hashjoin":   "off",
+	"enable_mergejoin":  "off",
+	"jit":               "off",
+	"plan_cache_mode":   "force_generic_plan",
 }
 
-// DB is the database of one ledger: a pool of connections, and the schema that everything of the ledger is in. In the SQL given to
-// its methods {schema} stands for that schema.
+// DB is the database of one ledger: a pool of connections, and the schema that everything of the ledger is in. In the
+// SQL given to its methods {schema} stands for that schema.
 type DB struct {
 	pool    *pgxpool.Pool
 	schema  string
@@ -33,8 +37,9 @@ type DB struct {
 	texts   sync.Map // SQL as it is written, to SQL with the schema in it
 }
 
-// NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT that is run before each statement, in its
-// transaction: behind a transaction pooler a connection keeps no settings of its own. The caller closes the pool.
+// NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT that is run before each
+// statement, in its transaction: behind a transaction pooler a connection keeps no settings of its own. The caller
+// closes the pool.
 func NewDB(pool *pgxpool.Pool, schema, prelude string) *DB {
 	return &DB{
 		pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude,
@@ -61,15 +66,16 @@ func (db *DB) SQL(text string) string {
 	return written
 }
 
-// LockKey is the key of the ledger's advisory lock for a purpose: those of another ledger in the same database are others.
+// LockKey is the key of the ledger's advisory lock for a purpose: those of another ledger in the same database are
+// others.
 func (db *DB) LockKey(purpose string) int64 {
 	h := fnv.New64a()
 	_, _ = fmt.Fprintf(h, "taskledger %s %s", purpose, db.schema)
 	return int64(h.Sum64())
 }
 
-// UserLockKey is the key of the advisory lock under which all rows of a user are deleted or written anew: two transactions that do so
-// would each wait for a row of the other.
+// UserLockKey is the key of the advisory lock under which all rows of a user are deleted or written anew: two
+// transactions that do so would each wait for a row of the other.
 func (db *DB) UserLockKey(user string) int64 { return db.LockKey("rows of " + user) }
 
 // Querier is a DB or a transaction on it.
@@ -103,8 +109,8 @@ func (db *DB) Query(ctx context.Context, text string, args []any, read func(pgx.
 	return readAll(rows, read)
 }
 
-// toldRows are rows of a server that has to take writes. One that has been told to take no more is about to be left for another, which
-// may know more already: what it gives is not shown.
+// toldRows are rows of a server that has to take writes. One that has been told to take no more is about to be left for
+// another, which may know more already: what it gives is not shown.
 type toldRows struct {
 	pgx.Rows
 	begun, retired bool
@@ -218,8 +224,8 @@ func One(ctx context.Context, from Querier, text string, args []any, places ...a
 	return found, err
 }
 
-// Cause is what may be logged of an error: SafeText, of what PostgreSQL says of the data only the code and the constraint, because the
-// message may quote a title.
+// Cause is what may be logged of an error: SafeText, of what PostgreSQL says of the data only the code and the
+// constraint, because the message may quote a title.
 func Cause(err error) string {
 	if refused := (*pgconn.PgError)(nil); len(connectErrors(err)) == 0 && errors.As(err, &refused) {
 		return strings.TrimSpace("SQLSTATE " + refused.Code + " " + refused.ConstraintName)

@@ -20,9 +20,10 @@ const beginErasure = `
 // errNothing ends an erasure that has nothing to do.
 var errNothing = errors.New("there is nothing to erase")
 
-// Erase deletes all events of e's user and what was derived of them, and appends e, whose Data it sets to UserErased, in one transaction.
-// A stream without events, or with none behind its last erasure, stays as it is, and e gets no Position. Others can append and
-// project while a large stream is being deleted, for the user too. It returns ErrConflict when the key was used before.
+// Erase deletes all events of e's user and what was derived of them, and appends e, whose Data it sets to UserErased,
+// in one transaction. A stream without events, or with none behind its last erasure, stays as it is, and e gets no
+// Position. Others can append and project while a large stream is being deleted, for the user too. It returns
+// ErrConflict when the key was used before.
 func (l *Log) Erase(ctx context.Context, e *Event, key string, fingerprint []byte) error {
 	x := &Exclusive{log: l}
 	err := l.db.Begin(ctx, pgx.TxOptions{}, func(tx *Tx) error {
@@ -66,7 +67,13 @@ func (l *Log) Erase(ctx context.Context, e *Event, key string, fingerprint []byt
 // append appends a commit to an empty stream.
 func (x *Exclusive) append(ctx context.Context, c *Commit) (err error) {
 	for range eraseAttempts {
-		_, err = One(ctx, x, `SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks'`, nil, &c.Generation)
+		_, err = One(
+			ctx,
+			x,
+			`SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks'`,
+			nil,
+			&c.Generation,
+		)
 		if err != nil {
 			return err
 		}
@@ -92,7 +99,14 @@ type streamEnd struct {
 func shownEnd(ctx context.Context, tx *Tx, user string) (*streamEnd, error) {
 	end := &streamEnd{user: user}
 	var hash []byte
-	_, err := One(ctx, tx, `SELECT u.seq, u.hash FROM {schema}.users u WHERE u.user_id = $1`, []any{user}, &end.seq, &hash)
+	_, err := One(
+		ctx,
+		tx,
+		`SELECT u.seq, u.hash FROM {schema}.users u WHERE u.user_id = $1`,
+		[]any{user},
+		&end.seq,
+		&hash,
+	)
 	if err != nil {
 		return nil, fmt.Errorf("find the end of the chain: %w", err)
 	}

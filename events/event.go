@@ -1,8 +1,8 @@
-// Package events remembers. It holds the event types and their stored form, the one fold that says what an event means, and the log:
-// the table task_events, with a Watermill Publisher as the way in and a Subscriber as the way out.
+// Package events remembers. It holds the event types and their stored form, the one fold that says what an event means,
+// and the log: the table task_events, with a Watermill Publisher as the way in and a Subscriber as the way out.
 //
-// One stream a user: seq is 1, 2, 3, … without gaps, and PRIMARY KEY (user_id, seq) is the optimistic lock. Position is the order of
-// commits over all users; it never leaves the server.
+// One stream a user: seq is 1, 2, 3, … without gaps, and PRIMARY KEY (user_id, seq) is the optimistic lock. Position is
+// the order of commits over all users; it never leaves the server.
 package events
 
 import (
@@ -11,7 +11,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// Event is one fact in a user's stream. Position and RecordedAt are zero until it is appended, TaskID when it is about no task.
+// Event is one fact in a user's stream. Position and RecordedAt are zero until it is appended, TaskID when it is about
+// no task.
 type Event struct {
 	Position   int64
 	UserID     string
@@ -48,8 +49,15 @@ const (
 // Types lists every type this program can store, in the order of a task's life.
 func Types() []Type {
 	return []Type{
-		TypeTaskCreated, TypeTaskImported, TypeTaskRenamed, TypeTaskDescribed, TypeTaskCompleted, TypeTaskReopened, TypeTaskDeleted,
-		TypeTaskRestored, TypeUserErased,
+		TypeTaskCreated,
+		TypeTaskImported,
+		TypeTaskRenamed,
+		TypeTaskDescribed,
+		TypeTaskCompleted,
+		TypeTaskReopened,
+		TypeTaskDeleted,
+		TypeTaskRestored,
+		TypeUserErased,
 	}
 }
 
@@ -88,8 +96,8 @@ type TaskDeleted struct{}
 // TaskRestored brings a task back from the trash as it was.
 type TaskRestored struct{}
 
-// TaskImported stands for TaskCreated where a task was taken over from elsewhere, with times of its own. What was cut, because it was
-// longer than a task's texts may be, is kept whole in the two Full members.
+// TaskImported stands for TaskCreated where a task was taken over from elsewhere, with times of its own. What was cut,
+// because it was longer than a task's texts may be, is kept whole in the two Full members.
 type TaskImported struct {
 	CreatedAt       time.Time `json:"created_at"`
 	Description     *string   `json:"description"`
@@ -100,8 +108,8 @@ type TaskImported struct {
 	UpdatedAt       time.Time `json:"updated_at"`
 }
 
-// UserErased ends all that was before it in its user's stream, whose events are gone from the log. It follows the last of them in seq,
-// and brings along that one's link of the chain, so that the chain goes on behind it.
+// UserErased ends all that was before it in its user's stream, whose events are gone from the log. It follows the last
+// of them in seq, and brings along that one's link of the chain, so that the chain goes on behind it.
 type UserErased struct {
 	Hash Hash `json:"hash"`
 }

@@ -241,7 +241,8 @@ func (l *Line) check() error {
 		return errors.New("U+0000 cannot be stored")
 	case len(l.IdempotencyKey) > maxKey:
 		return fmt.Errorf("idempotency_key must have 1 to %d bytes", maxKey)
-	case (l.IdempotencyKey == "") != (len(l.Fingerprint) == 0), l.IdempotencyKey != "" && len(l.Fingerprint) < minFingerprint:
+	case (l.IdempotencyKey == "") != (len(l.Fingerprint) == 0),
+		l.IdempotencyKey != "" && len(l.Fingerprint) < minFingerprint:
 		return errors.New("idempotency_key and request_fingerprint do not go together")
 	}
 	return nil

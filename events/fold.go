@@ -20,8 +20,9 @@ func (e *FoldError) Error() string {
 	return fmt.Sprintf("fold event %d (%s): %s", e.Seq, e.Type, e.Reason)
 }
 
-// Fold is what every event means: the state of a task and the next event of that task give the next state. It is the only such
-// place; decisions, projections, rebuild and verify all use it. It returns a *FoldError for an event that cannot follow t.
+// Fold is what every event means: the state of a task and the next event of that task give the next state. It is the
+// only such place; decisions, projections, rebuild and verify all use it. It returns a *FoldError for an event that
+// cannot follow t.
 func Fold(t Task, e Event) (Task, error) {
 	if _, skipped := e.Data.(Skipped); skipped {
 		return t, nil
@@ -62,7 +63,13 @@ func foldable(t Task, e Event) error {
 	}
 	switch d := e.Data.(type) {
 	case Unreadable:
-		return &FoldError{UserID: e.UserID, Seq: e.Seq, Type: d.Stored, Reason: d.Err.Error(), Unknown: errors.Is(d.Err, ErrUnknownForm)}
+		return &FoldError{
+			UserID:  e.UserID,
+			Seq:     e.Seq,
+			Type:    d.Stored,
+			Reason:  d.Err.Error(),
+			Unknown: errors.Is(d.Err, ErrUnknownForm),
+		}
 	case TaskCreated, TaskImported:
 		if t.Version > 0 {
 			return refuse("the task exists already")

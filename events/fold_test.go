@@ -18,7 +18,13 @@ var (
 func stream(data ...Data) []Event {
 	out := make([]Event, len(data))
 	for i, d := range data {
-		out[i] = Event{UserID: "u", Seq: int64(i + 1), TaskID: taskID, RecordedAt: noon.Add(time.Duration(i) * time.Minute), Data: d}
+		out[i] = Event{
+			UserID:     "u",
+			Seq:        int64(i + 1),
+			TaskID:     taskID,
+			RecordedAt: noon.Add(time.Duration(i) * time.Minute),
+			Data:       d,
+		}
 	}
 	return out
 }

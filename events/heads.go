@@ -16,8 +16,9 @@ type Look struct {
 	Parked     bool
 }
 
-// Head looks where the user's stream ends. All who ask while a look is under way share the next one, for many users in one statement: it
-// is the one thing that each read of a kept answer costs the database. The look begins after the call.
+// Head looks where the user's stream ends. All who ask while a look is under way share the next one, for many users in
+// one statement: it is the one thing that each read of a kept answer costs the database. The look begins after the
+// call.
 func (l *Log) Head(ctx context.Context, user string) (Look, error) {
 	k, mine := l.looks.join(user)
 	if mine {

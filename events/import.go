@@ -164,17 +164,25 @@ const insertImport = `
 	ORDER BY position`
 
 func (im *Import) insert(ctx context.Context, lines []Line) error {
-	_, err := im.tx.Exec(ctx, insertImport,
+	_, err := im.tx.Exec(
+		ctx,
+		insertImport,
 		column(lines, func(l *Line) int64 { return l.Position }),
 		column(lines, func(l *Line) string { return l.UserID }),
 		column(lines, func(l *Line) int64 { return l.Seq }),
-		column(lines, func(l *Line) pgtype.UUID { return pgtype.UUID{Bytes: l.TaskID, Valid: l.Data.Type() != TypeUserErased} }),
+		column(
+			lines,
+			func(l *Line) pgtype.UUID { return pgtype.UUID{Bytes: l.TaskID, Valid: l.Data.Type() != TypeUserErased} },
+		),
 		column(lines, func(l *Line) string { return string(l.Data.Type()) }),
 		column(lines, func(l *Line) int32 { return int32(l.version) }),
 		column(lines, func(l *Line) string { return string(l.stored) }),
 		column(lines, func(l *Line) [16]byte { return l.EventID }),
 		column(lines, func(l *Line) [16]byte { return l.CommandID }),
-		column(lines, func(l *Line) pgtype.Text { return pgtype.Text{String: l.IdempotencyKey, Valid: l.IdempotencyKey != ""} }),
+		column(
+			lines,
+			func(l *Line) pgtype.Text { return pgtype.Text{String: l.IdempotencyKey, Valid: l.IdempotencyKey != ""} },
+		),
 		column(lines, func(l *Line) []byte {
 			if l.IdempotencyKey == "" {
 				return nil

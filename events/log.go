@@ -20,8 +20,8 @@ import (
 
 // Errors of Append.
 var (
-	// ErrConflict: the stream is not at the head that was given, its read model has another generation, or the idempotency key was
-	// used before. Load what is there, decide again.
+	// ErrConflict: the stream is not at the head that was given, its read model has another generation, or the
+	// idempotency key was used before. Load what is there, decide again.
 	ErrConflict = errors.New("the stream has moved on")
 	// ErrClosed: the log is shutting down and took nothing.
 	ErrClosed = errors.New("the log is closed")
@@ -30,8 +30,8 @@ var (
 const (
 	// maxBatch bounds the events of one INSERT; a command with more goes alone.
 	maxBatch = 1000
-	// statementTimeout bounds one statement, the wait for a connection and for a lock included: a PostgreSQL that went away without a
-	// word would never answer.
+	// statementTimeout bounds one statement, the wait for a connection and for a lock included: a PostgreSQL that went
+	// away without a word would never answer.
 	statementTimeout = 5 * time.Second
 )
 
@@ -158,8 +158,8 @@ func (p *pending) settle(err error) {
 	p.done(err)
 }
 
-// Append stores a commit. It returns ErrConflict or ErrClosed; after any other error it is unknown whether the events were stored. ctx
-// bounds the wait in the queue only: what was handed to the database is waited for.
+// Append stores a commit. It returns ErrConflict or ErrClosed; after any other error it is unknown whether the events
+// were stored. ctx bounds the wait in the queue only: what was handed to the database is waited for.
 func (l *Log) Append(ctx context.Context, c *Commit) error {
 	result := make(chan error, 1)
 	if err := l.Submit(ctx, c, func(err error) { result <- err }); err != nil {
@@ -168,8 +168,9 @@ func (l *Log) Append(ctx context.Context, c *Commit) error {
 	return <-result
 }
 
-// Submit is Append that does not wait: done is called with the outcome, in the order in which commits were submitted; it must not block.
-// A commit may be submitted behind one whose outcome is not known yet: if that one is not stored, this one is not either.
+// Submit is Append that does not wait: done is called with the outcome, in the order in which commits were submitted;
+// it must not block. A commit may be submitted behind one whose outcome is not known yet: if that one is not stored,
+// this one is not either.
 func (l *Log) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -188,9 +189,9 @@ func (l *Log) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	}
 }
 
-// Durable returns when all that was read from the log before is as durable as what Append has stored. Whoever tells a caller that a
-// command is carried out, because its events are there, asks for it: where PostgreSQL waits for a standby, a commit whose wait was cut
-// short is there for all to read, and the standby may take over without it.
+// Durable returns when all that was read from the log before is as durable as what Append has stored. Whoever tells a
+// caller that a command is carried out, because its events are there, asks for it: where PostgreSQL waits for a
+// standby, a commit whose wait was cut short is there for all to read, and the standby may take over without it.
 func Durable(ctx context.Context, in Querier) error {
 	_, err := in.Exec(ctx, `
 		SELECT pg_logical_emit_message(true, 'taskledger', '')
@@ -201,8 +202,8 @@ func Durable(ctx context.Context, in Querier) error {
 	return nil
 }
 
-// run is the appender: it takes whatever is waiting, from all users, as the next batch. While one batch commits the next one
-// gathers, so the batch grows with the load by itself.
+// run is the appender: it takes whatever is waiting, from all users, as the next batch. While one batch commits the
+// next one gathers, so the batch grows with the load by itself.
 func (l *Log) run() {
 	defer close(l.done)
 	for first := range l.queue {
@@ -214,7 +215,8 @@ func (l *Log) run() {
 	}
 }
 
-// gather returns the next batch, and the commit that did not fit in: one of too many events, or one that must not be in it.
+// gather returns the next batch, and the commit that did not fit in: one of too many events, or one that must not be in
+// it.
 func (l *Log) gather(first *pending) (batch []*pending, rest *pending) {
 	batch = append(make([]*pending, 0, 16), first)
 	users := map[string]*pending{first.user(): first}
@@ -238,8 +240,8 @@ func (l *Log) gather(first *pending) (batch []*pending, rest *pending) {
 
 func (p *pending) user() string { return p.Events[0].UserID }
 
-// chain chains the commit to one of its user before it in the batch. It is stored if that one is: so what decides about that one must
-// decide about both.
+// chain chains the commit to one of its user before it in the batch. It is stored if that one is: so what decides about
+// that one must decide about both.
 func (p *pending) chain(before *pending) bool {
 	last := before.Events[len(before.Events)-1]
 	if p.After != last.EventID || p.Generation != before.Generation || before.IdempotencyKey != "" {
@@ -249,12 +251,13 @@ func (p *pending) chain(before *pending) bool {
 	return true
 }
 
-// flush appends a batch. What the database refuses for its data is refused whole: then each commit goes alone, so that one can't cost
-// the others theirs.
+// flush appends a batch. What the database refuses for its data is refused whole: then each commit goes alone, so that
+// one can't cost the others theirs.
 func (l *Log) flush(batch []*pending) {
 	stored, err := l.publish(l.db.pool, batch)
 	if errors.Is(err, context.DeadlineExceeded) || isReadOnly(err) {
-		l.db.pool.Reset() // PostgreSQL may have gone without a word, or another one have taken over: other connections are as dead
+		// PostgreSQL may have gone without a word, or another one have taken over: other connections are as dead
+		l.db.pool.Reset()
 	}
 	if len(batch) > 1 && isRefusal(err) {
 		for _, p := range batch {
@@ -286,16 +289,17 @@ func isReadOnly(err error) bool {
 	return errors.As(err, &pgErr) && pgErr.Code == "25006"
 }
 
-// isRefusal tells an answer about the data, after which the rest of a batch can still succeed, from a fault of the database.
+// isRefusal tells an answer about the data, after which the rest of a batch can still succeed, from a fault of the
+// database.
 func isRefusal(err error) bool {
 	var pgErr *pgconn.PgError
 	return errors.As(err, &pgErr) && (pgErr.Code[:2] == "22" || pgErr.Code[:2] == "23")
 }
 
-// Exclusively calls do while nobody else, in whatever process, can append, and then stores what do appended, unless do returns an
-// error. It is for a writer who has lost its race again and again: who decides on a stream that others never stop appending to may
-// otherwise never be first (measured with 16 writers of one process against 1 of another: 8 writes of that one in 8 seconds). It
-// holds the append lock for some round trips, so it is not the way of every write.
+// Exclusively calls do while nobody else, in whatever process, can append, and then stores what do appended, unless do
+// returns an error. It is for a writer who has lost its race again and again: who decides on a stream that others never
+// stop appending to may otherwise never be first (measured with 16 writers of one process against 1 of another: 8
+// writes of that one in 8 seconds). It holds the append lock for some round trips, so it is not the way of every write.
 func (l *Log) Exclusively(ctx context.Context, do func(*Exclusive) error) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
@@ -326,8 +330,8 @@ type Exclusive struct {
 	stored *Batch
 }
 
-// Submit is Log.Submit, but that done is called before it returns, and that the events are stored when the caller's do has returned. It
-// is called once.
+// Submit is Log.Submit, but that done is called before it returns, and that the events are stored when the caller's do
+// has returned. It is called once.
 func (x *Exclusive) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	p := newPending(ctx, c, done)
 	stored, err := x.log.publish(x.Tx, []*pending{p})

@@ -36,7 +36,14 @@ func facts(user string, seq int64, after uuid.UUID, data ...Data) *Commit {
 	c := &Commit{After: after}
 	for i, d := range data {
 		c.Events = append(c.Events, Event{
-			UserID: user, Seq: seq + int64(i), TaskID: task, EventID: uuid.New(), CommandID: command, Actor: user, RequestID: "r", Data: d,
+			UserID:    user,
+			Seq:       seq + int64(i),
+			TaskID:    task,
+			EventID:   uuid.New(),
+			CommandID: command,
+			Actor:     user,
+			RequestID: "r",
+			Data:      d,
 		})
 	}
 	return c
@@ -93,13 +100,19 @@ func TestAppendedEventsAreRead(t *testing.T) {
 	l := openLog(t, newDB(t))
 	user := "u\u00e9/ 1"
 	before := time.Now()
-	sent := store(t, l, facts(user, 1, uuid.Nil, TaskCreated{Title: "a <&> \u2028 b", Description: text("\"d\"\\")}, TaskCompleted{}))
+	sent := store(
+		t,
+		l,
+		facts(user, 1, uuid.Nil, TaskCreated{Title: "a <&> \u2028 b", Description: text("\"d\"\\")}, TaskCompleted{}),
+	)
 	got := stored(t, l, user)
-	if len(got) != 2 || got[0].Data.(TaskCreated).Title != "a <&> \u2028 b" || *got[0].Data.(TaskCreated).Description != "\"d\"\\" {
+	if len(got) != 2 || got[0].Data.(TaskCreated).Title != "a <&> \u2028 b" ||
+		*got[0].Data.(TaskCreated).Description != "\"d\"\\" {
 		t.Fatalf("read %+v", got)
 	}
 	for i, e := range got {
-		if string(e.AppendRecord(nil)) != string(sent.Events[i].AppendRecord(nil)) || e.Position != sent.Events[i].Position {
+		if string(e.AppendRecord(nil)) != string(sent.Events[i].AppendRecord(nil)) ||
+			e.Position != sent.Events[i].Position {
 			t.Errorf("event %d: read %+v, appended %+v", i, e, sent.Events[i])
 		}
 	}
@@ -201,7 +214,8 @@ func TestARefusedCommandCostsTheOthersNothing(t *testing.T) {
 	}
 }
 
-// One user's commands are chained: each is decided on the one before, whose outcome is not known yet, and none is stored without it.
+// One user's commands are chained: each is decided on the one before, whose outcome is not known yet, and none is
+// stored without it.
 func TestCommandsOfAUserAreChained(t *testing.T) {
 	t.Parallel()
 	l := openLog(t, newDB(t))
@@ -285,7 +299,9 @@ func TestLogIsAppendOnly(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
-	if err := run(`BEGIN; SET LOCAL taskledger.erase_user = 'u'; DELETE FROM {schema}.task_events WHERE user_id = 'u'; COMMIT`); err != nil {
+	if err := run(
+		`BEGIN; SET LOCAL taskledger.erase_user = 'u'; DELETE FROM {schema}.task_events WHERE user_id = 'u'; COMMIT`,
+	); err != nil {
 		t.Errorf("the erasure path: %v", err)
 	}
 	if len(stored(t, l, "u")) != 0 || len(stored(t, l, "v")) != 1 {
@@ -324,7 +340,11 @@ func TestLooksAreShared(t *testing.T) {
 		work.Go(func() {
 			user := fmt.Sprint("u", i%21) // u20 has no events
 			want := int64(i%21+1) % 21
-			if look, err := l.Head(t.Context(), user); err != nil || look.Seq != want || (look.EventID == uuid.Nil) != (want == 0) {
+			if look, err := l.Head(
+				t.Context(),
+				user,
+			); err != nil || look.Seq != want ||
+				(look.EventID == uuid.Nil) != (want == 0) {
 				t.Errorf("%s: %+v, %v, want seq %d", user, look, err, want)
 			}
 		})
@@ -370,8 +390,8 @@ const slowCommits = `
 	CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON {schema}.task_events
 	DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.type = 'TaskCreated') EXECUTE FUNCTION slow_commit()`
 
-// stress appends from several logs at once, as several processes do, while a reader follows by position. It returns how many events the
-// reader saw, and how many it skipped: never saw although it read beyond them.
+// stress appends from several logs at once, as several processes do, while a reader follows by position. It returns how
+// many events the reader saw, and how many it skipped: never saw although it read beyond them.
 func stress(t *testing.T, locked bool, until func(skipped int) bool) (seen, skipped int) {
 	t.Helper()
 	db := newDB(t)
@@ -398,7 +418,13 @@ func stress(t *testing.T, locked bool, until func(skipped int) bool) (seen, skip
 		}
 		seen, last = seen+len(b.Events), b.To
 		var there int
-		if _, err := One(t.Context(), db, `SELECT count(*) FROM {schema}.task_events WHERE position <= $1`, []any{last}, &there); err != nil {
+		if _, err := One(
+			t.Context(),
+			db,
+			`SELECT count(*) FROM {schema}.task_events WHERE position <= $1`,
+			[]any{last},
+			&there,
+		); err != nil {
 			t.Fatal(err)
 		}
 		skipped = there - seen
@@ -434,7 +460,8 @@ func TestNoReaderSkipsAnEvent(t *testing.T) {
 	}
 }
 
-// The negative control: without the lock the same reader under the same load does skip, or the test above shows nothing.
+// The negative control: without the lock the same reader under the same load does skip, or the test above shows
+// nothing.
 func TestWithoutTheLockAReaderSkips(t *testing.T) {
 	t.Parallel()
 	deadline := time.Now().Add(30 * time.Second)

@@ -18,11 +18,12 @@ import (
 // Topic is the Watermill topic of the log, and the name of its table.
 const Topic = "task_events"
 
-// lockLog is run before the INSERT, in one pipeline, which PostgreSQL takes as one implicit transaction: the settings hold for it
-// alone, also behind a transaction pooler.
+// lockLog is run before the INSERT, in one pipeline, which PostgreSQL takes as one implicit transaction: the settings
+// hold for it alone, also behind a transaction pooler.
 //
-// Positions are drawn and committed under the lock, so that commit order is position order, and `position > n ORDER BY position`
-// skips nothing. And the INSERT, a statement of its own, has a snapshot of after it took the lock: it sees all that others appended.
+// Positions are drawn and committed under the lock, so that commit order is position order, and `position > n ORDER BY
+// position` skips nothing. And the INSERT, a statement of its own, has a snapshot of after it took the lock: it sees
+// all that others appended.
 const lockLog = `
 	SELECT pg_catalog.set_config('search_path', 'pg_catalog', true),
 	       pg_catalog.set_config('lock_timeout', '4s', true),
@@ -37,9 +38,10 @@ const lockLog = `
 const announce = `,
 	       pg_catalog.pg_notify($2, '` + Appended + `')`
 
-// insertEvents stores those commits of a batch whose stream ends at the event that they, or the one they are chained to, were decided on. That is asked by the event's
-// id and not by its seq: after a failover to a standby that was behind, another event may have that seq. It keeps streams without
-// holes too, whatever anybody remembers. The condition is the same for all events of a commit, so they are stored together or not.
+// insertEvents stores those commits of a batch whose stream ends at the event that they, or the one they are chained
+// to, were decided on. That is asked by the event's id and not by its seq: after a failover to a standby that was
+// behind, another event may have that seq. It keeps streams without holes too, whatever anybody remembers. The
+// condition is the same for all events of a commit, so they are stored together or not.
 //
 // before is the position that was drawn last before these: PostgreSQL tells it without regard to snapshots.
 const insertEvents = `
@@ -83,8 +85,8 @@ const insertEvents = `
 	CROSS JOIN base
 	ORDER BY a.position`
 
-// publish appends commits by one Watermill Publish, which is one INSERT. A message is an event: its payload is the record, its UUID the
-// event's id. It returns what was stored; those events have their Position and RecordedAt.
+// publish appends commits by one Watermill Publish, which is one INSERT. A message is an event: its payload is the
+// record, its UUID the event's id. It returns what was stored; those events have their Position and RecordedAt.
 func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
 	messages := make(message.Messages, 0, len(commits))
 	for _, c := range commits {
@@ -122,8 +124,8 @@ type insertAdapter struct {
 	commits []*pending
 }
 
-// InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement, as one JSON array of their records, with what
-// their commits say beside.
+// InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement, as one JSON array of their
+// records, with what their commits say beside.
 func (a insertAdapter) InsertQuery(_ string, messages message.Messages) (watermillsql.Query, error) {
 	rows := make([]byte, 0, 640*len(messages))
 	for _, c := range a.commits {
@@ -138,7 +140,8 @@ func (a insertAdapter) InsertQuery(_ string, messages message.Messages) (watermi
 	return watermillsql.Query{Query: a.insert, Args: []any{string(append(rows, ']'))}}, nil
 }
 
-// appendRow appends what a row has beside its record, and the brace that closes it. The first event of a commit keeps its key.
+// appendRow appends what a row has beside its record, and the brace that closes it. The first event of a commit keeps
+// its key.
 func (c *pending) appendRow(b []byte, first bool) []byte {
 	b = strconv.AppendInt(append(b, `,"generation":`...), c.Generation, 10)
 	if c.after != uuid.Nil {
@@ -156,8 +159,8 @@ func (c *pending) appendRow(b []byte, first bool) []byte {
 	return append(b, '}')
 }
 
-// executor is the publisher's database. watermill-sql's Publish uses context.Background() and drops the result; this one gives both
-// back: a deadline, and the rows.
+// executor is the publisher's database. watermill-sql's Publish uses context.Background() and drops the result; this
+// one gives both back: a deadline, and the rows.
 type executor struct {
 	*sql.DB
 	to   sender

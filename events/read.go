@@ -24,8 +24,8 @@ func (b *Batch) len() int { return len(b.Events) }
 const Columns = `e.position, e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id, e.actor,
 	e.request_id, e.recorded_at, (e.user_id, e.seq) IN (SELECT s.user_id, s.seq FROM {schema}.skipped_events s)`
 
-// Read reads the log behind position after, in the order of commits, at most limit events. No reader ever skips one: commit order is
-// position order.
+// Read reads the log behind position after, in the order of commits, at most limit events. No reader ever skips one:
+// commit order is position order.
 func Read(ctx context.Context, from Querier, after int64, limit int) (Batch, error) {
 	b := Batch{From: after, To: after}
 	err := from.Query(ctx, `
@@ -45,7 +45,8 @@ func Read(ctx context.Context, from Querier, after int64, limit int) (Batch, err
 	return b, nil
 }
 
-// ReadStream calls visit with the user's events behind seq after, through another one, oldest first, and stops at visit's first error.
+// ReadStream calls visit with the user's events behind seq after, through another one, oldest first, and stops at
+// visit's first error.
 func ReadStream(ctx context.Context, from Querier, user string, after, through int64, visit func(Event) error) error {
 	err := from.Query(ctx, `
 		SELECT `+Columns+`
@@ -58,15 +59,19 @@ func ReadStream(ctx context.Context, from Querier, user string, after, through i
 	return nil
 }
 
-// ReadStreams calls visit with every event up to position through, user by user and each user's in order, and stops at visit's first
-// error. An empty user means all users.
+// ReadStreams calls visit with every event up to position through, user by user and each user's in order, and stops at
+// visit's first error. An empty user means all users.
 func ReadStreams(ctx context.Context, from Querier, user string, through int64, visit func(Event) error) error {
 	where, args := `e.position <= $1`, []any{through}
 	if user != "" {
 		where, args = `e.position <= $1 AND e.user_id = $2`, []any{through, user}
 	}
-	err := from.Query(ctx, `SELECT `+Columns+` FROM {schema}.task_events e WHERE `+where+` ORDER BY e.user_id, e.seq`, args,
-		func(rows pgx.Rows) error { return visitEvents(rows, visit) })
+	err := from.Query(
+		ctx,
+		`SELECT `+Columns+` FROM {schema}.task_events e WHERE `+where+` ORDER BY e.user_id, e.seq`,
+		args,
+		func(rows pgx.Rows) error { return visitEvents(rows, visit) },
+	)
 	if err != nil {
 		return fmt.Errorf("read streams: %w", err)
 	}

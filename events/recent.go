@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// Recent keeps a value a user, least recently used out first, bounded by the bytes they take; but one larger than the bound is kept
-// while it is the last one used. What the values hold is their users' to guard.
+// Recent keeps a value a user, least recently used out first, bounded by the bytes they take; but one larger than the
+// bound is kept while it is the last one used. What the values hold is their users' to guard.
 type Recent[V any] struct {
 	mu    sync.Mutex
 	limit int

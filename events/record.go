@@ -16,9 +16,9 @@ import (
 // TimeLayout is RFC 3339 in UTC with microseconds, which is what PostgreSQL keeps.
 const TimeLayout = "2006-01-02T15:04:05.000000Z"
 
-// AppendRecord appends an event as it is stored, in JSON: the payload of a Watermill message, a line of an export, and what the hash
-// chain is over. Its form is canonical (RFC 8785): members in order, no white space. An event that is not stored yet has no
-// recorded_at. Data that was not read from a record or the log must have been encoded before.
+// AppendRecord appends an event as it is stored, in JSON: the payload of a Watermill message, a line of an export, and
+// what the hash chain is over. Its form is canonical (RFC 8785): members in order, no white space. An event that is not
+// stored yet has no recorded_at. Data that was not read from a record or the log must have been encoded before.
 func (e *Event) AppendRecord(b []byte) []byte {
 	b = slices.Grow(b, 384+len(e.stored)+2*len(e.UserID)+len(e.RequestID))
 	b = append(b, `{"actor":`...)
@@ -86,7 +86,12 @@ func ParseRecord(text []byte) (Event, error) {
 
 func (r *record) event(skipped bool) (Event, error) {
 	e := Event{
-		UserID: r.UserID, Seq: r.Seq, EventID: r.EventID, CommandID: r.CommandID, Actor: r.Actor, RequestID: r.RequestID,
+		UserID:     r.UserID,
+		Seq:        r.Seq,
+		EventID:    r.EventID,
+		CommandID:  r.CommandID,
+		Actor:      r.Actor,
+		RequestID:  r.RequestID,
 		RecordedAt: r.RecordedAt.UTC(),
 	}
 	if r.TaskID != nil {
@@ -109,8 +114,8 @@ func (h Hash) Next(record []byte) Hash {
 	return next
 }
 
-// Link is the event's link of its user's chain, behind the link before. An erasure brings that one along. The record may be written into
-// buf, which is returned.
+// Link is the event's link of its user's chain, behind the link before. An erasure brings that one along. The record
+// may be written into buf, which is returned.
 func (e *Event) Link(before Hash, buf []byte) (Hash, []byte) {
 	if d, ok := e.Data.(UserErased); ok {
 		before = d.Hash
@@ -134,7 +139,8 @@ func (h *Hash) UnmarshalText(text []byte) error {
 	return err
 }
 
-// AppendText appends a JSON string in its shortest form (RFC 8785, section 3.2.2.2). The text is valid UTF-8: no other gets in.
+// AppendText appends a JSON string in its shortest form (RFC 8785, section 3.2.2.2). The text is valid UTF-8: no other
+// gets in.
 func AppendText(b []byte, s string) []byte {
 	quoted, err := jsontext.AppendQuote(b, s)
 	if err != nil {

@@ -58,7 +58,10 @@ func TestRecordsAreCanonical(t *testing.T) {
 		words := rapid.String()
 		data := rapid.OneOf(
 			rapid.Custom(func(t *rapid.T) Data {
-				return TaskCreated{Title: words.Draw(t, "title"), Description: rapid.Ptr(words, true).Draw(t, "description")}
+				return TaskCreated{
+					Title:       words.Draw(t, "title"),
+					Description: rapid.Ptr(words, true).Draw(t, "description"),
+				}
 			}),
 			rapid.Custom(func(t *rapid.T) Data { return TaskRenamed{Title: words.Draw(t, "title")} }),
 			rapid.Just(Data(TaskDeleted{})),
@@ -87,8 +90,14 @@ func TestTasksAreReadBack(t *testing.T) {
 	t.Parallel()
 	for _, description := range []*string{nil, text(""), text("d \u2029 \"")} {
 		want := Task{
-			UserID: "u\u00e9", ID: taskID, Version: 7, Title: "a\n\U0001F95B", Description: description, Completed: true,
-			CreatedAt: noon, UpdatedAt: noon.Add(1234567000),
+			UserID:      "u\u00e9",
+			ID:          taskID,
+			Version:     7,
+			Title:       "a\n\U0001F95B",
+			Description: description,
+			Completed:   true,
+			CreatedAt:   noon,
+			UpdatedAt:   noon.Add(1234567000),
 		}
 		body := want.AppendJSON(nil)
 		if got, err := ParseTask(body); err != nil || !reflect.DeepEqual(got, want) {

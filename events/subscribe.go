@@ -47,10 +47,10 @@ type SubscriberConfig struct {
 	Report func(error)
 }
 
-// Subscriber hands a projection the log behind its checkpoint, batch by batch, one message at a time: Watermill's message.Subscriber.
-// What this process appends it is given in memory, as long as that joins on to the checkpoint; else it selects. It looks when it
-// begins, after a message that was nacked, and when Look tells it to, and never by the clock: a log to which nobody appends is left
-// alone.
+// Subscriber hands a projection the log behind its checkpoint, batch by batch, one message at a time: Watermill's
+// message.Subscriber. What this process appends it is given in memory, as long as that joins on to the checkpoint; else
+// it selects. It looks when it begins, after a message that was nacked, and when Look tells it to, and never by the
+// clock: a log to which nobody appends is left alone.
 type Subscriber struct {
 	log *Log
 	cfg SubscriberConfig
@@ -213,15 +213,16 @@ func (s *Subscriber) settle(d *Delivery, applied bool) {
 	s.known.stands(d.To, s.known.head, next)
 }
 
-// forget drops what was handed over: after a failover the log may not hold it, although what is appended next joins on to it.
+// forget drops what was handed over: after a failover the log may not hold it, although what is appended next joins on
+// to it.
 func (s *Subscriber) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drop()
 }
 
-// rest waits before the next try. Who waits for the projection may cut that short, but not to nothing: where nothing can be applied, each
-// append would be a try.
+// rest waits before the next try. Who waits for the projection may cut that short, but not to nothing: where nothing
+// can be applied, each append would be a try.
 func (s *Subscriber) rest(ctx context.Context, pause time.Duration) error {
 	least := min(pause, leastPause)
 	timer := time.NewTimer(least)
@@ -264,7 +265,8 @@ func hand(ctx context.Context, messages chan<- *message.Message, d *Delivery) bo
 
 type deliveryKey struct{}
 
-// DeliveryOf is what a message of a Subscriber carries: the events of its payload as they are, with the place they have in the log.
+// DeliveryOf is what a message of a Subscriber carries: the events of its payload as they are, with the place they have
+// in the log.
 func DeliveryOf(m *message.Message) (*Delivery, error) {
 	d, ok := m.Context().Value(deliveryKey{}).(*Delivery)
 	if !ok {
@@ -310,8 +312,8 @@ func (s *Subscriber) wait(ctx context.Context, lingering time.Duration) error {
 	return nil
 }
 
-// handedOver returns what was handed over in memory, if it joins on to the checkpoint and has lingered. Else it tells how long to wait
-// for that, or that the log must be read.
+// handedOver returns what was handed over in memory, if it joins on to the checkpoint and has lingered. Else it tells
+// how long to wait for that, or that the log must be read.
 func (s *Subscriber) handedOver(at *Checkpoint) (d *Delivery, lingering time.Duration, unread bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -345,7 +347,8 @@ func (s *Subscriber) handedOver(at *Checkpoint) (d *Delivery, lingering time.Dur
 	return d, 0, false
 }
 
-// read selects the checkpoint and the next batch behind it. What was handed over and is in the batch, or before it, is dropped.
+// read selects the checkpoint and the next batch behind it. What was handed over and is in the batch, or before it, is
+// dropped.
 func (s *Subscriber) read(ctx context.Context) (*Delivery, *Checkpoint, error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()

@@ -13,7 +13,11 @@ import (
 func subscribe(t *testing.T, l *Log) (*Subscriber, <-chan *message.Message) {
 	t.Helper()
 	s := l.NewSubscriber(SubscriberConfig{
-		Projection: "tasks", Linger: time.Millisecond, MaxEvents: 100, Confirm: func(Checkpoint) {}, Report: func(error) {},
+		Projection: "tasks",
+		Linger:     time.Millisecond,
+		MaxEvents:  100,
+		Confirm:    func(Checkpoint) {},
+		Report:     func(error) {},
 	})
 	messages, err := s.Subscribe(t.Context(), Topic)
 	if err != nil {
@@ -38,7 +42,8 @@ func receive(t *testing.T, messages <-chan *message.Message) (*message.Message, 
 	}
 }
 
-// What was handed over in memory and is lost in a failover is not handed out, even where what is appended next joins on to it.
+// What was handed over in memory and is lost in a failover is not handed out, even where what is appended next joins on
+// to it.
 func TestWhatWasLostIsNotHandedOut(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)

@@ -27,7 +27,8 @@ type Task struct {
 // Live tells whether the task exists and is not in the trash.
 func (t Task) Live() bool { return t.Version > 0 && t.DeletedAt == nil }
 
-// TaskForm is the version of the form that AppendJSON writes. Answers that were made in another form must not be taken for this one.
+// TaskForm is the version of the form that AppendJSON writes. Answers that were made in another form must not be taken
+// for this one.
 const TaskForm = 1
 
 // AppendJSON appends the Task as clients see it; a deleted one also has deleted_at.
@@ -77,8 +78,15 @@ func ParseTask(text []byte) (Task, error) {
 		return Task{}, fmt.Errorf("read a task: %w", err)
 	}
 	return Task{
-		UserID: t.UserID, ID: t.ID, Version: t.Version, Title: t.Title, Description: t.Description, Completed: t.Completed,
-		CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt, DeletedAt: t.DeletedAt,
+		UserID:      t.UserID,
+		ID:          t.ID,
+		Version:     t.Version,
+		Title:       t.Title,
+		Description: t.Description,
+		Completed:   t.Completed,
+		CreatedAt:   t.CreatedAt,
+		UpdatedAt:   t.UpdatedAt,
+		DeletedAt:   t.DeletedAt,
 	}, nil
 }
 
@@ -86,7 +94,8 @@ func ParseTask(text []byte) (Task, error) {
 const HistoryTaskColumns = `h.task_id, h.version, h.title, h.description, h.is_completed, h.created_at,
 	coalesce(h.updated_at, h.recorded_at), h.deleted_at`
 
-// ScanHistoryTask reads more columns into places, and then a task as it was after an event of the user, from HistoryTaskColumns.
+// ScanHistoryTask reads more columns into places, and then a task as it was after an event of the user, from
+// HistoryTaskColumns.
 func ScanHistoryTask(rows pgx.Rows, user string, places ...any) (Task, error) {
 	t := Task{UserID: user}
 	err := rows.Scan(append(places,

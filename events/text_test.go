@@ -9,7 +9,22 @@ import (
 
 func TestTitleKeyIsAlphabetical(t *testing.T) {
 	t.Parallel()
-	want := []string{"-x", "9", "a b", "apfel", "Äpfel", "ärger", "Ärmel", "Banana", "cherry", "Zebra", "Ωmega", "жаба", "Жук", "日本"}
+	want := []string{
+		"-x",
+		"9",
+		"a b",
+		"apfel",
+		"Äpfel",
+		"ärger",
+		"Ärmel",
+		"Banana",
+		"cherry",
+		"Zebra",
+		"Ωmega",
+		"жаба",
+		"Жук",
+		"日本",
+	}
 	got := slices.Clone(want)
 	slices.Reverse(got)
 	slices.SortFunc(got, func(a, b string) int { return bytes.Compare(TitleKey(a), TitleKey(b)) })

@@ -6,11 +6,17 @@ import (
 	"fmt"
 )
 
-// CheckWritable returns why nothing could be appended now. What the last append met with is not believed for ever: it is tried again, in
-// a transaction that is rolled back.
+// CheckWritable returns why nothing could be appended now. What the last append met with is not believed for ever: it
+// is tried again, in a transaction that is rolled back.
 func (l *Log) CheckWritable(ctx context.Context) error {
 	var readOnly bool
-	_, err := One(ctx, l.db, `SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`, nil, &readOnly)
+	_, err := One(
+		ctx,
+		l.db,
+		`SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`,
+		nil,
+		&readOnly,
+	)
 	if err != nil {
 		return fmt.Errorf("ask whether the database takes writes: %w", err)
 	}

@@ -156,7 +156,10 @@ func (in *input) step(path string, value jsontext.Value) (step command.Step) {
 		step.Command = in.stepCreate(id, data)
 	case opUpdate:
 		step.Command = command.UpdateTask{
-			ID: id, Title: in.title(data), Description: in.description(data), Completed: in.boolean(data, "is_completed"),
+			ID:          id,
+			Title:       in.title(data),
+			Description: in.description(data),
+			Completed:   in.boolean(data, "is_completed"),
 		}
 	case opComplete:
 		step.Command = command.CompleteTask{ID: id}

@@ -13,7 +13,12 @@ import (
 
 // batchOf is a batch of commands.
 func batchOf(user string, commands ...string) call {
-	return call{method: "POST", path: "/api/batch", user: user, body: `{"commands":[` + strings.Join(commands, ",") + `]}`}
+	return call{
+		method: "POST",
+		path:   "/api/batch",
+		user:   user,
+		body:   `{"commands":[` + strings.Join(commands, ",") + `]}`,
+	}
 }
 
 func op(name string, id uuid.UUID, more string) string {
@@ -30,7 +35,8 @@ func (s *service) batch(c call) []*taskJSON {
 // count counts rows of the log.
 func (s *service) count(where string, args ...any) (n int) {
 	s.t.Helper()
-	if err := s.pool.QueryRow(context.Background(), `SELECT count(*) FROM taskledger.task_events WHERE `+where, args...).Scan(&n); err != nil {
+	if err := s.pool.QueryRow(context.Background(), `SELECT count(*) FROM taskledger.task_events WHERE `+where, args...).
+		Scan(&n); err != nil {
 		s.t.Fatal(err)
 	}
 	return n
@@ -43,15 +49,24 @@ func TestABatchIsOneCommandAfterTheOther(t *testing.T) {
 	old := s.titled("u", "old") // 1
 	id := uuid.New()
 	a := s.want(200, batchOf("u",
-		op("create", id, `,"data":{"title":"new","description":"d","is_completed":true}`),                           // 2, 3
-		op("update", id, `,"if_match":3,"data":{"title":"newer","description":null,"id":"x","is_completed":false}`), // 4, 5, 6
-		op("complete", old.ID, `,"if_match":1`),                                                                     // 7
-		op("complete", old.ID, `,"if_match":7,"data":"not looked at"`),                                              // nothing
-		op("delete", id, `,"if_match":6`),                                                                           // 8
-		op("restore", id, `,"if_match":8`),                                                                          // 9
-		op("reopen", old.ID, ``),                                                                                    // 10
-		op("delete", id, ``),                                                                                        // 11
-		createOp("last"),                                                                                            // 12
+		// 2, 3
+		op("create", id, `,"data":{"title":"new","description":"d","is_completed":true}`),
+		// 4, 5, 6
+		op("update", id, `,"if_match":3,"data":{"title":"newer","description":null,"id":"x","is_completed":false}`),
+		// 7
+		op("complete", old.ID, `,"if_match":1`),
+		// nothing
+		op("complete", old.ID, `,"if_match":7,"data":"not looked at"`),
+		// 8
+		op("delete", id, `,"if_match":6`),
+		// 9
+		op("restore", id, `,"if_match":8`),
+		// 10
+		op("reopen", old.ID, ``),
+		// 11
+		op("delete", id, ``),
+		// 12
+		createOp("last"),
 	))
 	results := as[struct{ Results []*taskJSON }](t, a).Results
 	var got []string
@@ -111,7 +126,8 @@ func TestABatchIsAllOrNothing(t *testing.T) {
 		{op("restore", mine.ID, ``), 409, "version_conflict"},
 		{op("restore", deleted.ID, `,"if_match":2`), 412, "precondition_failed"},
 		{op("restore", mine.ID, `,"if_match":99`), 412, "precondition_failed"},
-		{op("update", mine.ID, `,"if_match":1,"data":{"title":"x"}`), 412, "precondition_failed"}, // the batch has changed it
+		// the batch has changed it
+		{op("update", mine.ID, `,"if_match":1,"data":{"title":"x"}`), 412, "precondition_failed"},
 		{op("create", mine.ID, `,"data":{"title":"x"}`), 409, "version_conflict"},
 		{op("create", deleted.ID, `,"data":{"title":"x"}`), 409, "version_conflict"},
 	} {
@@ -156,7 +172,11 @@ func TestTheSizeOfABatch(t *testing.T) {
 	c := batchOf("u", completes...)
 	c.header = keyed("hundred")
 	first := s.want(200, c)
-	if r := as[struct{ Results []*taskJSON }](t, first).Results; r[0].Version != 103 || r[99].Version != 400 || !r[99].IsCompleted {
+	if r := as[struct{ Results []*taskJSON }](
+		t,
+		first,
+	).Results; r[0].Version != 103 || r[99].Version != 400 ||
+		!r[99].IsCompleted {
 		t.Errorf("three changes of each of 100: %+v, %+v", r[0], r[99])
 	}
 	if again := s.want(200, c); string(again.body) != string(first.body) || again.Header.Get("X-Version") != "400" {
@@ -300,7 +320,11 @@ func TestABatchReplays(t *testing.T) {
 		s.refused(422, "idempotency_key_reused", other)
 	}
 	// One command alone, and a batch of that one, are two requests.
-	s.refused(422, "idempotency_key_reused", call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: keyed("one")})
+	s.refused(
+		422,
+		"idempotency_key_reused",
+		call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: keyed("one")},
+	)
 	s.want(201, call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: keyed("alone")})
 	alone := batchOf("u", createOp("a"))
 	alone.header = keyed("alone")
@@ -334,7 +358,11 @@ func TestTheQuotaInABatch(t *testing.T) {
 	if p := s.refused(422, "quota_exceeded", batchOf("u", op("restore", all[0].ID, ``))); *p.Index != 0 {
 		t.Errorf("a restore: %+v", p)
 	}
-	if p := s.refused(422, "quota_exceeded", batchOf("u", op("delete", fresh, ``), op("restore", all[0].ID, ``), op("restore", fresh, ``))); *p.Index != 2 {
+	if p := s.refused(
+		422,
+		"quota_exceeded",
+		batchOf("u", op("delete", fresh, ``), op("restore", all[0].ID, ``), op("restore", fresh, ``)),
+	); *p.Index != 2 {
 		t.Errorf("two restores in the place of one: %+v", p)
 	}
 	s.batch(batchOf("u", op("delete", fresh, ``), op("restore", all[0].ID, ``)))
@@ -375,7 +403,15 @@ func TestBatchesOfTwoProcesses(t *testing.T) {
 			var out []json.RawMessage
 			for range rounds {
 				// It leaves both as it found them: whoever comes between finds them the same.
-				answer := on.do(batchOf("u", op("complete", a.ID, ``), op("complete", b.ID, ``), op("reopen", a.ID, ``), op("reopen", b.ID, ``)))
+				answer := on.do(
+					batchOf(
+						"u",
+						op("complete", a.ID, ``),
+						op("complete", b.ID, ``),
+						op("reopen", a.ID, ``),
+						op("reopen", b.ID, ``),
+					),
+				)
 				if answer.StatusCode != 200 {
 					t.Errorf("%d %s", answer.StatusCode, answer.body)
 				}

@@ -16,8 +16,8 @@ import (
 	"taskledger/query"
 )
 
-// cursor is where a page of a list ended, in the form a client carries. It is bound to the user and the query it was made for; what it
-// holds the user has seen in the list already.
+// cursor is where a page of a list ended, in the form a client carries. It is bound to the user and the query it was
+// made for; what it holds the user has seen in the list already.
 type cursor struct {
 	Query string `json:"q"` // digest of the page
 	query.Place

@@ -25,8 +25,8 @@ const (
 // object is the top-level JSON object of a body: each member's raw value by name.
 type object map[string]jsontext.Value
 
-// object reads a request's body strictly. What is not JSON, or not of a size, type or encoding we take, is an error; a value that is
-// not an object is noted, and nil.
+// object reads a request's body strictly. What is not JSON, or not of a size, type or encoding we take, is an error; a
+// value that is not an object is noted, and nil.
 func (in *input) object(r *http.Request, types ...string) (object, error) {
 	raw, err := readBody(r, types...)
 	if err != nil {
@@ -45,16 +45,33 @@ func readBody(r *http.Request, types ...string) ([]byte, error) {
 	case errors.As(err, &tooLarge):
 		return nil, payloadTooLarge(tooLarge.Limit)
 	case err != nil:
-		return nil, newProblem(http.StatusBadRequest, "invalid_json", "the body did not come to its end").with("Connection", "close").because(err)
+		return nil, newProblem(
+			http.StatusBadRequest,
+			"invalid_json",
+			"the body did not come to its end",
+		).with("Connection", "close").
+			because(err)
 	}
-	if encoding := strings.Join(r.Header.Values("Content-Encoding"), ","); encoding != "" && !strings.EqualFold(encoding, "identity") {
-		return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "bodies must not be compressed")
+	if encoding := strings.Join(
+		r.Header.Values("Content-Encoding"),
+		",",
+	); encoding != "" &&
+		!strings.EqualFold(encoding, "identity") {
+		return nil, newProblem(
+			http.StatusUnsupportedMediaType,
+			"unsupported_media_type",
+			"bodies must not be compressed",
+		)
 	}
 	return raw, checkMediaType(r.Header.Values("Content-Type"), append(types, "application/json"))
 }
 
 func payloadTooLarge(limit int64) *problem {
-	return newProblem(http.StatusRequestEntityTooLarge, "payload_too_large", fmt.Sprintf("the body must not be over %d bytes", limit)).
+	return newProblem(
+		http.StatusRequestEntityTooLarge,
+		"payload_too_large",
+		fmt.Sprintf("the body must not be over %d bytes", limit),
+	).
 		with("Connection", "close")
 }
 
@@ -69,7 +86,11 @@ func checkMediaType(sent, accepted []string) error {
 			return nil
 		}
 	}
-	return newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be "+accepted[len(accepted)-1]).
+	return newProblem(
+		http.StatusUnsupportedMediaType,
+		"unsupported_media_type",
+		"the body must be "+accepted[len(accepted)-1],
+	).
 		with("Accept", strings.Join(accepted, ", "))
 }
 
@@ -77,8 +98,8 @@ func invalidJSON(detail string) *problem {
 	return newProblem(http.StatusBadRequest, "invalid_json", detail)
 }
 
-// parseObject checks the whole text before any member is looked at. encoding/json would take duplicate members, other cases of a name
-// and bad UTF-8.
+// parseObject checks the whole text before any member is looked at. encoding/json would take duplicate members, other
+// cases of a name and bad UTF-8.
 func (in *input) parseObject(raw []byte) (object, error) {
 	switch {
 	case !utf8.Valid(raw):

@@ -29,7 +29,8 @@ var openAPISource []byte
 // openAPIYAML returns the description of the API as it is written. The caller must not change it.
 func openAPIYAML() []byte { return openAPISource }
 
-// openAPIJSON returns the same description as JSON, with the aliases of the YAML written out. The caller must not change it.
+// openAPIJSON returns the same description as JSON, with the aliases of the YAML written out. The caller must not
+// change it.
 var openAPIJSON = sync.OnceValue(func() []byte {
 	var document any
 	if err := yaml.Unmarshal(openAPISource, &document); err != nil {
@@ -56,7 +57,8 @@ var docsAssets = []string{
 	"favicon-32x32.png",
 }
 
-// docsHandler serves the interactive documentation at prefix ("/docs") and its assets below it, all of them from this binary.
+// docsHandler serves the interactive documentation at prefix ("/docs") and its assets below it, all of them from this
+// binary.
 func docsHandler(prefix string) http.Handler {
 	page := newStaticFile("index.html", fmt.Appendf(nil, docsPage, prefix, docsStyle, docsScript))
 	page.header.Set("Content-Security-Policy", strings.Join([]string{

@@ -32,13 +32,19 @@ func (s *service) erase(user string) answer {
 
 func (s *service) verified() {
 	s.t.Helper()
-	_, err := projections.Verify(context.Background(), s.ledger.DB(), "", func(d projections.Difference) { s.t.Errorf("verify: %s", d) })
+	_, err := projections.Verify(
+		context.Background(),
+		s.ledger.DB(),
+		"",
+		func(d projections.Difference) { s.t.Errorf("verify: %s", d) },
+	)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 }
 
-// Nothing that the user could have written is left in the database, whatever it is written in; others keep all they have.
+// Nothing that the user could have written is left in the database, whatever it is written in; others keep all they
+// have.
 func TestAnErasureLeavesNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t).allow(200)
@@ -50,7 +56,15 @@ func TestAnErasureLeavesNothing(t *testing.T) {
 				header: http.Header{"Idempotency-Key": {fmt.Sprint(word, i)}, "X-Request-Id": {fmt.Sprint(word, i)}},
 				body:   fmt.Sprintf(`{"title":"%s %d","description":"%s"}`, word, i, words(word, 1+i*2))}))
 			if i%2 == 0 {
-				s.want(200, call{method: "PATCH", path: "/api/tasks/" + task.ID.String(), user: user, body: fmt.Sprintf(`{"title":"%d %s"}`, i, word)})
+				s.want(
+					200,
+					call{
+						method: "PATCH",
+						path:   "/api/tasks/" + task.ID.String(),
+						user:   user,
+						body:   fmt.Sprintf(`{"title":"%d %s"}`, i, word),
+					},
+				)
 			}
 			if i%3 == 0 {
 				s.want(204, call{method: "DELETE", path: "/api/tasks/" + task.ID.String(), user: user})
@@ -80,7 +94,8 @@ func TestAnErasureLeavesNothing(t *testing.T) {
 		t.Errorf("the secret is in the dump: %q", got)
 	}
 	var left []string
-	for deadline := time.Now().Add(10 * time.Second); ; { // who reads in another transaction keeps dead rows from being taken away
+	// who reads in another transaction keeps dead rows from being taken away
+	for deadline := time.Now().Add(10 * time.Second); ; {
 		s.exec(`VACUUM FULL {schema}.tasks, {schema}.task_history, {schema}.task_events, {schema}.users`)
 		s.exec(`CHECKPOINT`)
 		if left = s.inFiles(secret); len(left) == 0 || time.Now().After(deadline) {
@@ -114,9 +129,15 @@ func (s *service) historyOf(user string) []historyJSON {
 	return as[[]historyJSON](s.t, s.want(200, call{method: "GET", path: "/api/history", user: user}))
 }
 
-// spellings are a word as it may stand in a file: as it is, in hexadecimal, and in base64 at each of the three places it can begin at.
+// spellings are a word as it may stand in a file: as it is, in hexadecimal, and in base64 at each of the three places
+// it can begin at.
 func spellings(word string) (out [][]byte) {
-	out = append(out, []byte(word), []byte(hex.EncodeToString([]byte(word))), []byte(strings.ToUpper(hex.EncodeToString([]byte(word)))))
+	out = append(
+		out,
+		[]byte(word),
+		[]byte(hex.EncodeToString([]byte(word))),
+		[]byte(strings.ToUpper(hex.EncodeToString([]byte(word)))),
+	)
 	for skip := range 3 {
 		encoded := base64.RawStdEncoding.EncodeToString(append(make([]byte, skip), word...))
 		out = append(out, []byte(encoded[[]int{0, 2, 3}[skip]:len(encoded)-3]))
@@ -128,7 +149,8 @@ func contains(data []byte, word string) bool {
 	return slices.ContainsFunc(spellings(word), func(s []byte) bool { return bytes.Contains(data, s) })
 }
 
-// inFiles are the files of the database that a word is in: those of tables, of their TOAST, of indexes, and of the planner's statistics.
+// inFiles are the files of the database that a word is in: those of tables, of their TOAST, of indexes, and of the
+// planner's statistics.
 func (s *service) inFiles(word string) (found []string) {
 	s.t.Helper()
 	rows, err := s.pool.Query(context.Background(), `
@@ -155,11 +177,13 @@ func (s *service) inFiles(word string) (found []string) {
 	return found
 }
 
-// inDump are the lines of a dump that a word is in. Where a PostgreSQL was downloaded, pg_dump is missing: then it is the rows as text.
+// inDump are the lines of a dump that a word is in. Where a PostgreSQL was downloaded, pg_dump is missing: then it is
+// the rows as text.
 func (s *service) inDump(word string) (found []string) {
 	s.t.Helper()
 	var dir string
-	if err := s.pool.QueryRow(context.Background(), `SELECT setting FROM pg_config WHERE name = 'BINDIR'`).Scan(&dir); err != nil {
+	if err := s.pool.QueryRow(context.Background(), `SELECT setting FROM pg_config WHERE name = 'BINDIR'`).
+		Scan(&dir); err != nil {
 		s.t.Fatal(err)
 	}
 	var dump []byte
@@ -167,7 +191,8 @@ func (s *service) inDump(word string) (found []string) {
 	if err == nil {
 		dump, err = exec.Command(program, "--inserts", "--dbname", s.pool.Config().ConnString()).Output()
 	} else {
-		err = s.pool.QueryRow(context.Background(), `SELECT schema_to_xml('taskledger', true, false, '')::text`).Scan(&dump)
+		err = s.pool.QueryRow(context.Background(), `SELECT schema_to_xml('taskledger', true, false, '')::text`).
+			Scan(&dump)
 	}
 	if err != nil {
 		s.t.Fatalf("dump: %v", err)
@@ -180,7 +205,8 @@ func (s *service) inDump(word string) (found []string) {
 	return found
 }
 
-// Open streams hear of the erasure and end, on every process; whoever begins behind it, or at the very beginning, hears of the next life.
+// Open streams hear of the erasure and end, on every process; whoever begins behind it, or at the very beginning, hears
+// of the next life.
 func TestAnErasureEndsStreams(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -193,7 +219,8 @@ func TestAnErasureEndsStreams(t *testing.T) {
 	s.erase("u")
 	for name, r := range map[string]*reader{"here": stream, "there": far} {
 		f := r.want(2)
-		if f.Event != "erased" || f.Data.Type != events.TypeUserErased || f.Data.Task != nil || f.Data.TaskID != uuid.Nil {
+		if f.Event != "erased" || f.Data.Type != events.TypeUserErased || f.Data.Task != nil ||
+			f.Data.TaskID != uuid.Nil {
 			t.Errorf("%s: %s %s", name, f.Event, f.raw)
 		}
 		if f, err := r.next(); !errors.Is(err, io.EOF) {
@@ -228,8 +255,14 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 	other := startOn(t, s.pool)
 	var old []taskJSON
 	for i := range 4 {
-		old = append(old, as[taskJSON](t, s.want(201, call{method: "POST", path: "/api/tasks", user: "u", header: keyed(fmt.Sprint("k", i)),
-			body: fmt.Sprintf(`{"title":"old %d"}`, i)})))
+		old = append(
+			old,
+			as[taskJSON](
+				t,
+				s.want(201, call{method: "POST", path: "/api/tasks", user: "u", header: keyed(fmt.Sprint("k", i)),
+					body: fmt.Sprintf(`{"title":"old %d"}`, i)}),
+			),
+		)
 	}
 	path := "/api/tasks/" + old[0].ID.String()
 	s.want(204, call{method: "DELETE", path: "/api/tasks/" + old[3].ID.String(), user: "u"}) // 5
@@ -253,7 +286,13 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 				t.Errorf("%s: %s", p, again.body)
 			}
 			if next := a.Header.Get("Link"); next != "" {
-				if page := on.want(200, call{method: "GET", path: nextPage(t, a), user: "u"}); bytes.Contains(page.body, []byte("old")) {
+				if page := on.want(
+					200,
+					call{method: "GET", path: nextPage(t, a), user: "u"},
+				); bytes.Contains(
+					page.body,
+					[]byte("old"),
+				) {
 					t.Errorf("%s: %s", next, page.body)
 				}
 			}
@@ -265,7 +304,14 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 			on.refused(404, "not_found", call{method: "GET", path: path + "?as_of=" + at, user: "u"})
 		}
 		on.refused(404, "not_found", call{method: "GET", path: path + "/history", user: "u"})
-		if p := on.refused(404, "not_found", call{method: "GET", path: "/api/ledger?seq=6", user: "u"}); strings.Contains(p.Detail, "task") {
+		if p := on.refused(
+			404,
+			"not_found",
+			call{method: "GET", path: "/api/ledger?seq=6", user: "u"},
+		); strings.Contains(
+			p.Detail,
+			"task",
+		) {
 			t.Errorf("an erased event is no task: %s", p.Detail)
 		}
 		on.refused(404, "not_found", call{method: "GET", path: "/api/ledger?seq=1", user: "u"})
@@ -285,12 +331,15 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 		}
 	}
 	entries := s.historyOf("u")
-	if len(entries) != 1 || entries[0].Seq != 7 || entries[0].Type != events.TypeUserErased || entries[0].Actor != "u" || string(entries[0].Changes) != "{}" {
+	if len(entries) != 1 || entries[0].Seq != 7 || entries[0].Type != events.TypeUserErased ||
+		entries[0].Actor != "u" ||
+		string(entries[0].Changes) != "{}" {
 		t.Fatalf("the history: %+v", entries)
 	}
 	// The chain goes on: the proof names the link that it follows.
 	var data []byte
-	if err := s.pool.QueryRow(t.Context(), `SELECT data FROM taskledger.task_events WHERE user_id = 'u'`).Scan(&data); err != nil {
+	if err := s.pool.QueryRow(t.Context(), `SELECT data FROM taskledger.task_events WHERE user_id = 'u'`).
+		Scan(&data); err != nil {
 		t.Fatal(err)
 	}
 	if want := fmt.Sprintf(`{"hash": %q}`, link.Hash); string(data) != want {
@@ -300,11 +349,21 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 	if again := other.erase("u"); again.Header.Get("X-Version") != "7" || s.count(`user_id = 'u'`) != 1 {
 		t.Errorf("erased again at %s", again.Header.Get("X-Version"))
 	}
-	first := other.want(201, call{method: "POST", path: "/api/tasks", user: "u", header: keyed("k0"), body: `{"title":"another request"}`})
-	if task := as[taskJSON](t, first); first.Header.Get("Idempotency-Replayed") != "" || task.Version != 8 || slices.ContainsFunc(old, func(o taskJSON) bool { return o.ID == task.ID }) {
+	first := other.want(
+		201,
+		call{method: "POST", path: "/api/tasks", user: "u", header: keyed("k0"), body: `{"title":"another request"}`},
+	)
+	if task := as[taskJSON](
+		t,
+		first,
+	); first.Header.Get("Idempotency-Replayed") != "" || task.Version != 8 ||
+		slices.ContainsFunc(old, func(o taskJSON) bool { return o.ID == task.ID }) {
 		t.Errorf("the next life begins with %s", first.body)
 	}
-	if r := s.batch(batchOf("u", op("create", old[0].ID, `,"data":{"title":"same id"}`))); r[0].Version != 9 || r[0].CreatedAt == old[0].CreatedAt {
+	if r := s.batch(
+		batchOf("u", op("create", old[0].ID, `,"data":{"title":"same id"}`)),
+	); r[0].Version != 9 ||
+		r[0].CreatedAt == old[0].CreatedAt {
 		t.Errorf("%+v", r[0])
 	}
 	if got := s.list("u", "?as_of=8"); len(got) != 1 || got[0].Title != "another request" {
@@ -339,8 +398,9 @@ func TestAnErasureOfNobody(t *testing.T) {
 	s.refused(401, "unauthenticated", call{method: "DELETE", path: "/api/me"})
 }
 
-// A user is erased, time and again, while writers, batches, readers, streams and rebuilds are at work on two processes: nobody gets an
-// answer that is a fault, other users lose nothing, and at the end there is only what came behind the last erasure.
+// A user is erased, time and again, while writers, batches, readers, streams and rebuilds are at work on two processes:
+// nobody gets an answer that is a fault, other users lose nothing, and at the end there is only what came behind the
+// last erasure.
 func TestErasuresWhileEverythingRuns(t *testing.T) {
 	t.Parallel()
 	s := start(t).allow(10_000)
@@ -391,7 +451,10 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 		work.Go(func() {
 			for running() {
 				for _, p := range []string{"/api/tasks", "/api/trash", "/api/history?limit=50", "/api/sync", "/api/ledger", "/api/tasks?as_of=1"} {
-					if a := on.do(call{method: "GET", path: p, user: "mortal"}); a.StatusCode != 200 && a.StatusCode != 422 {
+					if a := on.do(
+						call{method: "GET", path: p, user: "mortal"},
+					); a.StatusCode != 200 &&
+						a.StatusCode != 422 {
 						t.Errorf("%s: %d %s", p, a.StatusCode, a.body)
 					}
 				}
@@ -446,7 +509,15 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 	}
 	close(done)
 	writers.Wait()
-	s.want(201, call{method: "POST", path: "/api/tasks", user: "mortal", body: `{"title":"so that there is something to erase"}`})
+	s.want(
+		201,
+		call{
+			method: "POST",
+			path:   "/api/tasks",
+			user:   "mortal",
+			body:   `{"title":"so that there is something to erase"}`,
+		},
+	)
 	s.erase("mortal") // which ends the streams
 	work.Wait()
 	if got := s.list("mortal", ""); len(got) != 0 {
@@ -461,8 +532,8 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 	s.verified()
 }
 
-// However long the deletion of a stream takes, nobody waits for it: the user can still write on another process, and what that did is
-// erased too.
+// However long the deletion of a stream takes, nobody waits for it: the user can still write on another process, and
+// what that did is erased too.
 func TestALongErasureHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	s := start(t)

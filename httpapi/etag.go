@@ -13,8 +13,8 @@ func etag(version int64) string {
 	return `"` + strconv.FormatInt(version, 10) + `"`
 }
 
-// ifMatch reads the If-Match header (RFC 9110, section 13.1.1). A weak tag is taken and never matches, as is a tag that is no
-// version; what is not a list of tags is an error.
+// ifMatch reads the If-Match header (RFC 9110, section 13.1.1). A weak tag is taken and never matches, as is a tag that
+// is no version; what is not a list of tags is an error.
 func ifMatch(r *http.Request) (command.Match, error) {
 	fields := r.Header.Values("If-Match")
 	if len(fields) == 0 {
@@ -27,7 +27,9 @@ func ifMatch(r *http.Request) (command.Match, error) {
 	tags, ok := parseTags(all)
 	if !ok {
 		p := newProblem(http.StatusBadRequest, "validation_error", "If-Match: must be a list of entity tags, or *")
-		p.Errors = []inputProblem{{Parameter: "If-Match", Code: "invalid_value", Detail: "must be a list of entity tags, or *"}}
+		p.Errors = []inputProblem{
+			{Parameter: "If-Match", Code: "invalid_value", Detail: "must be a list of entity tags, or *"},
+		}
 		return command.Match{}, p
 	}
 	match := command.Match{Present: true}
@@ -40,8 +42,8 @@ func ifMatch(r *http.Request) (command.Match, error) {
 	return match, nil
 }
 
-// noneMatches tells whether an If-None-Match header names the tag, by weak comparison (RFC 9110, section 13.1.2). A header that
-// can't be read names none.
+// noneMatches tells whether an If-None-Match header names the tag, by weak comparison (RFC 9110, section 13.1.2). A
+// header that can't be read names none.
 func noneMatches(r *http.Request, tag string) bool {
 	all := strings.TrimSpace(strings.Join(r.Header.Values("If-None-Match"), ","))
 	if all == "*" {

@@ -52,10 +52,19 @@ func TestExport(t *testing.T) {
 	}](t, s.want(200, call{method: "GET", path: "/api/ledger", user: "u"}))
 	n, seq, hash := audit(t, strings.NewReader(string(answer.body)))
 	if n != 5 || seq != 5 || link.Seq != 5 || hash != link.Hash || strings.Contains(string(answer.body), "private") {
-		t.Errorf("%d events to seq %d with hash %s, want 5 to %d with %s:\n%s", n, seq, hash, link.Seq, link.Hash, answer.body)
+		t.Errorf(
+			"%d events to seq %d with hash %s, want 5 to %d with %s:\n%s",
+			n,
+			seq,
+			hash,
+			link.Seq,
+			link.Hash,
+			answer.body,
+		)
 	}
 	h := answer.Header
-	if h.Get("Content-Type") != "application/x-ndjson" || h.Get("X-Version") != "5" || !strings.HasSuffix(string(answer.body), "}\n") {
+	if h.Get("Content-Type") != "application/x-ndjson" || h.Get("X-Version") != "5" ||
+		!strings.HasSuffix(string(answer.body), "}\n") {
 		t.Errorf("header %v, body %q", h, answer.body)
 	}
 	var first map[string]any
@@ -65,7 +74,11 @@ func TestExport(t *testing.T) {
 	}
 	head := get
 	head.method = "HEAD"
-	if a := s.want(200, head); len(a.body) > 0 || a.Header.Get("ETag") != h.Get("ETag") || a.Header.Get("Content-Type") != h.Get("Content-Type") {
+	if a := s.want(
+		200,
+		head,
+	); len(a.body) > 0 || a.Header.Get("ETag") != h.Get("ETag") ||
+		a.Header.Get("Content-Type") != h.Get("Content-Type") {
 		t.Errorf("HEAD: %v", a.Header)
 	}
 	same := get
@@ -78,7 +91,11 @@ func TestExport(t *testing.T) {
 	s.want(204, call{method: "DELETE", path: "/api/me", user: "u"})
 	s.titled("u", "a new life")
 	answer = s.want(200, get)
-	if n, seq, _ := audit(t, strings.NewReader(string(answer.body))); n != 2 || seq != 7 || !strings.Contains(string(answer.body), link.Hash) {
+	if n, seq, _ := audit(
+		t,
+		strings.NewReader(string(answer.body)),
+	); n != 2 || seq != 7 ||
+		!strings.Contains(string(answer.body), link.Hash) {
 		t.Errorf("after an erasure: %d events to seq %d\n%s", n, seq, answer.body)
 	}
 }
@@ -212,7 +229,8 @@ func (l *told) await(t *testing.T) {
 	}
 }
 
-// An export that cannot go on does not end as a whole one would: the user was erased meanwhile, events are missing, the reader sleeps.
+// An export that cannot go on does not end as a whole one would: the user was erased meanwhile, events are missing, the
+// reader sleeps.
 func TestAnExportThatIsCutOffDoesNotLookWhole(t *testing.T) {
 	t.Parallel()
 	for name, disturb := range map[string]func(s *service){ // what is done before it is read on

@@ -69,15 +69,17 @@ func startOn(t testing.TB, pool *pgxpool.Pool, options ...func(*Config)) *servic
 		DB: events.NewDB(pool, testdb.Schema, readAs), Log: ledger, ReadModel: runner, KeptBytes: 1 << 20,
 	})
 	cfg := Config{
-		Commands: command.NewHandler(command.Config{Log: ledger, Stored: queries.Wrote, Quota: 10, CacheBytes: 1 << 20}),
-		Queries:  queries,
-		Auth:     authenticator,
-		Log:      log,
-		Metrics:  prometheus.NewRegistry(),
-		Ready:    func(context.Context) error { return nil },
-		Watch:    runner.Watch,
-		Version:  "test",
-		Origins:  []string{"http://localhost:3000"},
+		Commands: command.NewHandler(
+			command.Config{Log: ledger, Stored: queries.Wrote, Quota: 10, CacheBytes: 1 << 20},
+		),
+		Queries: queries,
+		Auth:    authenticator,
+		Log:     log,
+		Metrics: prometheus.NewRegistry(),
+		Ready:   func(context.Context) error { return nil },
+		Watch:   runner.Watch,
+		Version: "test",
+		Origins: []string{"http://localhost:3000"},
 	}
 	for _, option := range options {
 		option(&cfg)

@@ -43,7 +43,12 @@ func (s *Server) readyz(c echo.Context) error {
 	err := s.isReady(ctx)
 	s.askers.note(err == nil, s.isStopping())
 	if err != nil {
-		return newProblem(http.StatusServiceUnavailable, "unavailable", "not ready").with("Retry-After", "1").because(err)
+		return newProblem(
+			http.StatusServiceUnavailable,
+			"unavailable",
+			"not ready",
+		).with("Retry-After", "1").
+			because(err)
 	}
 	return sendJSON(c, http.StatusOK, statusJSON{"ready"})
 }

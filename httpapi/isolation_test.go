@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Every route, with another user's credentials and ids: what is theirs is as if it were not there, to the byte, and nothing of it is
-// changed.
+// Every route, with another user's credentials and ids: what is theirs is as if it were not there, to the byte, and
+// nothing of it is changed.
 func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -23,7 +23,8 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 	before := count()
 	walked := 0
 	for _, route := range s.server.echo.Routes() {
-		if !strings.HasPrefix(route.Path, "/api/") || strings.Contains(route.Path, "*") || route.Method == "echo_route_not_found" {
+		if !strings.HasPrefix(route.Path, "/api/") || strings.Contains(route.Path, "*") ||
+			route.Method == "echo_route_not_found" {
 			continue
 		}
 		walked++
@@ -40,7 +41,11 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 			}
 			for _, query := range []string{"", "?q=private", "?task_id=" + theirs.ID.String(), "?as_of=1", "?since=1", "?seq=1"} {
 				c.path = route.Path + query
-				if a := s.want(200, c); strings.Contains(string(a.body), "private") || strings.Contains(string(a.body), theirs.ID.String()) {
+				if a := s.want(
+					200,
+					c,
+				); strings.Contains(string(a.body), "private") ||
+					strings.Contains(string(a.body), theirs.ID.String()) {
 					t.Errorf("%s %s shows %s", c.method, c.path, a.body)
 				}
 			}
@@ -65,17 +70,37 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 		}
 	}
 	for _, op := range []string{"update", "complete", "reopen", "delete", "restore"} {
-		refused := s.refused(404, "not_found", call{method: "POST", path: "/api/batch", user: "attacker",
-			body: fmt.Sprintf(`{"commands":[{"op":"create","data":{"title":"new"}},{"op":%q,"id":%q,"data":{"title":"taken over"}}]}`, op, theirs.ID)})
+		refused := s.refused(404, "not_found", call{
+			method: "POST",
+			path:   "/api/batch",
+			user:   "attacker",
+			body: fmt.Sprintf(
+				`{"commands":[{"op":"create","data":{"title":"new"}},{"op":%q,"id":%q,"data":{"title":"taken over"}}]}`,
+				op,
+				theirs.ID,
+			),
+		})
 		if refused.Index == nil || *refused.Index != 1 {
 			t.Errorf("%s: %+v", op, refused)
 		}
 	}
 	// The same id, chosen by another user, is another task.
-	s.want(200, call{method: "POST", path: "/api/batch", user: "thief",
-		body: fmt.Sprintf(`{"commands":[{"op":"create","id":%q,"data":{"title":"mine"}},{"op":"delete","id":%q}]}`, theirs.ID, theirs.ID)})
+	s.want(200, call{
+		method: "POST",
+		path:   "/api/batch",
+		user:   "thief",
+		body: fmt.Sprintf(
+			`{"commands":[{"op":"create","id":%q,"data":{"title":"mine"}},{"op":"delete","id":%q}]}`,
+			theirs.ID,
+			theirs.ID,
+		),
+	})
 	s.want(204, call{method: "DELETE", path: "/api/me", user: "thief"})
-	if found := s.list("victim", ""); len(found) != 1 || found[0].ID != theirs.ID || found[0].Title != theirs.Title || found[0].Version != 1 {
+	if found := s.list(
+		"victim",
+		"",
+	); len(found) != 1 || found[0].ID != theirs.ID || found[0].Title != theirs.Title ||
+		found[0].Version != 1 {
 		t.Errorf("the victim sees %+v", found)
 	}
 	if walked < 20 || count() != before+1 {

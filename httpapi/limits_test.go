@@ -121,7 +121,9 @@ func TestMediaTypes(t *testing.T) {
 	if a := post(http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"}}); a.StatusCode != 415 {
 		t.Errorf("gzip: %d %s", a.StatusCode, a.body)
 	}
-	if a := post(http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"identity"}}); a.StatusCode != 201 {
+	if a := post(
+		http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"identity"}},
+	); a.StatusCode != 201 {
 		t.Errorf("identity: %d %s", a.StatusCode, a.body)
 	}
 }
@@ -134,7 +136,12 @@ func TestBodySize(t *testing.T) {
 	s.refused(413, "payload_too_large", call{method: "POST", path: "/api/tasks", user: "u", body: sized(maxBody + 1)})
 	s.refused(413, "payload_too_large", call{method: "DELETE", path: missing, user: "u", body: sized(maxBody + 1)})
 	for size, status := range map[int]int{maxBody: 201, maxBody + 1: 413} {
-		req, err := http.NewRequestWithContext(t.Context(), "POST", s.http.URL+"/api/tasks", io.MultiReader(strings.NewReader(sized(size))))
+		req, err := http.NewRequestWithContext(
+			t.Context(),
+			"POST",
+			s.http.URL+"/api/tasks",
+			io.MultiReader(strings.NewReader(sized(size))),
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -203,7 +210,10 @@ func TestWhatIsNoHTTPIsAProblemToo(t *testing.T) {
 			a := answers[len(answers)-1]
 			p := as[problemJSON](t, a)
 			if a.StatusCode != tc.status || p.Status != tc.status || p.Code != tc.code || p.Type != "about:blank" ||
-				!strings.Contains(p.Detail, tc.detail) || p.Message != p.Detail || p.Title != http.StatusText(tc.status) {
+				!strings.Contains(
+					p.Detail,
+					tc.detail,
+				) || p.Message != p.Detail || p.Title != http.StatusText(tc.status) {
 				t.Errorf("%.40q: %d %s", tc.request, a.StatusCode, a.body)
 			}
 			h := a.Header
@@ -290,7 +300,11 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	s := start(t)
 	s.server.bodyTime = 300 * time.Millisecond
 	begin := time.Now()
-	resp, err := s.raw("POST /api/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.token("u") + "\r\nContent-Length: 20\r\n\r\n{\"title\"")
+	resp, err := s.raw(
+		"POST /api/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.token(
+			"u",
+		) + "\r\nContent-Length: 20\r\n\r\n{\"title\"",
+	)
 	if err != nil || resp.StatusCode != 400 || !resp.Close {
 		t.Errorf("a body that stops: %v, %v", resp, err)
 	}
@@ -355,7 +369,8 @@ func TestASlowBodyIsNoOutage(t *testing.T) {
 	}
 }
 
-// The time for the rest of a body is over when its end was read: an answer that takes longer does not end the connection's context.
+// The time for the rest of a body is over when its end was read: an answer that takes longer does not end the
+// connection's context.
 func TestALongAnswerDoesNotSpoilItsConnection(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -419,8 +434,18 @@ func TestErrorsAreToldInOrder(t *testing.T) {
 	} {
 		s.want(tc.status, tc.c)
 	}
-	p := s.refused(422, "validation_error", call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{"title":"","is_completed":0}`})
-	if both := s.refused(422, "validation_error", call{method: "PUT", path: "/api/tasks/x", user: "u", body: `[]`}); len(both.Errors) != 2 {
+	p := s.refused(
+		422,
+		"validation_error",
+		call{method: "PUT", path: "/api/tasks/x", user: "u", body: `{"title":"","is_completed":0}`},
+	)
+	if both := s.refused(
+		422,
+		"validation_error",
+		call{method: "PUT", path: "/api/tasks/x", user: "u", body: `[]`},
+	); len(
+		both.Errors,
+	) != 2 {
 		t.Errorf("not both errors together: %+v", both)
 	}
 	if len(p.Errors) != 3 || p.Message != p.Detail || p.RequestID == "" {
@@ -463,9 +488,19 @@ func TestHeadAnswersLikeGet(t *testing.T) {
 	for _, path := range []string{"/api/tasks", path, path + "/history", "/api/history", "/", "/docs", "/openapi.json", "/openapi.yaml", "/livez", "/readyz", missing} {
 		get := s.do(call{method: "GET", path: path, user: "u"})
 		head := s.do(call{method: "HEAD", path: path, user: "u"})
-		if head.StatusCode != get.StatusCode || len(head.body) != 0 || head.Header.Get("Content-Length") != fmt.Sprint(len(get.body)) ||
-			head.Header.Get("ETag") != get.Header.Get("ETag") || head.Header.Get("Content-Type") != get.Header.Get("Content-Type") {
-			t.Errorf("%s: HEAD %d %v\nGET %d %v of %d bytes", path, head.StatusCode, head.Header, get.StatusCode, get.Header, len(get.body))
+		if head.StatusCode != get.StatusCode || len(head.body) != 0 ||
+			head.Header.Get("Content-Length") != fmt.Sprint(len(get.body)) ||
+			head.Header.Get("ETag") != get.Header.Get("ETag") ||
+			head.Header.Get("Content-Type") != get.Header.Get("Content-Type") {
+			t.Errorf(
+				"%s: HEAD %d %v\nGET %d %v of %d bytes",
+				path,
+				head.StatusCode,
+				head.Header,
+				get.StatusCode,
+				get.Header,
+				len(get.body),
+			)
 		}
 	}
 }
@@ -476,7 +511,10 @@ func TestTrailingSlashIsTheSame(t *testing.T) {
 	s.want(201, call{method: "POST", path: "/api/tasks/", user: "u", body: `{"title":"a"}`})
 	s.want(200, call{method: "GET", path: "/api/tasks/?limit=1", user: "u"})
 	s.want(401, call{method: "GET", path: "/api/tasks/"})
-	if resp, err := s.raw("GET /api/%74asks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.token("u") + "\r\n\r\n"); err != nil || resp.StatusCode != 200 {
+	if resp, err := s.raw(
+		"GET /api/%74asks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.token("u") + "\r\n\r\n",
+	); err != nil ||
+		resp.StatusCode != 200 {
 		t.Errorf("a path in other letters: %v, %v", resp, err)
 	}
 	s.want(200, call{method: "GET", path: "/docs/"})
@@ -490,13 +528,19 @@ func TestEveryAnswerHasItsHeaders(t *testing.T) {
 		{method: "GET", path: "/api/none", user: "u"}, {method: "DELETE", path: "/api/tasks", user: "u"},
 	} {
 		h := s.do(c).Header
-		if h.Get("Cache-Control") != "private, no-cache" || strings.Join(h.Values("Vary"), "|") != "Authorization, Cookie, Origin" ||
-			h.Get("X-Content-Type-Options") != "nosniff" || h.Get("X-Request-Id") == "" {
+		if h.Get("Cache-Control") != "private, no-cache" ||
+			strings.Join(h.Values("Vary"), "|") != "Authorization, Cookie, Origin" ||
+			h.Get("X-Content-Type-Options") != "nosniff" ||
+			h.Get("X-Request-Id") == "" {
 			t.Errorf("%s %s: %v", c.method, c.path, h)
 		}
 	}
 	for sent, taken := range map[string]bool{"abc.DEF_1-2": true, strings.Repeat("a", 64): true, strings.Repeat("a", 65): false, "a b": false, "": false, "é": false} {
-		got := s.do(call{method: "GET", path: "/livez", header: http.Header{"X-Request-Id": {sent}}}).Header.Get("X-Request-Id")
+		got := s.do(
+			call{method: "GET", path: "/livez", header: http.Header{"X-Request-Id": {sent}}},
+		).Header.Get(
+			"X-Request-Id",
+		)
 		if (got == sent) != taken || got == "" {
 			t.Errorf("request id %q became %q", sent, got)
 		}
@@ -513,7 +557,8 @@ func TestCORS(t *testing.T) {
 	} {
 		c.header = origin("http://localhost:3000")
 		h := s.do(c).Header
-		if h.Get("Access-Control-Allow-Origin") != "http://localhost:3000" || h.Get("Access-Control-Allow-Credentials") != "true" ||
+		if h.Get("Access-Control-Allow-Origin") != "http://localhost:3000" ||
+			h.Get("Access-Control-Allow-Credentials") != "true" ||
 			!strings.Contains(h.Get("Access-Control-Expose-Headers"), "ETag") {
 			t.Errorf("%s %s: %v", c.method, c.path, h)
 		}
@@ -535,7 +580,8 @@ func TestCORS(t *testing.T) {
 		}})
 	}
 	h := ask("http://localhost:3000")
-	if h.StatusCode != 204 || !slices.Contains(strings.Split(h.Header.Get("Access-Control-Allow-Methods"), ","), "DELETE") {
+	if h.StatusCode != 204 ||
+		!slices.Contains(strings.Split(h.Header.Get("Access-Control-Allow-Methods"), ","), "DELETE") {
 		t.Errorf("preflight: %d %v", h.StatusCode, h.Header)
 	}
 	allowed := strings.Split(strings.ToLower(h.Header.Get("Access-Control-Allow-Headers")), ",")
@@ -558,14 +604,16 @@ func TestRateLimitIsPerUser(t *testing.T) {
 		s.want(200, call{method: "GET", path: "/api/tasks", user: "u"})
 	}
 	a := s.want(429, call{method: "GET", path: "/api/none", user: "u"})
-	if a.Header.Get("Retry-After") != "2" || a.Header.Get("RateLimit") != `"user";r=0;t=6` || a.Header.Get("RateLimit-Policy") != `"user";q=3;w=6` {
+	if a.Header.Get("Retry-After") != "2" || a.Header.Get("RateLimit") != `"user";r=0;t=6` ||
+		a.Header.Get("RateLimit-Policy") != `"user";q=3;w=6` {
 		t.Errorf("%v", a.Header)
 	}
 	s.want(200, call{method: "GET", path: "/api/tasks", user: "v"})
 	s.want(401, call{method: "GET", path: "/api/tasks"})
 }
 
-// However many users come by, the table of buckets does not grow without end; who was forgotten has a full bucket again.
+// However many users come by, the table of buckets does not grow without end; who was forgotten has a full bucket
+// again.
 func TestTheTableOfRateLimitsIsBounded(t *testing.T) {
 	t.Parallel()
 	limits := newRateLimits(0.001, 1)
@@ -592,7 +640,14 @@ func TestPublicPages(t *testing.T) {
 		t.Errorf("/: %s", a.body)
 	}
 	s.want(200, call{method: "GET", path: "/livez"})
-	if p := s.refused(503, "unavailable", call{method: "GET", path: "/readyz"}); strings.Contains(p.Detail, "secret reason") {
+	if p := s.refused(
+		503,
+		"unavailable",
+		call{method: "GET", path: "/readyz"},
+	); strings.Contains(
+		p.Detail,
+		"secret reason",
+	) {
 		t.Errorf("details for strangers: %s", p.Detail)
 	}
 	for _, asset := range docsAssets {
@@ -615,7 +670,8 @@ func TestEveryRouteIsInTheDescription(t *testing.T) {
 	checkRoutes(t, registered)
 }
 
-// More requests than connections, and none of them comes to an end: they wait, are told 503, and nothing is stuck afterwards.
+// More requests than connections, and none of them comes to an end: they wait, are told 503, and nothing is stuck
+// afterwards.
 func TestMoreClientsThanConnections(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -776,7 +832,9 @@ func TestABusyServerAnswersUntilItsLastRequestIsDone(t *testing.T) {
 	v.stop()
 	<-s.server.stopping
 	for _, path := range []string{"/readyz", "/livez"} {
-		if want := map[string]int{"/readyz": 503, "/livez": 200}[path]; s.do(call{method: "GET", path: path}).StatusCode != want {
+		if want := map[string]int{"/readyz": 503, "/livez": 200}[path]; s.do(
+			call{method: "GET", path: path},
+		).StatusCode != want {
 			t.Errorf("%s is not %d while stopping", path, want)
 		}
 	}

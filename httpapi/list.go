@@ -18,13 +18,15 @@ import (
 // listing is a list as a request asks for it.
 type listing struct {
 	filter query.Filter
-	// limit is the limit of a page where the request has none; 0 = there is none, and the list is streamed when it is large.
+	// limit is the limit of a page where the request has none; 0 = there is none, and the list is streamed when it is
+	// large.
 	limit int
 	// ofTask: it is the history of one task, which must have been there.
 	ofTask bool
 }
 
-// list handles every list: pages, cursors, entity tags. Whatever tells two lists apart is in the filter, and so in all of them.
+// list handles every list: pages, cursors, entity tags. Whatever tells two lists apart is in the filter, and so in all
+// of them.
 func (s *Server) list(read func(in *input, c echo.Context, values url.Values) listing) handler {
 	return func(c echo.Context, caller auth.Caller) error {
 		var in input

@@ -14,8 +14,8 @@ import (
 	"taskledger/projections"
 )
 
-// longStream gives the user "long" a stream of so many events, on a thousand live tasks and five hundred deleted ones. What is rare in it is
-// long ago.
+// longStream gives the user "long" a stream of so many events, on a thousand live tasks and five hundred deleted ones.
+// What is rare in it is long ago.
 func (s *service) longStream(n int) {
 	s.t.Helper()
 	s.exec(`
@@ -44,10 +44,19 @@ func BenchmarkLongStream(b *testing.B) {
 	s.longStream(100_000)
 	type read struct{ name, path string }
 	reads := []read{
-		{"as_of=seq", "/api/tasks?as_of=%d"}, {"as_of=seq, a page", "/api/tasks?as_of=%d&limit=20&sort=title&status=pending"},
+		{
+			"as_of=seq",
+			"/api/tasks?as_of=%d",
+		},
+		{"as_of=seq, a page", "/api/tasks?as_of=%d&limit=20&sort=title&status=pending"},
 		{"as_of=seq, search", "/api/tasks?as_of=%d&q=task"},
 		{"as_of=time", "/api/tasks?as_of=%s"},
-		{"sync", "/api/sync?since=%d"}, {"trash", "/api/trash?limit=500&x=%d"}, {"trash, next", "/api/trash?limit=3&x=%d"},
+		{
+			"sync",
+			"/api/sync?since=%d",
+		},
+		{"trash", "/api/trash?limit=500&x=%d"},
+		{"trash, next", "/api/trash?limit=3&x=%d"},
 		{"link", "/api/ledger?seq=%d"},
 	}
 	for _, order := range []string{"asc", "desc"} {
@@ -56,7 +65,10 @@ func BenchmarkLongStream(b *testing.B) {
 			"&type=TaskRestored", "&type=TaskCreated&since=2000", "&type=TaskCompleted&until=%d", "&task_id=" + "%u", "&task_id=%u&type=TaskRenamed", "&task_id=%u&since=%d",
 			"&task_id=%u&type=TaskDeleted",
 		} {
-			reads = append(reads, read{"history " + order + filter, "/api/history?limit=500&x=%d&order=" + order + filter})
+			reads = append(
+				reads,
+				read{"history " + order + filter, "/api/history?limit=500&x=%d&order=" + order + filter},
+			)
 		}
 	}
 	n := 0

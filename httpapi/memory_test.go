@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// Thousands of requests of every kind leave nothing behind: neither memory nor goroutines. Not parallel: the memory is the process's.
+// Thousands of requests of every kind leave nothing behind: neither memory nor goroutines. Not parallel: the memory is
+// the process's.
 func TestRequestsLeaveNothingBehind(t *testing.T) {
 	s := start(t, func(c *Config) { c.Log = slog.New(slog.DiscardHandler) })
 	tokens := make([]string, 20)
@@ -46,7 +47,13 @@ func TestRequestsLeaveNothingBehind(t *testing.T) {
 // everything sends requests of every kind, and looks at the beginning of a stream.
 func (s *service) everything(token string, n int) {
 	s.t.Helper()
-	created := s.send(token, "POST", "/api/tasks", `{"title":"a"}`, http.Header{"Idempotency-Key": {fmt.Sprint("key", n)}})
+	created := s.send(
+		token,
+		"POST",
+		"/api/tasks",
+		`{"title":"a"}`,
+		http.Header{"Idempotency-Key": {fmt.Sprint("key", n)}},
+	)
 	path := created.Header.Get("Location")
 	s.send(token, "PATCH", path, `{"title":"b","description":"c"}`, http.Header{"If-Match": {`"1"`}})
 	s.send(token, "PATCH", path+"/complete", "", nil)

@@ -37,22 +37,43 @@ var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // exposed are the headers of answers that a browser's scripts may read from another origin.
 var exposed = []string{
-	"Allow", "ETag", "Idempotency-Replayed", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate",
-	"X-Request-Id", "X-Stale", "X-Version",
+	"Allow",
+	"ETag",
+	"Idempotency-Replayed",
+	"Link",
+	"Location",
+	"RateLimit",
+	"RateLimit-Policy",
+	"Retry-After",
+	"WWW-Authenticate",
+	"X-Request-Id",
+	"X-Stale",
+	"X-Version",
 }
 
 // accepted are the headers that a browser's scripts may send from another origin.
 var accepted = []string{
-	"Authorization", "baggage", "Cache-Control", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID",
-	"sentry-trace", "traceparent", "tracestate", "X-Requested-With", "X-Request-Id",
+	"Authorization",
+	"baggage",
+	"Cache-Control",
+	"Content-Type",
+	"Idempotency-Key",
+	"If-Match",
+	"If-None-Match",
+	"Last-Event-ID",
+	"sentry-trace",
+	"traceparent",
+	"tracestate",
+	"X-Requested-With",
+	"X-Request-Id",
 }
 
 func underAPI(path string) bool {
 	return path == "/api" || strings.HasPrefix(path, "/api/")
 }
 
-// tidyPath makes /api/tasks/ the same as /api/tasks, and a path the same whatever of it is percent-encoded; but an encoded slash
-// stays part of its segment.
+// tidyPath makes /api/tasks/ the same as /api/tasks, and a path the same whatever of it is percent-encoded; but an
+// encoded slash stays part of its segment.
 func tidyPath(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		url := c.Request().URL
@@ -144,7 +165,15 @@ func routeOf(c echo.Context) string {
 }
 
 func methodOf(r *http.Request) string {
-	known := []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions}
+	known := []string{
+		http.MethodGet,
+		http.MethodHead,
+		http.MethodPost,
+		http.MethodPut,
+		http.MethodPatch,
+		http.MethodDelete,
+		http.MethodOptions,
+	}
 	if slices.Contains(known, r.Method) {
 		return r.Method
 	}
@@ -195,10 +224,18 @@ func corsFor(origins []string) echo.MiddlewareFunc {
 		// OPTIONS that is no preflight is a method like any other.
 		Skipper: func(c echo.Context) bool {
 			r := c.Request()
-			return r.Method == http.MethodOptions && (r.Header.Get("Origin") == "" || r.Header.Get("Access-Control-Request-Method") == "")
+			return r.Method == http.MethodOptions &&
+				(r.Header.Get("Origin") == "" || r.Header.Get("Access-Control-Request-Method") == "")
 		},
-		AllowOriginFunc:  func(origin string) (bool, error) { return slices.Contains(origins, origin), nil },
-		AllowMethods:     []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete},
+		AllowOriginFunc: func(origin string) (bool, error) { return slices.Contains(origins, origin), nil },
+		AllowMethods: []string{
+			http.MethodGet,
+			http.MethodHead,
+			http.MethodPost,
+			http.MethodPut,
+			http.MethodPatch,
+			http.MethodDelete,
+		},
 		AllowHeaders:     accepted,
 		AllowCredentials: true,
 		ExposeHeaders:    exposed,
@@ -206,7 +243,8 @@ func corsFor(origins []string) echo.MiddlewareFunc {
 	})
 }
 
-// identify finds out who is calling before anything else of the request is looked at, and counts the request to that user.
+// identify finds out who is calling before anything else of the request is looked at, and counts the request to that
+// user.
 func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if !underAPI(c.Request().URL.Path) {
@@ -228,8 +266,8 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// limitReading gives a request its time for the body. When the answer is there the rest of the body gets a moment only: net/http
-// reads it before it answers, to use the connection again, and who never sends it would never be answered.
+// limitReading gives a request its time for the body. When the answer is there the rest of the body gets a moment only:
+// net/http reads it before it answers, to use the connection again, and who never sends it would never be answered.
 func (s *Server) limitReading(c echo.Context) error {
 	conn := http.NewResponseController(c.Response().Writer)
 	limit := func(d time.Duration) error {
@@ -252,8 +290,8 @@ func (s *Server) limitReading(c echo.Context) error {
 	return limit(s.bodyTime)
 }
 
-// bound limits the request's body, and the time for its work, which begins when the body is there. A body that says it is too large
-// is refused before anything is read; where nobody reads bodies, its size is nobody's business.
+// bound limits the request's body, and the time for its work, which begins when the body is there. A body that says it
+// is too large is refused before anything is read; where nobody reads bodies, its size is nobody's business.
 func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := c.Request()

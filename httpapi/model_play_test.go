@@ -32,15 +32,20 @@ const (
 	modelCommands = 30 // between two looks at everything
 )
 
-// Three users send random commands to two processes: single ones and batches, right and wrong ones, reverts, restores, retries, erasures.
-// Every answer, and then everything that can be read, now and as of every seq, is what a model has that was written from the contract.
+// Three users send random commands to two processes: single ones and batches, right and wrong ones, reverts, restores,
+// retries, erasures. Every answer, and then everything that can be read, now and as of every seq, is what a model has
+// that was written from the contract.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	seed := *modelSeed
 	if seed == 0 {
 		seed = rand.Uint64N(1 << 32)
 	}
-	t.Logf("to repeat: go test ./httpapi -run 'TestModel$' -args -model.duration=%v -model.seed=%d", *modelDuration, seed)
+	t.Logf(
+		"to repeat: go test ./httpapi -run 'TestModel$' -args -model.duration=%v -model.seed=%d",
+		*modelDuration,
+		seed,
+	)
 	first := start(t).allow(modelQuota)
 	services := []*service{first, startOn(t, first.pool).allow(modelQuota)}
 	for _, s := range services {
@@ -138,7 +143,9 @@ func (p *player) glance() {
 			if t := p.u.now()[id]; t.version > 0 && t.deleted == 0 {
 				status, want = 200, p.u.render(t)
 			}
-			if a := p.any().do(call{method: "GET", path: "/api/tasks/" + id, user: p.u.name}); a.StatusCode != status || status == 200 && string(a.body) != want {
+			if a := p.any().
+				do(call{method: "GET", path: "/api/tasks/" + id, user: p.u.name}); a.StatusCode != status ||
+				status == 200 && string(a.body) != want {
 				p.errorf("%s is %d %s, want %d %s", id, a.StatusCode, a.body, status, want)
 			}
 		}
@@ -253,11 +260,32 @@ func (p *player) send(c *call, ifMatch int64) answer {
 
 // shown is what is told of a write: all of it is told again when the write is repeated.
 func shown(a answer) string {
-	return fmt.Sprintf("%d %s, ETag %s, X-Version %s", a.StatusCode, a.body, a.Header.Get("ETag"), a.Header.Get("X-Version"))
+	return fmt.Sprintf(
+		"%d %s, ETag %s, X-Version %s",
+		a.StatusCode,
+		a.body,
+		a.Header.Get("ETag"),
+		a.Header.Get("X-Version"),
+	)
 }
 
 func (p *player) single() {
-	c := p.compose("create", "create", "create", "update", "update", "toggle", "complete", "reopen", "delete", "delete", "restore", "restore", "revert", "revert")
+	c := p.compose(
+		"create",
+		"create",
+		"create",
+		"update",
+		"update",
+		"toggle",
+		"complete",
+		"reopen",
+		"delete",
+		"delete",
+		"restore",
+		"restore",
+		"revert",
+		"revert",
+	)
 	request := c.request(p)
 	a := p.send(&request, c.ifMatch)
 	try := p.u.try()
@@ -334,7 +362,8 @@ func (p *player) learn(before int64, request call) {
 		e.time, e.requestID = at, request.header.Get("X-Request-Id")
 		id, of := record["task_id"].(string)
 		if record["type"] != e.kind || id != e.task || of == (e.kind == "UserErased") || record["seq"] != json.Number(strconv.FormatInt(seq, 10)) ||
-			record["request_id"] != e.requestID || command != "" && record["command_id"] != command || seq > 1 && at < p.u.time(seq-1) {
+			record["request_id"] != e.requestID || command != "" && record["command_id"] != command ||
+			seq > 1 && at < p.u.time(seq-1) {
 			p.errorf("%+v has stored %s, want %+v", request, text, *e)
 		}
 		command = record["command_id"].(string)
@@ -506,7 +535,15 @@ func (p *player) same(path string, want []string) {
 
 func (p *player) filter() (l modelList, query string) {
 	l = modelList{
-		pick(p, "", "all", "pending", "completed"), pick(p, "", "created_at", "title", "updated_at"), pick(p, "", "asc", "desc"),
+		pick(
+			p,
+			"",
+			"all",
+			"pending",
+			"completed",
+		),
+		pick(p, "", "created_at", "title", "updated_at"),
+		pick(p, "", "asc", "desc"),
 		pick(p, "", "", "AN", "cherry \b", "é 😀", "\u2028", "apple", "zz"),
 	}
 	values := url.Values{}
@@ -549,7 +586,10 @@ func (p *player) checkAsOf(seq int64) {
 	}
 	e := p.u.events[seq-1]
 	if task, there := p.u.states[seq][e.task]; there && task.deleted == 0 {
-		if body, header := p.get(fmt.Sprintf("/api/tasks/%s?as_of=%d", e.task, seq)); body != p.u.render(task) || header.Get("ETag") != fmt.Sprintf(`"%d"`, task.version) {
+		if body, header := p.get(
+			fmt.Sprintf("/api/tasks/%s?as_of=%d", e.task, seq),
+		); body != p.u.render(task) ||
+			header.Get("ETag") != fmt.Sprintf(`"%d"`, task.version) {
 			p.errorf("%s as of %d: %s, want %s", e.task, seq, body, p.u.render(task))
 		}
 	}
@@ -585,7 +625,11 @@ func (p *player) checkSync(since int64) {
 			HasMore bool `json:"has_more"`
 			Reset   bool
 		}
-		if err := json.Unmarshal([]byte(body), &page); err != nil || len(page.Changes) > limit || page.Reset != (lost && at == since) {
+		if err := json.Unmarshal(
+			[]byte(body),
+			&page,
+		); err != nil || len(page.Changes) > limit ||
+			page.Reset != (lost && at == since) {
 			p.errorf("sync from %d: %s, %v", at, body, err)
 			return
 		}
@@ -616,7 +660,14 @@ func (p *player) checkSync(since int64) {
 	slices.Sort(got)
 	slices.Sort(want)
 	if (at != p.u.head() || !slices.Equal(got, want)) && !p.t.Failed() {
-		p.errorf("sync from %d gives, at %d of %d,\n%s\nwant\n%s", since, at, p.u.head(), strings.Join(got, "\n"), strings.Join(want, "\n"))
+		p.errorf(
+			"sync from %d gives, at %d of %d,\n%s\nwant\n%s",
+			since,
+			at,
+			p.u.head(),
+			strings.Join(got, "\n"),
+			strings.Join(want, "\n"),
+		)
 	}
 }
 
@@ -655,7 +706,16 @@ func (p *player) checkHistory() {
 		}
 		var kind, id string
 		if p.chance(40) {
-			kind = pick(p, "TaskCreated", "TaskRenamed", "TaskCompleted", "TaskDeleted", "TaskRestored", "UserErased", "TaskImported")
+			kind = pick(
+				p,
+				"TaskCreated",
+				"TaskRenamed",
+				"TaskCompleted",
+				"TaskDeleted",
+				"TaskRestored",
+				"UserErased",
+				"TaskImported",
+			)
 			values.Set("type", kind)
 		}
 		if p.chance(40) && len(p.ids) > 0 {
@@ -733,7 +793,8 @@ func (l *hearer) end() {
 	}
 }
 
-// check compares what was heard with what happened: each event once and in order, but for those that were erased before they could be told.
+// check compares what was heard with what happened: each event once and in order, but for those that were erased before
+// they could be told.
 func (l *hearer) check() {
 	last := int64(0)
 	for _, f := range l.heard {

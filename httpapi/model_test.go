@@ -10,8 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// The model of TestModel: what the contract says of a user's ledger, in the plainest way, without a line of the program. It keeps
-// the state of all tasks after every seq.
+// The model of TestModel: what the contract says of a user's ledger, in the plainest way, without a line of the
+// program. It keeps the state of all tasks after every seq.
 
 // modelTask is a task; its times are those of events, named by their seqs.
 type modelTask struct {
@@ -125,7 +125,8 @@ func changed(member, from, to string) string {
 	return fmt.Sprintf(`"%s":{"from":%s,"to":%s}`, member, from, to)
 }
 
-// do carries out a command; made is the id of a task that it makes. The status is what the command is answered with alone.
+// do carries out a command; made is the id of a task that it makes. The status is what the command is answered with
+// alone.
 func (t *trial) do(c modelCommand, made string) (status int, after modelTask) {
 	task, there := t.tasks[c.id]
 	matches := c.ifMatch == 0 || c.ifMatch == task.version
@@ -141,7 +142,10 @@ func (t *trial) do(c modelCommand, made string) (status int, after modelTask) {
 		if c.description != nil {
 			changes = append(changes, changed("description", "null", quote(*c.description)))
 		}
-		task = t.happen("TaskCreated", modelTask{id: made, title: *c.title, description: c.description}, append(changes, changed("is_completed", "null", "false"))...)
+		task = t.happen(
+			"TaskCreated",
+			modelTask{id: made, title: *c.title, description: c.description},
+			append(changes, changed("is_completed", "null", "false"))...)
 		if c.completed != nil && *c.completed {
 			task = t.complete(task, true)
 		}
@@ -233,8 +237,18 @@ func (u *modelUser) render(t modelTask) string {
 	if t.deleted > 0 {
 		deleted = `,"deleted_at":"` + u.time(t.deleted) + `"`
 	}
-	return fmt.Sprintf(`{"id":"%s","user_id":%s,"title":%s,"description":%s,"is_completed":%t,"created_at":"%s","updated_at":"%s","version":%d%s}`,
-		t.id, quote(u.name), quote(t.title), quoteOrNull(t.description), t.completed, u.time(t.created), u.time(t.version), t.version, deleted)
+	return fmt.Sprintf(
+		`{"id":"%s","user_id":%s,"title":%s,"description":%s,"is_completed":%t,"created_at":"%s","updated_at":"%s","version":%d%s}`,
+		t.id,
+		quote(u.name),
+		quote(t.title),
+		quoteOrNull(t.description),
+		t.completed,
+		u.time(t.created),
+		u.time(t.version),
+		t.version,
+		deleted,
+	)
 }
 
 // entry is an event as clients see it, but for the brace that closes it.
@@ -244,13 +258,28 @@ func (u *modelUser) entry(seq int64) string {
 	if e.task == "" {
 		task = "null"
 	}
-	return fmt.Sprintf(`{"seq":%d,"type":"%s","task_id":%s,"recorded_at":"%s","actor":%s,"request_id":"%s","changes":%s,"hash":"%s"`,
-		seq, e.kind, task, e.time, quote(u.name), e.requestID, e.changes, u.hashes[seq])
+	return fmt.Sprintf(
+		`{"seq":%d,"type":"%s","task_id":%s,"recorded_at":"%s","actor":%s,"request_id":"%s","changes":%s,"hash":"%s"`,
+		seq,
+		e.kind,
+		task,
+		e.time,
+		quote(u.name),
+		e.requestID,
+		e.changes,
+		u.hashes[seq],
+	)
 }
 
 var modelNames = map[string]string{
-	"TaskCreated": "task.created", "TaskRenamed": "task.updated", "TaskDescribed": "task.updated", "TaskCompleted": "task.completed",
-	"TaskReopened": "task.reopened", "TaskDeleted": "task.deleted", "TaskRestored": "task.restored", "UserErased": "erased",
+	"TaskCreated":   "task.created",
+	"TaskRenamed":   "task.updated",
+	"TaskDescribed": "task.updated",
+	"TaskCompleted": "task.completed",
+	"TaskReopened":  "task.reopened",
+	"TaskDeleted":   "task.deleted",
+	"TaskRestored":  "task.restored",
+	"UserErased":    "erased",
 }
 
 // frame is an event as a stream tells it.

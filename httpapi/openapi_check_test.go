@@ -86,7 +86,8 @@ func newSpecChecker(t testing.TB) *specChecker {
 	return checker
 }
 
-// check fails the test when openapi.yaml does not allow this answer to this request. body is what was read of resp.Body.
+// check fails the test when openapi.yaml does not allow this answer to this request. body is what was read of
+// resp.Body.
 func (c *specChecker) check(t testing.TB, req *http.Request, resp *http.Response, body []byte) {
 	t.Helper()
 	for _, problem := range c.problems(req, resp, body) {
@@ -133,7 +134,13 @@ func (c *specChecker) unroutedProblems(req *http.Request, resp *http.Response, b
 	return append(problems, problemProblems(req, resp, body)...)
 }
 
-func (c *specChecker) validate(req *http.Request, resp *http.Response, body []byte, item *v3.PathItem, template string) []string {
+func (c *specChecker) validate(
+	req *http.Request,
+	resp *http.Response,
+	body []byte,
+	item *v3.PathItem,
+	template string,
+) []string {
 	seen := *resp
 	seen.Body = http.NoBody
 	if len(body) > 0 {
@@ -150,7 +157,8 @@ func (c *specChecker) validate(req *http.Request, resp *http.Response, body []by
 	}
 	contentType := resp.Header.Get("Content-Type")
 	isJSON := strings.Contains(contentType, "json") && contentType != "application/x-ndjson"
-	if isJSON && len(body) > 0 && (!json.Valid(body) || string(bytes.TrimSpace(body)) == "null") { // the validator lets null pass
+	// the validator lets null pass
+	if isJSON && len(body) > 0 && (!json.Valid(body) || string(bytes.TrimSpace(body)) == "null") {
 		problems = append(problems, "the body is null or not one JSON value")
 	}
 	return problems
@@ -194,8 +202,8 @@ func problemProblems(req *http.Request, resp *http.Response, body []byte) []stri
 	return problems
 }
 
-// find returns the path of the file that a request's path belongs to. A name stands before a parameter, as a router does it; a
-// slash at the end is the same as none.
+// find returns the path of the file that a request's path belongs to. A name stands before a parameter, as a router
+// does it; a slash at the end is the same as none.
 func (c *specChecker) find(address *url.URL) (string, *v3.PathItem) {
 	seen := address.EscapedPath()
 	if seen != "/" {
@@ -239,8 +247,8 @@ func specExcerpt(body []byte) string {
 	return string(body[:most]) + "…"
 }
 
-// checkRoutes fails the test unless the routes of the server ("GET /api/tasks/{id}"; ":id" and "*" are parameters too) are exactly the
-// operations of openapi.yaml.
+// checkRoutes fails the test unless the routes of the server ("GET /api/tasks/{id}"; ":id" and "*" are parameters too)
+// are exactly the operations of openapi.yaml.
 func checkRoutes(t testing.TB, registered []string) {
 	t.Helper()
 	described := map[string]bool{}

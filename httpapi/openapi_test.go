@@ -103,7 +103,9 @@ func specMissing() specAnswer {
 func specInvalid() specAnswer {
 	body := specObject(specProblemBody)
 	body["title"], body["status"], body["code"] = "Unprocessable Entity", 422, "validation_error"
-	body["errors"] = []any{map[string]any{"pointer": "/title", "code": "too_long", "detail": "must have 1 to 100 characters"}}
+	body["errors"] = []any{
+		map[string]any{"pointer": "/title", "code": "too_long", "detail": "must have 1 to 100 characters"},
+	}
 	return specAnswer{
 		method: http.MethodPatch, path: specTaskPath, status: http.StatusUnprocessableEntity, body: body,
 		header: specHeader("application/problem+json"),
@@ -307,7 +309,9 @@ func TestCheckRoutes(t *testing.T) {
 	if got := check(routes); got != "" {
 		t.Error(got)
 	}
-	if got, want := check(append(routes, "GET /api/tasks/{id}/secret")), "GET /api/tasks/{}/secret is served and not in openapi.yaml"; got != want {
+	if got, want := check(
+		append(routes, "GET /api/tasks/{id}/secret"),
+	), "GET /api/tasks/{}/secret is served and not in openapi.yaml"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if got, want := check(routes[1:]), "is in openapi.yaml and not served"; !strings.Contains(got, want) {

@@ -25,7 +25,21 @@ func (in *input) parameter(name, code, detail string) {
 }
 
 // parameters are those that any of the lists knows; others are ignored, well-formed or not.
-var parameters = []string{"status", "sort", "order", "q", "limit", "cursor", "type", "task_id", "since", "until", "as_of", "seq", "min_version"}
+var parameters = []string{
+	"status",
+	"sort",
+	"order",
+	"q",
+	"limit",
+	"cursor",
+	"type",
+	"task_id",
+	"since",
+	"until",
+	"as_of",
+	"seq",
+	"min_version",
+}
 
 // rfc3339 is stricter than time.Parse, which takes hours of one digit and a comma for the point.
 var rfc3339 = regexp.MustCompile(`^\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$`)

@@ -68,7 +68,11 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 		t.Errorf("between two events of one moment: %+v", got)
 	}
 	one := s.want(200, call{method: "GET", path: path + "?as_of=3", user: "u"})
-	if task := as[taskJSON](t, one); task.Title != "Änderung" || task.Version != 1 || one.Header.Get("ETag") != `"1"` || one.Header.Get("X-Version") != "7" {
+	if task := as[taskJSON](
+		t,
+		one,
+	); task.Title != "Änderung" || task.Version != 1 || one.Header.Get("ETag") != `"1"` ||
+		one.Header.Get("X-Version") != "7" {
 		t.Errorf("one task: %s, %v", one.body, one.Header)
 	}
 	s.want(304, call{method: "GET", path: path + "?as_of=3", user: "u", header: http.Header{"If-None-Match": {`"1"`}}})
@@ -77,7 +81,11 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 	}
 	for _, future := range []string{"8", "9223372036854775807", url.QueryEscape(time.Now().Add(time.Minute).Format(time.RFC3339Nano)), "-1", "x", ""} {
 		for _, p := range []string{"/api/tasks", path} {
-			if p := s.refused(422, "validation_error", call{method: "GET", path: p + "?as_of=" + future, user: "u"}); p.Errors[0].Parameter != "as_of" {
+			if p := s.refused(
+				422,
+				"validation_error",
+				call{method: "GET", path: p + "?as_of=" + future, user: "u"},
+			); p.Errors[0].Parameter != "as_of" {
 				t.Errorf("as_of=%s: %+v", future, p)
 			}
 		}
@@ -132,7 +140,15 @@ func TestPagesOfThePast(t *testing.T) {
 	}
 	page := s.want(200, call{method: "GET", path: "/api/tasks?as_of=11&limit=2", user: "u"})
 	next := page.Header.Get("Link")
-	s.refused(422, "validation_error", call{method: "GET", path: strings.Replace(next[1:strings.Index(next, ">")], "as_of=11", "as_of=10", 1), user: "u"})
+	s.refused(
+		422,
+		"validation_error",
+		call{
+			method: "GET",
+			path:   strings.Replace(next[1:strings.Index(next, ">")], "as_of=11", "as_of=10", 1),
+			user:   "u",
+		},
+	)
 }
 
 // The trash has what was deleted, the last first, with the time; a restored task is as it was.
@@ -154,19 +170,39 @@ func TestTrashAndRestore(t *testing.T) {
 		DeletedAt string `json:"deleted_at"`
 	}
 	trash := as[[]deleted](t, s.want(200, call{method: "GET", path: "/api/trash", user: "u"}))
-	if len(trash) != 3 || trash[0].Title != "4" || trash[1].Title != "1" || trash[2].Title != "3" || trash[0].Version != 8 || trash[0].DeletedAt != trash[0].UpdatedAt {
+	if len(trash) != 3 || trash[0].Title != "4" || trash[1].Title != "1" || trash[2].Title != "3" ||
+		trash[0].Version != 8 ||
+		trash[0].DeletedAt != trash[0].UpdatedAt {
 		t.Errorf("the trash: %+v", trash)
 	}
-	if whole, pages := s.follow("/api/trash"), s.follow("/api/trash?limit=1"); fmt.Sprintf("%s", whole) != fmt.Sprintf("%s", pages) {
+	if whole, pages := s.follow(
+		"/api/trash",
+	), s.follow(
+		"/api/trash?limit=1",
+	); fmt.Sprintf(
+		"%s",
+		whole,
+	) != fmt.Sprintf(
+		"%s",
+		pages,
+	) {
 		t.Errorf("pages of the trash: %s", pages)
 	}
 	restore := func(i int) string { return "/api/tasks/" + all[i].ID.String() + "/restore" }
 	for _, match := range []string{`"4"`, `W/"8"`} {
-		s.refused(412, "precondition_failed", call{method: "POST", path: restore(4), user: "u", header: http.Header{"If-Match": {match}}})
+		s.refused(
+			412,
+			"precondition_failed",
+			call{method: "POST", path: restore(4), user: "u", header: http.Header{"If-Match": {match}}},
+		)
 	}
 	key := http.Header{"If-Match": {`"8"`}, "Idempotency-Key": {"r"}}
 	first := s.want(200, call{method: "POST", path: restore(4), user: "u", header: key})
-	if task := as[taskJSON](t, first); task.Title != "4" || task.Version != 9 || task.CreatedAt != all[4].CreatedAt || first.Header.Get("ETag") != `"9"` {
+	if task := as[taskJSON](
+		t,
+		first,
+	); task.Title != "4" || task.Version != 9 || task.CreatedAt != all[4].CreatedAt ||
+		first.Header.Get("ETag") != `"9"` {
 		t.Errorf("restored: %s", first.body)
 	}
 	again := s.want(200, call{method: "POST", path: restore(4), user: "u", header: key})
@@ -197,24 +233,38 @@ func TestRevert(t *testing.T) {
 		return call{method: "POST", path: path + "/revert", user: "u", body: fmt.Sprintf(`{"version":%d}`, version)}
 	}
 	back := as[taskJSON](t, s.want(200, revert(2))) // 7, 8, 9
-	if back.Title != "one" || *back.Description != "d" || !back.IsCompleted || back.Version != 9 || back.CreatedAt != task.CreatedAt {
+	if back.Title != "one" || *back.Description != "d" || !back.IsCompleted || back.Version != 9 ||
+		back.CreatedAt != task.CreatedAt {
 		t.Errorf("back at 2: %+v", back)
 	}
-	if same := as[taskJSON](t, s.want(200, revert(9))); same != back && (same.Version != 9 || same.UpdatedAt != back.UpdatedAt) {
+	if same := as[taskJSON](
+		t,
+		s.want(200, revert(9)),
+	); same != back &&
+		(same.Version != 9 || same.UpdatedAt != back.UpdatedAt) {
 		t.Errorf("to itself: %+v", same)
 	}
 	open := as[taskJSON](t, s.want(200, revert(1))) // 10
 	if open.Title != "one" || open.IsCompleted || open.Version != 10 {
 		t.Errorf("back at 1, between two events of one command: %+v", open)
 	}
-	if entries := as[[]historyJSON](t, s.want(200, call{method: "GET", path: path + "/history", user: "u"})); len(entries) != 9 {
+	if entries := as[[]historyJSON](
+		t,
+		s.want(200, call{method: "GET", path: path + "/history", user: "u"}),
+	); len(
+		entries,
+	) != 9 {
 		t.Errorf("%d entries: nothing is erased", len(entries))
 	}
 	keyed := revert(5)
 	keyed.header = http.Header{"Idempotency-Key": {"k"}, "If-Match": {`"10"`}}
 	first := s.want(200, keyed) // 11, 12
 	s.change("PATCH", path, `{"title":"three"}`)
-	if again := s.want(200, keyed); string(again.body) != string(first.body) || again.Header.Get("Idempotency-Replayed") != "true" {
+	if again := s.want(
+		200,
+		keyed,
+	); string(again.body) != string(first.body) ||
+		again.Header.Get("Idempotency-Replayed") != "true" {
 		t.Errorf("the retry: %s, first %s", again.body, first.body)
 	}
 	stale := revert(5)
@@ -232,7 +282,12 @@ func TestRevert(t *testing.T) {
 		"nothing":             {method: "POST", path: path + "/revert", user: "u", body: `{}`},
 		"null":                {method: "POST", path: path + "/revert", user: "u", body: `{"version":null}`},
 	} {
-		if p := s.refused(422, "validation_error", c); p.Errors[0].Pointer == nil || *p.Errors[0].Pointer != "/version" {
+		if p := s.refused(
+			422,
+			"validation_error",
+			c,
+		); p.Errors[0].Pointer == nil ||
+			*p.Errors[0].Pointer != "/version" {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}
@@ -327,22 +382,33 @@ func TestSyncFromEveryVersion(t *testing.T) {
 		}
 	}
 	whole := s.sync("")
-	if len(whole.Changes) != 5 || slices.ContainsFunc(as[syncJSON](t, s.want(200, call{method: "GET", path: "/api/sync?since=0", user: "u"})).Changes,
-		func(c struct {
-			Op      string    `json:"op"`
-			Task    *taskJSON `json:"task"`
-			ID      string    `json:"id"`
-			Version int64     `json:"version"`
-		}) bool {
-			return c.Op != "upsert"
-		}) {
+	if len(whole.Changes) != 5 ||
+		slices.ContainsFunc(
+			as[syncJSON](t, s.want(200, call{method: "GET", path: "/api/sync?since=0", user: "u"})).Changes,
+			func(c struct {
+				Op      string    `json:"op"`
+				Task    *taskJSON `json:"task"`
+				ID      string    `json:"id"`
+				Version int64     `json:"version"`
+			}) bool {
+				return c.Op != "upsert"
+			},
+		) {
 		t.Errorf("from nothing: %+v", whole)
 	}
 	for _, wrong := range []string{"?since=13", "?since=-1", "?since=x", "?since=", "?limit=0", "?limit=501", "?since=9223372036854775808"} {
 		s.refused(422, "validation_error", call{method: "GET", path: "/api/sync" + wrong, user: "u"})
 	}
 	a := s.want(200, call{method: "GET", path: "/api/sync?since=3", user: "u"})
-	s.want(304, call{method: "GET", path: "/api/sync?since=3", user: "u", header: http.Header{"If-None-Match": {a.Header.Get("ETag")}}})
+	s.want(
+		304,
+		call{
+			method: "GET",
+			path:   "/api/sync?since=3",
+			user:   "u",
+			header: http.Header{"If-None-Match": {a.Header.Get("ETag")}},
+		},
+	)
 }
 
 type linkJSON struct {
@@ -366,7 +432,10 @@ func TestLinks(t *testing.T) {
 	s.titled("u", "b")
 	history := as[[]historyJSON](t, s.want(200, call{method: "GET", path: "/api/history?order=asc", user: "u"}))
 	for _, e := range history {
-		if l := link("?seq=" + strconv.FormatInt(e.Seq, 10)); l.Seq != e.Seq || l.Hash != e.Hash || *l.RecordedAt != e.RecordedAt {
+		if l := link(
+			"?seq=" + strconv.FormatInt(e.Seq, 10),
+		); l.Seq != e.Seq || l.Hash != e.Hash ||
+			*l.RecordedAt != e.RecordedAt {
 			t.Errorf("%+v is not as in the history: %+v", l, e)
 		}
 	}
@@ -412,7 +481,8 @@ func TestConditionsAndKeysOnThePast(t *testing.T) {
 	s.refused(404, "not_found", with(call{method: "POST", path: missing + "/restore", user: "u"}, "If-Match", `*`))
 	first := s.want(200, with(restore, "Idempotency-Key", "k")) // 6: what was refused had left no trace of the key
 	s.refused(422, "idempotency_key_reused", with(revert, "Idempotency-Key", "k"))
-	s.refused(412, "precondition_failed", with(restore, "If-Match", `"5"`)) // before it is looked at whether it is deleted
+	// before it is looked at whether it is deleted
+	s.refused(412, "precondition_failed", with(restore, "If-Match", `"5"`))
 	s.refused(409, "version_conflict", with(restore, "If-Match", `"5", "6"`))
 	s.refused(409, "version_conflict", restore)
 	if again := s.want(200, with(restore, "Idempotency-Key", "k")); !sameAnswer(again, first) {
@@ -430,7 +500,11 @@ func TestConditionsAndKeysOnThePast(t *testing.T) {
 			t.Errorf("to the same: %s %v", a.body, a.Header)
 		}
 	}
-	s.want(200, with(call{method: "POST", path: path + "/revert", user: "u", body: `{"version":3}`}, "Idempotency-Key", "same")) // 8, 9
+	// 8, 9
+	s.want(
+		200,
+		with(call{method: "POST", path: path + "/revert", user: "u", body: `{"version":3}`}, "Idempotency-Key", "same"),
+	)
 	for body, status := range map[string]int{`{"version":1`: 400, `{"version":1}x`: 400, `{"version":1,"version":2}`: 400, `[1]`: 422, ``: 400} {
 		if a := s.do(call{method: "POST", path: path + "/revert", user: "u", body: body}); a.StatusCode != status {
 			t.Errorf("%s: %d, want %d", body, a.StatusCode, status)
@@ -442,10 +516,14 @@ func TestConditionsAndKeysOnThePast(t *testing.T) {
 	for _, e := range entries {
 		kinds = append(kinds, strings.TrimPrefix(string(e.Type), "Task"))
 	}
-	if got := strings.Join(kinds, " "); got != "Created Completed Renamed Renamed Deleted Restored Reopened Renamed Completed Deleted" {
+	if got := strings.Join(
+		kinds,
+		" ",
+	); got != "Created Completed Renamed Renamed Deleted Restored Reopened Renamed Completed Deleted" {
 		t.Errorf("the history of a deleted task: %s", got)
 	}
-	if string(entries[4].Changes) != `{"deleted":{"from":false,"to":true}}` || string(entries[5].Changes) != `{"deleted":{"from":true,"to":false}}` {
+	if string(entries[4].Changes) != `{"deleted":{"from":false,"to":true}}` ||
+		string(entries[5].Changes) != `{"deleted":{"from":true,"to":false}}` {
 		t.Errorf("%s, %s", entries[4].Changes, entries[5].Changes)
 	}
 	for seq, want := range map[int]int{4: 200, 5: 404, 6: 200, 9: 200, 10: 404} {

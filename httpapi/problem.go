@@ -37,8 +37,8 @@ type problem struct {
 	cause  error // for the log; never sent
 }
 
-// inputProblem is one thing wrong with a request: in its body, by JSON pointer (RFC 6901), or in a parameter of its path, query or
-// header, by name.
+// inputProblem is one thing wrong with a request: in its body, by JSON pointer (RFC 6901), or in a parameter of its
+// path, query or header, by name.
 type inputProblem struct {
 	Pointer   *string `json:"pointer,omitzero"`
 	Parameter string  `json:"parameter,omitzero"`
@@ -136,7 +136,11 @@ func problemOf(err error) *problem {
 		return newProblem(http.StatusServiceUnavailable, "not_yet_consistent", query.ErrNotYet.Error()+"; try again").
 			with("Retry-After", "1")
 	case errors.Is(err, command.ErrKeyReused):
-		return newProblem(http.StatusUnprocessableEntity, "idempotency_key_reused", "the idempotency key was used for another request")
+		return newProblem(
+			http.StatusUnprocessableEntity,
+			"idempotency_key_reused",
+			"the idempotency key was used for another request",
+		)
 	case errors.As(err, &quota):
 		return newProblem(http.StatusUnprocessableEntity, "quota_exceeded", quota.Error())
 	case errors.As(err, &framework):
@@ -175,13 +179,22 @@ func frameworkProblem(err *echo.HTTPError) *problem {
 	return newProblem(http.StatusInternalServerError, "internal", "something went wrong on our side").because(err)
 }
 
-// outageClasses are the classes of SQLSTATE that mean "not now": connection exceptions, transactions that may not write or were ended,
-// serialization and deadlock, insufficient resources, lock not available, operator intervention, system error, and a PostgreSQL that is
-// at odds with itself.
-var outageClasses = map[string]bool{"08": true, "25": true, "40": true, "53": true, "55": true, "57": true, "58": true, "XX": true}
+// outageClasses are the classes of SQLSTATE that mean "not now": connection exceptions, transactions that may not write
+// or were ended, serialization and deadlock, insufficient resources, lock not available, operator intervention, system
+// error, and a PostgreSQL that is at odds with itself.
+var outageClasses = map[string]bool{
+	"08": true,
+	"25": true,
+	"40": true,
+	"53": true,
+	"55": true,
+	"57": true,
+	"58": true,
+	"XX": true,
+}
 
-// outageCodes are SQLSTATEs that mean so too: a privilege that was revoked; a schema or a table that is missing, as while a dump is
-// restored.
+// outageCodes are SQLSTATEs that mean so too: a privilege that was revoked; a schema or a table that is missing, as
+// while a dump is restored.
 var outageCodes = map[string]bool{"42501": true, "3F000": true, "42P01": true}
 
 // isOutage tells a database that is away, or too slow, from a fault of the program.

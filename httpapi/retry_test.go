@@ -13,7 +13,8 @@ func keyed(key string) http.Header { return http.Header{"Idempotency-Key": {key}
 
 // sameAnswer compares what the contract promises to be the same.
 func sameAnswer(a, b answer) bool {
-	return a.StatusCode == b.StatusCode && string(a.body) == string(b.body) && a.Header.Get("ETag") == b.Header.Get("ETag") &&
+	return a.StatusCode == b.StatusCode && string(a.body) == string(b.body) &&
+		a.Header.Get("ETag") == b.Header.Get("ETag") &&
 		a.Header.Get("Location") == b.Header.Get("Location")
 }
 
@@ -21,7 +22,13 @@ func sameAnswer(a, b answer) bool {
 func TestARetryIsAnsweredLikeTheFirst(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	create := call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a","is_completed":true}`, header: keyed("k0")}
+	create := call{
+		method: "POST",
+		path:   "/api/tasks",
+		user:   "u",
+		body:   `{"title":"a","is_completed":true}`,
+		header: keyed("k0"),
+	}
 	first := s.want(201, create)
 	path := "/api/tasks/" + as[taskJSON](t, first).ID.String()
 	calls := []call{
@@ -50,7 +57,16 @@ func TestARetryIsAnsweredLikeTheFirst(t *testing.T) {
 				continue
 			}
 			if !sameAnswer(a, firsts[i]) || a.Header.Get("Idempotency-Replayed") != "true" {
-				t.Errorf("%s %s: first %d %s, then %d %s %v", c.method, c.path, firsts[i].StatusCode, firsts[i].body, a.StatusCode, a.body, a.Header)
+				t.Errorf(
+					"%s %s: first %d %s, then %d %s %v",
+					c.method,
+					c.path,
+					firsts[i].StatusCode,
+					firsts[i].body,
+					a.StatusCode,
+					a.body,
+					a.Header,
+				)
 			}
 		}
 	}
@@ -78,23 +94,69 @@ func TestARefusedCommandLeavesNoTraceOfItsKey(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	path := "/api/tasks/" + s.titled("u", "a").ID.String()
-	s.refused(412, "precondition_failed", call{method: "DELETE", path: path, user: "u", header: http.Header{"Idempotency-Key": {"k"}, "If-Match": {`"9"`}}})
+	s.refused(
+		412,
+		"precondition_failed",
+		call{
+			method: "DELETE",
+			path:   path,
+			user:   "u",
+			header: http.Header{"Idempotency-Key": {"k"}, "If-Match": {`"9"`}},
+		},
+	)
 	s.refused(404, "not_found", call{method: "DELETE", path: missing, user: "u", header: keyed("k")})
 	s.want(200, call{method: "DELETE", path: path + "/complete", user: "u", header: keyed("k")}) // nothing changes
-	if a := s.want(200, call{method: "PATCH", path: path + "/complete", user: "u", header: keyed("k")}); a.Header.Get("Idempotency-Replayed") != "" {
+	if a := s.want(
+		200,
+		call{method: "PATCH", path: path + "/complete", user: "u", header: keyed("k")},
+	); a.Header.Get(
+		"Idempotency-Replayed",
+	) != "" {
 		t.Error("replayed what had never happened")
 	}
-	s.refused(422, "idempotency_key_reused", call{method: "PATCH", path: path + "/complete", user: "u", header: http.Header{"Idempotency-Key": {"k"}, "If-Match": {`"1"`}}})
+	s.refused(
+		422,
+		"idempotency_key_reused",
+		call{
+			method: "PATCH",
+			path:   path + "/complete",
+			user:   "u",
+			header: http.Header{"Idempotency-Key": {"k"}, "If-Match": {`"1"`}},
+		},
+	)
 }
 
 func TestKeysAreVisibleASCII(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	for _, key := range []string{"", " ", "a b", "é", "a\tb", strings.Repeat("k", 256)} {
-		s.refused(422, "validation_error", call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: keyed(key)})
+		s.refused(
+			422,
+			"validation_error",
+			call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: keyed(key)},
+		)
 	}
-	s.refused(422, "validation_error", call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: http.Header{"Idempotency-Key": {"a", "b"}}})
-	s.want(201, call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"a"}`, header: keyed(strings.Repeat("~", 255))})
+	s.refused(
+		422,
+		"validation_error",
+		call{
+			method: "POST",
+			path:   "/api/tasks",
+			user:   "u",
+			body:   `{"title":"a"}`,
+			header: http.Header{"Idempotency-Key": {"a", "b"}},
+		},
+	)
+	s.want(
+		201,
+		call{
+			method: "POST",
+			path:   "/api/tasks",
+			user:   "u",
+			body:   `{"title":"a"}`,
+			header: keyed(strings.Repeat("~", 255)),
+		},
+	)
 }
 
 // 50 requests with one key at once, to two processes: one effect, one answer.
@@ -107,7 +169,9 @@ func TestOneKeyAtOnceIsOneEffect(t *testing.T) {
 	for i := range answers {
 		work.Go(func() {
 			process := []*service{one, two}[i%2]
-			answers[i] = process.do(call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"once"}`, header: keyed("k")})
+			answers[i] = process.do(
+				call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"once"}`, header: keyed("k")},
+			)
 		})
 	}
 	work.Wait()
@@ -133,12 +197,21 @@ func TestReadsWaitForTheirVersion(t *testing.T) {
 		a := s.want(200, call{method: "PATCH", path: path + "/complete", user: "u"})
 		version := a.Header.Get("X-Version")
 		for _, read := range []string{path, "/api/tasks", path + "/history", "/api/history"} {
-			if got := s.want(200, call{method: "GET", path: read + "?min_version=" + version, user: "u"}); got.Header.Get("X-Version") != version {
+			if got := s.want(
+				200,
+				call{method: "GET", path: read + "?min_version=" + version, user: "u"},
+			); got.Header.Get(
+				"X-Version",
+			) != version {
 				t.Fatalf("%s in turn %d: X-Version %s, want %s", read, n, got.Header.Get("X-Version"), version)
 			}
 		}
 	}
-	if a := s.want(503, call{method: "GET", path: "/api/tasks?min_version=999", user: "u"}); a.Header.Get("Retry-After") == "" || as[problemJSON](t, a).Code != "not_yet_consistent" {
+	if a := s.want(
+		503,
+		call{method: "GET", path: "/api/tasks?min_version=999", user: "u"},
+	); a.Header.Get("Retry-After") == "" ||
+		as[problemJSON](t, a).Code != "not_yet_consistent" {
 		t.Errorf("%s %v", a.body, a.Header)
 	}
 	for _, wrong := range []string{"", "-1", "x", "1.5", "99999999999999999999"} {
@@ -165,7 +238,10 @@ func TestStaleAnswersSaySo(t *testing.T) {
 	s.damage("u", 2)
 	s.titled("v", "behind it in the log") // visible only when the projections have passed the event
 	for _, read := range []string{path, "/api/tasks", path + "/history", "/api/history", missing} {
-		if a := s.do(call{method: "GET", path: read, user: "u"}); a.Header.Get("X-Stale") != "true" || a.Header.Get("X-Version") != "1" {
+		if a := s.do(
+			call{method: "GET", path: read, user: "u"},
+		); a.Header.Get("X-Stale") != "true" ||
+			a.Header.Get("X-Version") != "1" {
 			t.Errorf("%s: %d %v", read, a.StatusCode, a.Header)
 		}
 		if a := s.do(call{method: "GET", path: read, user: "v"}); a.Header.Get("X-Stale") != "" {
@@ -174,7 +250,11 @@ func TestStaleAnswersSaySo(t *testing.T) {
 	}
 	// What is written all the same is stored, and shown when an operator has mended it.
 	s.want(200, call{method: "PATCH", path: path + "/complete", user: "u"})
-	if a := s.want(200, call{method: "GET", path: path, user: "u"}); a.Header.Get("X-Stale") != "true" || as[taskJSON](t, a).IsCompleted {
+	if a := s.want(
+		200,
+		call{method: "GET", path: path, user: "u"},
+	); a.Header.Get("X-Stale") != "true" ||
+		as[taskJSON](t, a).IsCompleted {
 		t.Errorf("%v %s", a.Header, a.body)
 	}
 }
@@ -188,8 +268,14 @@ func TestOneIfMatchAtOnceLetsOneThrough(t *testing.T) {
 		task := one.titled("u", "a")
 		path := "/api/tasks/" + task.ID.String()
 		write := []call{
-			{method: "PATCH", path: path, body: `{"title":"b"}`}, {method: "PUT", path: path, body: `{"description":"c"}`},
-			{method: "PATCH", path: path + "/complete"}, {method: "PUT", path: path + "/complete"},
+			{
+				method: "PATCH",
+				path:   path,
+				body:   `{"title":"b"}`,
+			},
+			{method: "PUT", path: path, body: `{"description":"c"}`},
+			{method: "PATCH", path: path + "/complete"},
+			{method: "PUT", path: path + "/complete"},
 		}
 		answers := make([]answer, 50)
 		var work sync.WaitGroup
@@ -214,7 +300,8 @@ func TestOneIfMatchAtOnceLetsOneThrough(t *testing.T) {
 	}
 }
 
-// 100 toggles of one task at once, on two processes: all succeed, each is a version of its own, and an even number leaves it as it was.
+// 100 toggles of one task at once, on two processes: all succeed, each is a version of its own, and an even number
+// leaves it as it was.
 func TestTogglesAtOnceAllCount(t *testing.T) {
 	t.Parallel()
 	one := start(t)
@@ -225,7 +312,10 @@ func TestTogglesAtOnceAllCount(t *testing.T) {
 	var work sync.WaitGroup
 	for i := range versions {
 		work.Go(func() {
-			after := as[taskJSON](t, []*service{one, two}[i%2].want(200, call{method: "PATCH", path: path + "/complete", user: "u"}))
+			after := as[taskJSON](
+				t,
+				[]*service{one, two}[i%2].want(200, call{method: "PATCH", path: path + "/complete", user: "u"}),
+			)
 			versions[i] = after.Version
 			if after.IsCompleted != (after.Version%2 == 0) {
 				t.Errorf("version %d: %+v", after.Version, after)
@@ -240,7 +330,11 @@ func TestTogglesAtOnceAllCount(t *testing.T) {
 		}
 	}
 	for _, s := range []*service{one, two} {
-		if after := as[taskJSON](t, s.want(200, call{method: "GET", path: path, user: "u"})); after.IsCompleted || after.Version != 101 {
+		if after := as[taskJSON](
+			t,
+			s.want(200, call{method: "GET", path: path, user: "u"}),
+		); after.IsCompleted ||
+			after.Version != 101 {
 			t.Errorf("after 100 toggles: %+v", after)
 		}
 	}

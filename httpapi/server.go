@@ -1,5 +1,5 @@
-// Package httpapi speaks HTTP: it finds out who is calling, decodes strictly, turns requests into commands and queries, and their
-// outcome into answers. CONTRACT is openapi.yaml beside this file, which is served too.
+// Package httpapi speaks HTTP: it finds out who is calling, decodes strictly, turns requests into commands and queries,
+// and their outcome into answers. CONTRACT is openapi.yaml beside this file, which is served too.
 package httpapi
 
 import (
@@ -30,8 +30,8 @@ type Config struct {
 	Metrics prometheus.Registerer
 	// Ready tells whether the service can do its work now; nil means it can. The error is logged, never shown.
 	Ready func(ctx context.Context) error
-	// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read model has come to show more of
-	// the user's events, until leave is called.
+	// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read model has come
+	// to show more of the user's events, until leave is called.
 	Watch func(user string, announce func(seq int64)) (leave func())
 	// Version is shown at /.
 	Version string
@@ -114,11 +114,26 @@ func (s *Server) routes() {
 	s.read("/api/tasks/:id", s.user(s.getTask))
 	s.echo.PUT("/api/tasks/:id", s.user(s.updateTask))
 	s.echo.PATCH("/api/tasks/:id", s.user(s.updateTask))
-	s.echo.DELETE("/api/tasks/:id", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.DeleteTask{ID: id} })))
-	s.echo.PATCH("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ToggleTask{ID: id} })))
-	s.echo.PUT("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.CompleteTask{ID: id} })))
-	s.echo.DELETE("/api/tasks/:id/complete", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ReopenTask{ID: id} })))
-	s.echo.POST("/api/tasks/:id/restore", s.user(s.onTask(func(id uuid.UUID) command.Command { return command.RestoreTask{ID: id} })))
+	s.echo.DELETE(
+		"/api/tasks/:id",
+		s.user(s.onTask(func(id uuid.UUID) command.Command { return command.DeleteTask{ID: id} })),
+	)
+	s.echo.PATCH(
+		"/api/tasks/:id/complete",
+		s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ToggleTask{ID: id} })),
+	)
+	s.echo.PUT(
+		"/api/tasks/:id/complete",
+		s.user(s.onTask(func(id uuid.UUID) command.Command { return command.CompleteTask{ID: id} })),
+	)
+	s.echo.DELETE(
+		"/api/tasks/:id/complete",
+		s.user(s.onTask(func(id uuid.UUID) command.Command { return command.ReopenTask{ID: id} })),
+	)
+	s.echo.POST(
+		"/api/tasks/:id/restore",
+		s.user(s.onTask(func(id uuid.UUID) command.Command { return command.RestoreTask{ID: id} })),
+	)
 	s.echo.POST("/api/tasks/:id/revert", s.user(s.revertTask))
 	s.echo.POST(batchPath, s.user(s.batch))
 	s.echo.DELETE("/api/me", s.user(s.eraseUser))

@@ -21,15 +21,16 @@ import (
 // Limits of streams (Server-Sent Events, https://html.spec.whatwg.org/multipage/server-sent-events.html).
 const (
 	maxStreams = 5 // a user and process
-	// streamPage is how many events are read at once, and streamBytes about how many bytes of them are sent before the stream looks
-	// whether it is to go on.
+	// streamPage is how many events are read at once, and streamBytes about how many bytes of them are sent before the
+	// stream looks whether it is to go on.
 	streamPage  = 100
 	streamBytes = 64 << 10
 	// streamPiece is how many bytes are written at once.
 	streamPiece = 8 << 10
 	// streamBuffer is how many bytes the system keeps for a reader, about.
 	streamBuffer = 16 << 10
-	// streamBacklog is how many events may wait for a reader who has caught up before; it is the buffer that may be full.
+	// streamBacklog is how many events may wait for a reader who has caught up before; it is the buffer that may be
+	// full.
 	streamBacklog = 1000
 	// lateTimeout is how long a reader with a full buffer has to take what is being sent.
 	lateTimeout = time.Second
@@ -54,7 +55,11 @@ func (s *streams) enter(header http.Header, user string, st *stream) (leave func
 	if len(s.open[user]) >= maxStreams {
 		header.Add("RateLimit-Policy", `"streams";q=`+strconv.Itoa(maxStreams))
 		header.Add("RateLimit", `"streams";r=0`)
-		return nil, newProblem(http.StatusTooManyRequests, "rate_limited", "a user can have "+strconv.Itoa(maxStreams)+" streams open").
+		return nil, newProblem(
+			http.StatusTooManyRequests,
+			"rate_limited",
+			"a user can have "+strconv.Itoa(maxStreams)+" streams open",
+		).
 			with("Retry-After", strconv.Itoa(int(heartbeat.Seconds())))
 	}
 	if s.open[user] == nil {
@@ -82,8 +87,8 @@ func (s *streams) hurry() {
 	}
 }
 
-// stream is one reader of a user's events. What it sends it reads from the read model at the reader's own pace, so that a slow one
-// costs nobody anything.
+// stream is one reader of a user's events. What it sends it reads from the read model at the reader's own pace, so that
+// a slow one costs nobody anything.
 type stream struct {
 	conn     *http.ResponseController
 	out      http.ResponseWriter
@@ -96,8 +101,10 @@ type stream struct {
 	head int64      // the user's last seq that was announced
 	sent int64      // last, as announce sees it
 	live bool       // it has caught up once
-	late time.Time  // when the reader must have taken what is being sent, because too much waits or the stream ends; zero = no such time
-	over bool       // the connection is no longer this stream's
+	// when the reader must have taken what is being sent, because too much waits or the stream ends; zero = no such
+	// time
+	late time.Time
+	over bool // the connection is no longer this stream's
 }
 
 // announce takes note of the user's newest seq. A reader for whom too much waits has only a moment left.
@@ -232,8 +239,8 @@ func (in *input) lastEventID(r *http.Request) (seq int64, ok bool) {
 	return int64(n), true
 }
 
-// streamEvents sends the user's events as they happen, each once and in order, until the caller leaves or may no longer listen, or the
-// server stops.
+// streamEvents sends the user's events as they happen, each once and in order, until the caller leaves or may no longer
+// listen, or the server stops.
 func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	var in input
 	after, given := in.lastEventID(c.Request())
@@ -254,7 +261,8 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	}
 	defer leave()
 	defer st.end()
-	defer s.watch(caller.UserID, st.announce)() // before the look at what is there, or what happens in between is missed
+	// before the look at what is there, or what happens in between is missed
+	defer s.watch(caller.UserID, st.announce)()
 	head, last, err := s.beginning(c, ask, after, given)
 	if err != nil {
 		return err
@@ -268,7 +276,8 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 	}
 	setVersion(c, head)
 	c.Response().Header().Set("Content-Type", "text/event-stream")
-	// A proxy must pass it on at once: nginx, and those that would compress it and keep it until they have enough (Next.js).
+	// A proxy must pass it on at once: nginx, and those that would compress it and keep it until they have enough
+	// (Next.js).
 	c.Response().Header().Set("X-Accel-Buffering", "no")
 	c.Response().Header().Add("Cache-Control", "no-transform")
 	c.Response().WriteHeader(http.StatusOK)
@@ -288,7 +297,9 @@ func (s *Server) beginning(c echo.Context, ask query.Ask, after int64, given boo
 	case err != nil || !given:
 		return head, head, err
 	case after > head:
-		return head, 0, invalid([]inputProblem{{Parameter: "Last-Event-ID", Code: "out_of_range", Detail: "is past the last event"}})
+		return head, 0, invalid(
+			[]inputProblem{{Parameter: "Last-Event-ID", Code: "out_of_range", Detail: "is past the last event"}},
+		)
 	}
 	return head, after, nil
 }
@@ -321,11 +332,12 @@ func (s *Server) follow(r *http.Request, caller auth.Caller, st *stream) {
 	}
 }
 
-// errLost: a standby that was behind has taken over, and the log no longer holds what was sent. The stream ends; who connects again is
-// told that the last event is none.
+// errLost: a standby that was behind has taken over, and the log no longer holds what was sent. The stream ends; who
+// connects again is told that the last event is none.
 var errLost = errors.New("the log has lost what was sent")
 
-// sendNext sends the next page, if there is one. While the database is away a stream stays open, and looks again from time to time.
+// sendNext sends the next page, if there is one. While the database is away a stream stays open, and looks again from
+// time to time.
 func (s *Server) sendNext(ctx context.Context, caller auth.Caller, st *stream) error {
 	looking, cancel := context.WithTimeout(ctx, s.workTime)
 	defer cancel()
@@ -346,7 +358,8 @@ func (s *Server) sendNext(ctx context.Context, caller auth.Caller, st *stream) e
 	return st.sendChanges(changes)
 }
 
-// mayListen checks the credentials again: a session may have ended, a key may be gone. If that can't be told now, it is told later.
+// mayListen checks the credentials again: a session may have ended, a key may be gone. If that can't be told now, it is
+// told later.
 func (s *Server) mayListen(r *http.Request) bool {
 	_, err := s.auth.Authenticate(r)
 	var refused *auth.Error

@@ -122,12 +122,20 @@ func TestChangesAreStreamedLive(t *testing.T) {
 	s := start(t)
 	task := s.create("u", `{"title":"before the stream"}`)
 	live := s.listen("u", "")
-	if h := live.resp.Header; live.resp.StatusCode != 200 || h.Get("Content-Type") != "text/event-stream" || h.Get("X-Version") != "1" ||
-		strings.Join(h.Values("Cache-Control"), ", ") != "private, no-cache, no-transform" || h.Get("X-Accel-Buffering") != "no" {
+	if h := live.resp.Header; live.resp.StatusCode != 200 || h.Get("Content-Type") != "text/event-stream" ||
+		h.Get("X-Version") != "1" ||
+		strings.Join(h.Values("Cache-Control"), ", ") != "private, no-cache, no-transform" ||
+		h.Get("X-Accel-Buffering") != "no" {
 		t.Errorf("%d %v", live.resp.StatusCode, h)
 	}
 	path := "/api/tasks/" + task.ID.String()
-	created := as[taskJSON](t, s.want(201, call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"<é\u2028\n>","is_completed":true}`}))
+	created := as[taskJSON](
+		t,
+		s.want(
+			201,
+			call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"<é\u2028\n>","is_completed":true}`},
+		),
+	)
 	live.want(2)
 	if f := live.want(3); f.Event != "task.completed" || *f.Data.Task != created {
 		t.Errorf("created completed: %+v", f)
@@ -159,7 +167,11 @@ func TestChangesAreStreamedLive(t *testing.T) {
 				t.Errorf("deleted: %s", last.raw)
 			}
 		case last.Event != "":
-			if task := as[taskJSON](t, a); last.Data.Task == nil || fmt.Sprint(*last.Data.Task) != fmt.Sprint(task) && *last.Data.Task.Description != *task.Description {
+			if task := as[taskJSON](
+				t,
+				a,
+			); last.Data.Task == nil ||
+				fmt.Sprint(*last.Data.Task) != fmt.Sprint(task) && *last.Data.Task.Description != *task.Description {
 				t.Errorf("%s: task %+v, want %s", last.Event, last.Data.Task, a.body)
 			}
 		}
@@ -176,7 +188,8 @@ func TestChangesAreStreamedLive(t *testing.T) {
 	}
 }
 
-// While many write, through two processes, readers who come at any moment, leave and come again get each event once and in order.
+// While many write, through two processes, readers who come at any moment, leave and come again get each event once and
+// in order.
 func TestEveryEventIsStreamedOnceAndInOrder(t *testing.T) {
 	t.Parallel()
 	const writers, each = 4, 50
@@ -223,7 +236,15 @@ func TestAStreamIsNeverAheadOfTheLists(t *testing.T) {
 	path := "/api/tasks/" + one.titled("u", "a").ID.String()
 	live.want(1)
 	for seq := int64(2); seq < 60; seq++ {
-		one.want(200, call{method: "PATCH", path: path + "/complete", user: "u", header: http.Header{"Prefer": {"respond-async"}}})
+		one.want(
+			200,
+			call{
+				method: "PATCH",
+				path:   path + "/complete",
+				user:   "u",
+				header: http.Header{"Prefer": {"respond-async"}},
+			},
+		)
 		live.want(seq)
 		for _, read := range []string{path, "/api/tasks", path + "/history", "/api/history"} {
 			a := two.want(200, call{method: "GET", path: read, user: "u"})
@@ -239,7 +260,11 @@ func TestLastEventID(t *testing.T) {
 	s := start(t)
 	s.titled("u", "a")
 	for _, wrong := range []string{"x", "-1", "1.5", "+1", "99999999999999999999", "2"} {
-		p := s.refused(422, "validation_error", call{method: "GET", path: "/api/events", user: "u", header: http.Header{"Last-Event-Id": {wrong}}})
+		p := s.refused(
+			422,
+			"validation_error",
+			call{method: "GET", path: "/api/events", user: "u", header: http.Header{"Last-Event-Id": {wrong}}},
+		)
 		if len(p.Errors) != 1 || p.Errors[0].Parameter != "Last-Event-ID" {
 			t.Errorf("%s: %+v", wrong, p)
 		}
@@ -291,8 +316,8 @@ func TestHeartbeats(t *testing.T) {
 	}
 }
 
-// A stream ends when the token does, when the session is closed, and when the server stops; not before, and not when the work of
-// other requests would.
+// A stream ends when the token does, when the session is closed, and when the server stops; not before, and not when
+// the work of other requests would.
 func TestStreamsEnd(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -303,7 +328,8 @@ func TestStreamsEnd(t *testing.T) {
 	}
 	brief, long := s.listenAs(token, ""), s.listen("u", "")
 	begin := time.Now()
-	if f, err := brief.next(); err != io.EOF || time.Since(begin) > 30*time.Second || time.Since(begin) < 500*time.Millisecond {
+	if f, err := brief.next(); err != io.EOF || time.Since(begin) > 30*time.Second ||
+		time.Since(begin) < 500*time.Millisecond {
 		t.Errorf("a token of two seconds: %+v %v after %v", f, err, time.Since(begin))
 	}
 	s.titled("u", "a")
@@ -348,14 +374,22 @@ func TestAStreamOutlivesAnOutage(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.eventually(func() bool {
-			return s.do(call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":"b"}`, header: keyed(fmt.Sprint(seq))}).StatusCode == 201
+			return s.do(
+				call{
+					method: "POST",
+					path:   "/api/tasks",
+					user:   "u",
+					body:   `{"title":"b"}`,
+					header: keyed(fmt.Sprint(seq)),
+				},
+			).StatusCode == 201
 		})
 		live.want(seq)
 	}
 }
 
-// A reader who takes nothing is cut off: at once when too much waits for it, else after some time. Writers and other readers do not
-// notice.
+// A reader who takes nothing is cut off: at once when too much waits for it, else after some time. Writers and other
+// readers do not notice.
 func TestAReaderWhoTakesNothingIsCutOff(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -377,7 +411,15 @@ func TestAReaderWhoTakesNothingIsCutOff(t *testing.T) {
 			seq := int64(1)
 			for begin := time.Now(); s.server.openStreams("u") == 2; {
 				seq++
-				s.want(200, call{method: "PATCH", path: path, user: "u", body: fmt.Sprintf(`{"description":"%d%s"}`, seq, strings.Repeat("🦫", 990))})
+				s.want(
+					200,
+					call{
+						method: "PATCH",
+						path:   path,
+						user:   "u",
+						body:   fmt.Sprintf(`{"description":"%d%s"}`, seq, strings.Repeat("🦫", 990)),
+					},
+				)
 				reading.want(seq)
 				if time.Since(begin) > 40*time.Second {
 					t.Fatalf("not cut off after %d events", seq)
@@ -412,7 +454,10 @@ func (s *service) dialAt(address, token, header string) net.Conn {
 	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := io.WriteString(conn, "GET /api/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"+header+"Authorization: Bearer "+token+"\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(
+		conn,
+		"GET /api/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"+header+"Authorization: Bearer "+token+"\r\n\r\n",
+	); err != nil {
 		s.t.Fatal(err)
 	}
 	return conn
@@ -423,7 +468,15 @@ func (s *service) fat(user string, n int) {
 	s.t.Helper()
 	path := "/api/tasks/" + s.titled(user, "a").ID.String()
 	for i := range n - 1 {
-		s.want(200, call{method: "PATCH", path: path, user: user, body: fmt.Sprintf(`{"description":"%d%s"}`, i, strings.Repeat("🦫", 650))})
+		s.want(
+			200,
+			call{
+				method: "PATCH",
+				path:   path,
+				user:   user,
+				body:   fmt.Sprintf(`{"description":"%d%s"}`, i, strings.Repeat("🦫", 650)),
+			},
+		)
 	}
 }
 

@@ -22,13 +22,17 @@ const missing = "/api/tasks/0190a8f0-7a57-7000-8000-000000000001"
 func TestTaskLife(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	created := s.want(201, call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":" Buy milk ","description":"a\u2028<&>"}`})
+	created := s.want(
+		201,
+		call{method: "POST", path: "/api/tasks", user: "u", body: `{"title":" Buy milk ","description":"a\u2028<&>"}`},
+	)
 	task := as[taskJSON](t, created)
 	path := "/api/tasks/" + task.ID.String()
 	if created.Header.Get("Location") != path || created.Header.Get("ETag") != `"1"` || task.ID.Version() != 7 {
 		t.Fatalf("created %v, %s", created.Header, task.ID)
 	}
-	if task.Title != " Buy milk " || *task.Description != "a\u2028<&>" || task.IsCompleted || task.UserID != "u" || task.Version != 1 {
+	if task.Title != " Buy milk " || *task.Description != "a\u2028<&>" || task.IsCompleted || task.UserID != "u" ||
+		task.Version != 1 {
 		t.Fatalf("created %+v", task)
 	}
 	at, err := time.Parse(events.TimeLayout, task.CreatedAt)
@@ -40,7 +44,8 @@ func TestTaskLife(t *testing.T) {
 	if !reflect.DeepEqual(as[taskJSON](t, got), task) || got.Header.Get("X-Version") != "1" {
 		t.Fatalf("read %s, created %s", got.body, created.body)
 	}
-	if strings.Contains(string(got.body), `, "`) || strings.Contains(string(got.body), `": `) || !strings.Contains(string(got.body), "<&>") {
+	if strings.Contains(string(got.body), `, "`) || strings.Contains(string(got.body), `": `) ||
+		!strings.Contains(string(got.body), "<&>") {
 		t.Errorf("not compact, or escaped: %s", got.body)
 	}
 
@@ -50,21 +55,49 @@ func TestTaskLife(t *testing.T) {
 		a := s.want(200, c)
 		after := as[taskJSON](t, a)
 		if after.Version != version || a.Header.Get("ETag") != fmt.Sprintf(`"%d"`, version) {
-			t.Fatalf("%s %s: version %d, ETag %s; want %d", c.method, c.path, after.Version, a.Header.Get("ETag"), version)
+			t.Fatalf(
+				"%s %s: version %d, ETag %s; want %d",
+				c.method,
+				c.path,
+				after.Version,
+				a.Header.Get("ETag"),
+				version,
+			)
 		}
-		if read := as[taskJSON](t, s.want(200, call{method: "GET", path: path, user: "u"})); !reflect.DeepEqual(read, after) {
+		if read := as[taskJSON](
+			t,
+			s.want(200, call{method: "GET", path: path, user: "u"}),
+		); !reflect.DeepEqual(
+			read,
+			after,
+		) {
 			t.Fatalf("%s %s answered %+v, read %+v", c.method, c.path, after, read)
 		}
 		return after
 	}
-	if after := step(2, call{method: "PUT", path: path, body: `{"title":"Oat"}`}); after.Title != "Oat" || after.Description == nil || after.UpdatedAt <= task.UpdatedAt {
+	if after := step(
+		2,
+		call{method: "PUT", path: path, body: `{"title":"Oat"}`},
+	); after.Title != "Oat" || after.Description == nil ||
+		after.UpdatedAt <= task.UpdatedAt {
 		t.Fatalf("renamed: %+v", after)
 	}
 	if after := step(3, call{method: "PATCH", path: path, body: `{"description":null}`}); after.Description != nil {
 		t.Fatalf("cleared: %+v", after)
 	}
-	before := step(3, call{method: "PUT", path: path, body: `{"title":"Oat","is_completed":false,"user_id":"x","id":7,"version":99,"Title":"no"}`})
-	if again := step(3, call{method: "PATCH", path: path, body: `{}`}); again.UpdatedAt != before.UpdatedAt || again.Title != "Oat" {
+	before := step(
+		3,
+		call{
+			method: "PUT",
+			path:   path,
+			body:   `{"title":"Oat","is_completed":false,"user_id":"x","id":7,"version":99,"Title":"no"}`,
+		},
+	)
+	if again := step(
+		3,
+		call{method: "PATCH", path: path, body: `{}`},
+	); again.UpdatedAt != before.UpdatedAt ||
+		again.Title != "Oat" {
 		t.Fatalf("nothing changed, but %+v", again)
 	}
 	step(4, call{method: "PATCH", path: path + "/complete"})
@@ -72,11 +105,17 @@ func TestTaskLife(t *testing.T) {
 	step(5, call{method: "DELETE", path: path + "/complete"})
 	step(5, call{method: "DELETE", path: path + "/complete"})
 	step(6, call{method: "PATCH", path: path + "/complete", body: `{"is_completed":false}`})
-	if after := step(9, call{method: "PUT", path: path, body: `{"title":"a","description":"b","is_completed":false}`}); after.IsCompleted {
+	if after := step(
+		9,
+		call{method: "PUT", path: path, body: `{"title":"a","description":"b","is_completed":false}`},
+	); after.IsCompleted {
 		t.Fatalf("three at once: %+v", after)
 	}
 
-	gone := s.want(204, call{method: "DELETE", path: path, user: "u", header: http.Header{"Content-Type": {"application/json"}}})
+	gone := s.want(
+		204,
+		call{method: "DELETE", path: path, user: "u", header: http.Header{"Content-Type": {"application/json"}}},
+	)
 	if len(gone.body) != 0 {
 		t.Fatalf("deleted with a body: %s", gone.body)
 	}
@@ -102,7 +141,11 @@ func TestMergePatchIsForPatchOnly(t *testing.T) {
 	path := "/api/tasks/" + s.titled("u", "a").ID.String()
 	merge := http.Header{"Content-Type": {"application/merge-patch+json; charset=utf-8"}}
 	s.want(200, call{method: "PATCH", path: path, user: "u", body: `{"title":"b"}`, header: merge})
-	s.refused(415, "unsupported_media_type", call{method: "PUT", path: path, user: "u", body: `{"title":"c"}`, header: merge})
+	s.refused(
+		415,
+		"unsupported_media_type",
+		call{method: "PUT", path: path, user: "u", body: `{"title":"c"}`, header: merge},
+	)
 }
 
 func TestIDsInEveryForm(t *testing.T) {
@@ -130,7 +173,15 @@ func TestListsFilterSortAndSearch(t *testing.T) {
 	}
 	for _, task := range s.list("u", "?status=pending") {
 		if task.Title == "Apple" || task.Title == "cherry" {
-			s.want(200, call{method: "PUT", path: "/api/tasks/" + task.ID.String(), user: "u", body: `{"is_completed":true,"description":"DONE \\ well"}`})
+			s.want(
+				200,
+				call{
+					method: "PUT",
+					path:   "/api/tasks/" + task.ID.String(),
+					user:   "u",
+					body:   `{"is_completed":true,"description":"DONE \\ well"}`,
+				},
+			)
 		}
 	}
 	s.titled("v", "banana of another user")
@@ -162,7 +213,11 @@ func TestListsFilterSortAndSearch(t *testing.T) {
 func TestListsRefuseWhatTheyDoNotKnow(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	p := s.refused(422, "validation_error", call{method: "GET", path: "/api/tasks?status=x&sort=id&order=up&limit=0&q=&cursor=zz", user: "u"})
+	p := s.refused(
+		422,
+		"validation_error",
+		call{method: "GET", path: "/api/tasks?status=x&sort=id&order=up&limit=0&q=&cursor=zz", user: "u"},
+	)
 	if len(p.Errors) != 6 {
 		t.Errorf("not all errors together: %+v", p.Errors)
 	}
@@ -227,7 +282,11 @@ func TestCursorsAreOfOneListOfOneUser(t *testing.T) {
 	for _, other := range []string{"&order=asc", "&sort=title", "&status=pending", "&q=a"} {
 		s.refused(422, "validation_error", call{method: "GET", path: next + other, user: "u"})
 	}
-	s.refused(422, "validation_error", call{method: "GET", path: strings.Replace(next, "/api/tasks", "/api/history", 1), user: "u"})
+	s.refused(
+		422,
+		"validation_error",
+		call{method: "GET", path: strings.Replace(next, "/api/tasks", "/api/history", 1), user: "u"},
+	)
 }
 
 func TestConditionalRequests(t *testing.T) {
@@ -235,7 +294,11 @@ func TestConditionalRequests(t *testing.T) {
 	s := start(t)
 	path := "/api/tasks/" + s.titled("u", "a").ID.String()
 	s.titled("u", "b")
-	if a := s.want(304, call{method: "GET", path: path, user: "u", header: http.Header{"If-None-Match": {`"7", W/"1"`}}}); len(a.body) != 0 || a.Header.Get("ETag") != `"1"` {
+	if a := s.want(
+		304,
+		call{method: "GET", path: path, user: "u", header: http.Header{"If-None-Match": {`"7", W/"1"`}}},
+	); len(a.body) != 0 ||
+		a.Header.Get("ETag") != `"1"` {
 		t.Errorf("304 with %q, %v", a.body, a.Header)
 	}
 	s.want(200, call{method: "GET", path: path, user: "u", header: http.Header{"If-None-Match": {`"2"`}}})
@@ -254,12 +317,20 @@ func TestConditionalRequests(t *testing.T) {
 	}
 
 	match := func(value string) http.Header { return http.Header{"If-Match": {value}} }
-	p := s.refused(412, "precondition_failed", call{method: "PUT", path: path, user: "u", body: `{"title":"x"}`, header: match(`"2"`)})
+	p := s.refused(
+		412,
+		"precondition_failed",
+		call{method: "PUT", path: path, user: "u", body: `{"title":"x"}`, header: match(`"2"`)},
+	)
 	if p.CurrentVersion != 1 || !strings.Contains(p.Detail, "at version 1") {
 		t.Errorf("%+v", p)
 	}
 	// nginx with gzip makes it of "1".
-	p = s.refused(412, "precondition_failed", call{method: "PUT", path: path, user: "u", body: `{"title":"x"}`, header: match(`W/"1"`)})
+	p = s.refused(
+		412,
+		"precondition_failed",
+		call{method: "PUT", path: path, user: "u", body: `{"title":"x"}`, header: match(`W/"1"`)},
+	)
 	if !strings.Contains(p.Detail, "weak (W/)") || !strings.Contains(p.Detail, `"version" from the body`) {
 		t.Errorf("a weak tag: %s", p.Detail)
 	}
@@ -270,7 +341,11 @@ func TestConditionalRequests(t *testing.T) {
 		}
 	}
 	for _, value := range []string{`1`, `garbage`, ``, `"1" "2"`, `"1`, `*, "1"`, `w/"1"`} {
-		s.refused(400, "validation_error", call{method: "PATCH", path: path + "/complete", user: "u", header: match(value)})
+		s.refused(
+			400,
+			"validation_error",
+			call{method: "PATCH", path: path + "/complete", user: "u", header: match(value)},
+		)
 	}
 	s.refused(404, "not_found", call{method: "DELETE", path: missing, user: "u", header: match(`*`)})
 	s.want(200, call{method: "PATCH", path: path + "/complete", user: "u", header: match(`*`)})
@@ -299,7 +374,16 @@ func TestHistory(t *testing.T) {
 	first := s.create("u", `{"title":"a","description":"d"}`)
 	second := s.create("u", `{"title":"b","is_completed":true}`)
 	path := "/api/tasks/" + first.ID.String()
-	s.want(200, call{method: "PUT", path: path, user: "u", body: `{"title":"c","description":null}`, header: http.Header{"X-Request-Id": {"my-request.1"}}})
+	s.want(
+		200,
+		call{
+			method: "PUT",
+			path:   path,
+			user:   "u",
+			body:   `{"title":"c","description":null}`,
+			header: http.Header{"X-Request-Id": {"my-request.1"}},
+		},
+	)
 	s.want(204, call{method: "DELETE", path: path, user: "u"})
 	s.titled("v", "another user's")
 
@@ -322,7 +406,11 @@ func TestHistory(t *testing.T) {
 		task    uuid.UUID
 		changes string
 	}{
-		{"TaskCreated", first.ID, `{"title":{"from":null,"to":"a"},"description":{"from":null,"to":"d"},"is_completed":{"from":null,"to":false}}`},
+		{
+			"TaskCreated",
+			first.ID,
+			`{"title":{"from":null,"to":"a"},"description":{"from":null,"to":"d"},"is_completed":{"from":null,"to":false}}`,
+		},
 		{"TaskCreated", second.ID, `{"title":{"from":null,"to":"b"},"is_completed":{"from":null,"to":false}}`},
 		{"TaskCompleted", second.ID, `{"is_completed":{"from":false,"to":true}}`},
 		{"TaskRenamed", first.ID, `{"title":{"from":"a","to":"c"}}`},
@@ -334,7 +422,8 @@ func TestHistory(t *testing.T) {
 	}
 	for i, w := range want {
 		e := all[i]
-		if e.Seq != int64(i+1) || e.Type != w.typ || e.TaskID != w.task || string(e.Changes) != w.changes || e.Actor != "u" {
+		if e.Seq != int64(i+1) || e.Type != w.typ || e.TaskID != w.task || string(e.Changes) != w.changes ||
+			e.Actor != "u" {
 			t.Errorf("entry %d: %+v %s, want %+v", i, e, e.Changes, w)
 		}
 	}
@@ -382,7 +471,11 @@ func TestHistory(t *testing.T) {
 	}
 	s.refused(404, "not_found", call{method: "GET", path: path + "/history", user: "v"})
 	s.refused(404, "not_found", call{method: "GET", path: missing + "/history", user: "u"})
-	if a := s.want(200, call{method: "GET", path: "/api/history", user: "nobody"}); string(a.body) != "[]" || a.Header.Get("X-Version") != "0" {
+	if a := s.want(
+		200,
+		call{method: "GET", path: "/api/history", user: "nobody"},
+	); string(a.body) != "[]" ||
+		a.Header.Get("X-Version") != "0" {
 		t.Errorf("a new user's history: %s, version %s", a.body, a.Header.Get("X-Version"))
 	}
 }

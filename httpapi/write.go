@@ -12,7 +12,8 @@ import (
 
 const maxKey = 255
 
-// request is who asks for a write, and under which idempotency key (draft-ietf-httpapi-idempotency-key-header). What is wrong is noted.
+// request is who asks for a write, and under which idempotency key (draft-ietf-httpapi-idempotency-key-header). What is
+// wrong is noted.
 func (in *input) request(c echo.Context, caller auth.Caller) command.Request {
 	return command.Request{
 		UserID:    caller.UserID,
@@ -26,8 +27,13 @@ func (in *input) key(sent []string) string {
 		return ""
 	}
 	key := sent[0]
-	if len(sent) > 1 || len(key) < 1 || len(key) > maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < '!' || r > '~' }) {
-		in.parameter("Idempotency-Key", "invalid_value", "must have 1 to "+strconv.Itoa(maxKey)+" visible ASCII characters")
+	if len(sent) > 1 || len(key) < 1 || len(key) > maxKey ||
+		strings.ContainsFunc(key, func(r rune) bool { return r < '!' || r > '~' }) {
+		in.parameter(
+			"Idempotency-Key",
+			"invalid_value",
+			"must have 1 to "+strconv.Itoa(maxKey)+" visible ASCII characters",
+		)
 		return ""
 	}
 	return key

@@ -58,8 +58,9 @@ CREATE TABLE {schema}.skipped_events (
     CONSTRAINT skipped_events_pkey PRIMARY KEY (user_id, seq)
 );
 
--- How far each projection has applied the log, and by which version of its code its tables were made. Whatever an operator does to a
--- read model raises its generation: what was remembered of it before, in any process, does not hold any more.
+-- How far each projection has applied the log, and by which version of its code its tables were made. Whatever an
+-- operator does to a read model raises its generation: what was remembered of it before, in any process, does not hold
+-- any more.
 CREATE TABLE {schema}.checkpoints (
     projection text    NOT NULL,
     position   bigint  NOT NULL DEFAULT 0,
@@ -74,8 +75,8 @@ CREATE POLICY readable ON {schema}.checkpoints FOR SELECT USING (true);
 CREATE POLICY ledger ON {schema}.checkpoints
     USING (pg_catalog.current_setting('taskledger.ledger', true) = 'on');
 
--- The tables of the read model, as functions of a suffix, so that a rebuild makes the new ones ("_rebuild") as a migration made the
--- first ones (""), even where those were dropped or damaged.
+-- The tables of the read model, as functions of a suffix, so that a rebuild makes the new ones ("_rebuild") as a
+-- migration made the first ones (""), even where those were dropped or damaged.
 
 CREATE FUNCTION {schema}.read_model() RETURNS text[] LANGUAGE sql IMMUTABLE
 AS $$ SELECT ARRAY['tasks', 'task_history', 'users'] $$;
@@ -83,8 +84,9 @@ AS $$ SELECT ARRAY['tasks', 'task_history', 'users'] $$;
 -- The tables without what slows down filling them.
 CREATE FUNCTION {schema}.create_read_model(suffix text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    -- The current state of every task; deleted ones stay, with deleted_at. body is the Task as clients see it. title_key orders titles
-    -- alphabetically, whatever the case and the locale of the server. search is the case-folded text that a search looks in.
+    -- The current state of every task; deleted ones stay, with deleted_at. body is the Task as clients see it.
+    -- title_key orders titles alphabetically, whatever the case and the locale of the server. search is the case-folded
+    -- text that a search looks in.
     EXECUTE pg_catalog.format($ddl$
         CREATE TABLE {schema}.%I (
             user_id      text        COLLATE "C" NOT NULL,
@@ -106,8 +108,9 @@ BEGIN
             ALTER body SET STATISTICS 0
     $ddl$, 'tasks' || suffix);
 
-    -- Every event as people read it, with its hash in the chain, and the task as it was after it. Its version is the event's seq, but for
-    -- an event that was skipped and changed nothing; updated_at is there only where it is not recorded_at.
+    -- Every event as people read it, with its hash in the chain, and the task as it was after it. Its version is the
+    -- event's seq, but for an event that was skipped and changed nothing; updated_at is there only where it is not
+    -- recorded_at.
     EXECUTE pg_catalog.format($ddl$
         CREATE TABLE {schema}.%I (
             user_id      text        COLLATE "C" NOT NULL,
@@ -136,8 +139,8 @@ BEGIN
             ALTER description SET STATISTICS 0
     $ddl$, 'task_history' || suffix);
 
-    -- One row a user: the seq that is shown, how many tasks are live at it, and the hash of its event. parked_error says why the
-    -- read model goes no further.
+    -- One row a user: the seq that is shown, how many tasks are live at it, and the hash of its event. parked_error
+    -- says why the read model goes no further.
     EXECUTE pg_catalog.format($ddl$
         CREATE TABLE {schema}.%I (
             user_id      text        COLLATE "C" NOT NULL,
@@ -152,8 +155,8 @@ BEGIN
 END
 $$;
 
--- Keys, indexes, and row level security. The indexes are few, because each change of a task writes each of them; no column that a
--- toggle changes is in one, so a toggle is a HOT update.
+-- Keys, indexes, and row level security. The indexes are few, because each change of a task writes each of them; no
+-- column that a toggle changes is in one, so a toggle is a HOT update.
 CREATE FUNCTION {schema}.index_read_model(suffix text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     name text;
@@ -179,10 +182,10 @@ BEGIN
 END
 $$;
 
--- A second lock on a table of users' rows, besides the WHERE of each query, which binds its owner too: who names a user in
--- taskledger.user_id may read that user's rows, and who says that this is the ledger at work, in taskledger.ledger, may do all.
--- Superusers and roles with BYPASSRLS pass it; the server reads as another role then. The subselects are there for speed: a setting is
--- looked up once a statement, not once a row.
+-- A second lock on a table of users' rows, besides the WHERE of each query, which binds its owner too: who names a user
+-- in taskledger.user_id may read that user's rows, and who says that this is the ledger at work, in taskledger.ledger,
+-- may do all. Superusers and roles with BYPASSRLS pass it; the server reads as another role then. The subselects are
+-- there for speed: a setting is looked up once a statement, not once a row.
 CREATE FUNCTION {schema}.protect(name text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     statement text;
@@ -202,8 +205,8 @@ BEGIN
 END
 $$;
 
--- Deletes what is derived of a user's events, and what an operator decided about them. The tasks come last: a projection that
--- changes one waits for the end of the transaction.
+-- Deletes what is derived of a user's events, and what an operator decided about them. The tasks come last: a
+-- projection that changes one waits for the end of the transaction.
 CREATE FUNCTION {schema}.forget_user(name text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM {schema}.skipped_events WHERE user_id = name;
@@ -247,11 +250,12 @@ $$;
 
 -- Who may use the ledger.
 --
--- All of it belongs to one role, the owner of the log. Another role is one that serves the ledger if somebody let it into the schema
--- by name (GRANT USAGE; default privileges on schemas do not count), if it may read the log and append to it, and if a role that can
--- log in has its privileges. It is given what a server needs, also on tables that a later migration or a rebuild makes. Nobody else
--- keeps anything: not PUBLIC, not those whom default privileges give each new table (Supabase, for one, gives all to anon).
--- settle() sees to it: in the transaction that makes a table, and at each start.
+-- All of it belongs to one role, the owner of the log. Another role is one that serves the ledger if somebody let it
+-- into the schema by name (GRANT USAGE; default privileges on schemas do not count), if it may read the log and append
+-- to it, and if a role that can log in has its privileges. It is given what a server needs, also on tables that a later
+-- migration or a rebuild makes. Nobody else keeps anything: not PUBLIC, not those whom default privileges give each new
+-- table (Supabase, for one, gives all to anon). settle() sees to it: in the transaction that makes a table, and at each
+-- start.
 
 -- Whether the caller has all that is the role's, and may give it what is the caller's own.
 CREATE FUNCTION {schema}.stands_for(role oid) RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
@@ -282,7 +286,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
         WHERE pronamespace = '{schema}'::regnamespace
     ) o
     CROSS JOIN LATERAL aclexplode(o.acl) a
-    -- Everybody may execute a function by default; none of ours does more than its caller may, or can be called from outside.
+    -- Everybody may execute a function by default; none of ours does more than its caller may, or can be called from
+    -- outside.
     WHERE a.grantee <> o.owner AND (a.grantee <> 0 OR NOT o.callable)
 $$;
 
@@ -424,7 +429,8 @@ BEGIN
 END
 $$;
 
--- The version of the oldest program that can work on this schema. A migration that ends the work of older programs raises it.
+-- The version of the oldest program that can work on this schema. A migration that ends the work of older programs
+-- raises it.
 CREATE FUNCTION {schema}.oldest_program() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT 1::bigint $$;
 
 SELECT {schema}.settle();

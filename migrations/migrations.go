@@ -1,5 +1,6 @@
-// Package migrations is the schema of the database, and the way to it from any earlier one. Everything of ours is in one schema of
-// the database, whose name the caller chooses: a ledger of its own, which knows nothing of another one beside it.
+// Package migrations is the schema of the database, and the way to it from any earlier one. Everything of ours is in
+// one schema of the database, whose name the caller chooses: a ledger of its own, which knows nothing of another one
+// beside it.
 package migrations
 
 import (
@@ -42,8 +43,11 @@ type VersionError struct {
 
 func (e *VersionError) Error() string {
 	if e.Database > e.Program {
-		return fmt.Sprintf("the database has schema version %d, which a program of version %d can't use: use a newer program",
-			e.Database, e.Program)
+		return fmt.Sprintf(
+			"the database has schema version %d, which a program of version %d can't use: use a newer program",
+			e.Database,
+			e.Program,
+		)
 	}
 	return fmt.Sprintf("the database has schema version %d, this program needs version %d: run taskledger migrate",
 		e.Database, e.Program)
@@ -57,14 +61,19 @@ type RightsError struct {
 
 func (e *RightsError) Error() string {
 	schema := pgx.Identifier{e.Schema}.Sanitize()
-	return fmt.Sprintf("the role %q may not use the ledger in the schema %q, it lacks %s: as the owner grant that, or grant USAGE ON SCHEMA %s "+
-		"and SELECT, INSERT ON %[4]s.task_events to a role that can log in and run taskledger migrate, which adds the rest",
-		e.Role, e.Schema, strings.Join(e.Lacks, ", "), schema)
+	return fmt.Sprintf(
+		"the role %q may not use the ledger in the schema %q, it lacks %s: as the owner grant that, or grant USAGE ON SCHEMA %s "+
+			"and SELECT, INSERT ON %[4]s.task_events to a role that can log in and run taskledger migrate, which adds the rest",
+		e.Role,
+		e.Schema,
+		strings.Join(e.Lacks, ", "),
+		schema,
+	)
 }
 
-// Up brings the schema to the version of this program, and puts right who may use it, as far as the role of the pool may do both. Any
-// number of processes may call it at once, also through a transaction pooler: one migrates, the others wait for it, for five minutes at
-// most. A newer schema is left alone; the errors of Check are those of Up.
+// Up brings the schema to the version of this program, and puts right who may use it, as far as the role of the pool
+// may do both. Any number of processes may call it at once, also through a transaction pooler: one migrates, the others
+// wait for it, for five minutes at most. A newer schema is left alone; the errors of Check are those of Up.
 func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	if err := checkName(ctx, pool, schema); err != nil {
 		return err
@@ -112,11 +121,13 @@ func migrate(ctx context.Context, pool *pgxpool.Pool, schema string, files fs.FS
 	return nil
 }
 
-// makeSchema makes the schema if it is missing, and takes from it what default privileges give to others before anybody sees it.
+// makeSchema makes the schema if it is missing, and takes from it what default privileges give to others before anybody
+// sees it.
 func makeSchema(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		var there bool
-		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)`, schema).Scan(&there)
+		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)`, schema).
+			Scan(&there)
 		if err != nil || there {
 			return err
 		}
@@ -135,7 +146,10 @@ func makeSchema(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 		if err != nil || len(others) == 0 {
 			return err
 		}
-		_, err = tx.Exec(ctx, `REVOKE ALL ON SCHEMA `+pgx.Identifier{schema}.Sanitize()+` FROM `+strings.Join(others, ", "))
+		_, err = tx.Exec(
+			ctx,
+			`REVOKE ALL ON SCHEMA `+pgx.Identifier{schema}.Sanitize()+` FROM `+strings.Join(others, ", "),
+		)
 		return err
 	})
 }
@@ -177,16 +191,19 @@ func steps(files fs.FS, schema string) ([]*goose.Migration, error) {
 			return nil, err
 		}
 		statements := strings.ReplaceAll(string(text), "{schema}", pgx.Identifier{schema}.Sanitize())
-		steps = append(steps, goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
-			_, err := tx.ExecContext(ctx, statements, pgx.QueryExecModeSimpleProtocol)
-			return err
-		}}, nil))
+		steps = append(
+			steps,
+			goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, statements, pgx.QueryExecModeSimpleProtocol)
+				return err
+			}}, nil),
+		)
 	}
 	return steps, nil
 }
 
-// settle puts right whose the ledger is and who else may use it, where this role may: by the rule that the schema itself states. A
-// database that takes no writes now is left as it is.
+// settle puts right whose the ledger is and who else may use it, where this role may: by the rule that the schema
+// itself states. A database that takes no writes now is left as it is.
 func settle(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	var may bool
 	err := pool.QueryRow(ctx, `
@@ -203,8 +220,8 @@ func settle(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	return nil
 }
 
-// Others are the roles that have been granted something on the ledger and are not its owner. After Up by the owner they are those that
-// serve it.
+// Others are the roles that have been granted something on the ledger and are not its owner. After Up by the owner they
+// are those that serve it.
 func Others(ctx context.Context, pool *pgxpool.Pool, schema string) ([]string, error) {
 	rows, err := pool.Query(ctx, `
 		SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.pg_get_userbyid(grantee) END::text
@@ -306,9 +323,9 @@ func lockKey(schema string) int64 {
 	return int64(h.Sum64())
 }
 
-// Check returns nil when this program can work on the schema of the database as the role that it is, else a *VersionError, a
-// *RightsError, or why it could not be asked. A newer schema than the program's is fine, unless it says that it needs a newer program.
-// It is two small queries.
+// Check returns nil when this program can work on the schema of the database as the role that it is, else a
+// *VersionError, a *RightsError, or why it could not be asked. A newer schema than the program's is fine, unless it
+// says that it needs a newer program. It is two small queries.
 func Check(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	have, err := current(ctx, pool, schema)
 	if err != nil {
@@ -398,7 +415,8 @@ func isNotThere(err error) bool {
 	return ok && (pgErr.Code == "3F000" || pgErr.Code == "42P01" || pgErr.Code == "42883")
 }
 
-// FindEarlier tells whether the database holds a ledger of the builds before version 1, in the schema public. It is left as it is.
+// FindEarlier tells whether the database holds a ledger of the builds before version 1, in the schema public. It is
+// left as it is.
 func FindEarlier(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
 	var found bool
 	err := pool.QueryRow(ctx, `

@@ -51,7 +51,11 @@ func TestUpRunsInManyProcessesAtOnce(t *testing.T) {
 		t.Error(err)
 	}
 	applied := count(t, pool, `SELECT count(*) FROM taskledger.schema_versions WHERE version_id > 0`)
-	if distinct := count(t, pool, `SELECT count(DISTINCT version_id) FROM taskledger.schema_versions WHERE version_id > 0`); applied != distinct {
+	if distinct := count(
+		t,
+		pool,
+		`SELECT count(DISTINCT version_id) FROM taskledger.schema_versions WHERE version_id > 0`,
+	); applied != distinct {
 		t.Errorf("%d migrations were applied %d times", distinct, applied)
 	}
 }
@@ -68,7 +72,10 @@ func TestUpInEveryModeOnOneConnection(t *testing.T) {
 			config.MaxConns = 1
 			config.ConnConfig.DefaultQueryExecMode = mode
 			pool := openPool(t, config)
-			if err := errors.Join(migrations.Up(t.Context(), pool, testdb.Schema), migrations.Check(t.Context(), pool, testdb.Schema)); err != nil {
+			if err := errors.Join(
+				migrations.Up(t.Context(), pool, testdb.Schema),
+				migrations.Check(t.Context(), pool, testdb.Schema),
+			); err != nil {
 				t.Error(err)
 			}
 		})
@@ -101,7 +108,8 @@ func TestANewerSchemaIsLeftAlone(t *testing.T) {
 	}
 }
 
-// Tables of others with the names of ours, and their migration tools, stay as they are; and what search_path says changes nothing.
+// Tables of others with the names of ours, and their migration tools, stay as they are; and what search_path says
+// changes nothing.
 func TestOthersAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	config := emptyDatabase(t).Config()
@@ -117,7 +125,10 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	const others = `SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
 		WHERE nspname NOT LIKE 'pg\_%' AND nspname NOT IN ('taskledger', 'information_schema')`
 	before := count(t, pool, others)
-	if err := errors.Join(migrations.Up(t.Context(), pool, testdb.Schema), migrations.Check(t.Context(), pool, testdb.Schema)); err != nil {
+	if err := errors.Join(
+		migrations.Up(t.Context(), pool, testdb.Schema),
+		migrations.Check(t.Context(), pool, testdb.Schema),
+	); err != nil {
 		t.Fatal(err)
 	}
 	if after := count(t, pool, others); after != before {
@@ -130,7 +141,8 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	}
 }
 
-// Nobody but the owner may use what is ours, whatever the default privileges of the database are; and it is mended at each start.
+// Nobody but the owner may use what is ours, whatever the default privileges of the database are; and it is mended at
+// each start.
 func TestOthersAreKeptOut(t *testing.T) {
 	t.Parallel()
 	pool := emptyDatabase(t)
@@ -138,7 +150,11 @@ func TestOthersAreKeptOut(t *testing.T) {
 	execute(t, pool, `CREATE ROLE `+anon)
 	t.Cleanup(func() {
 		// Not t.Context(), which has ended.
-		_, err := pool.Exec(context.Background(), `DROP OWNED BY `+anon+`; DROP ROLE `+anon, pgx.QueryExecModeSimpleProtocol)
+		_, err := pool.Exec(
+			context.Background(),
+			`DROP OWNED BY `+anon+`; DROP ROLE `+anon,
+			pgx.QueryExecModeSimpleProtocol,
+		)
 		if err != nil {
 			t.Error(err)
 		}
@@ -166,8 +182,12 @@ func TestOthersAreKeptOut(t *testing.T) {
 			t.Errorf("after %s: %d privileges of others", given, n)
 		}
 	}
-	bound := count(t, pool, `SELECT count(*) FROM pg_class WHERE relnamespace = 'taskledger'::regnamespace AND relkind = 'r'
-		AND NOT (relrowsecurity AND (relforcerowsecurity OR relname = 'schema_versions'))`)
+	bound := count(
+		t,
+		pool,
+		`SELECT count(*) FROM pg_class WHERE relnamespace = 'taskledger'::regnamespace AND relkind = 'r'
+		AND NOT (relrowsecurity AND (relforcerowsecurity OR relname = 'schema_versions'))`,
+	)
 	if bound != 0 {
 		t.Errorf("%d tables have no row level security", bound)
 	}
@@ -180,14 +200,22 @@ func TestLedgersAreStrangers(t *testing.T) {
 	if err := migrations.Check(t.Context(), pool, "other"); err == nil {
 		t.Error("a ledger that is not there is up to date")
 	}
-	if err := errors.Join(migrations.Up(t.Context(), pool, "other"), migrations.Check(t.Context(), pool, "other")); err != nil {
+	if err := errors.Join(
+		migrations.Up(t.Context(), pool, "other"),
+		migrations.Check(t.Context(), pool, "other"),
+	); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, pool, `SELECT count(*) FROM other.checkpoints`); n != 1 {
 		t.Errorf("%d checkpoints", n)
 	}
 	for _, name := range []string{"user", "My Ledger"} {
-		if err := migrations.Up(t.Context(), pool, name); err == nil || !strings.Contains(err.Error(), "choose another") {
+		if err := migrations.Up(
+			t.Context(),
+			pool,
+			name,
+		); err == nil ||
+			!strings.Contains(err.Error(), "choose another") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -213,7 +241,11 @@ func TestUpWaitsForTheLockAndNotForEver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, migrations.LockKey(testdb.Schema)); err != nil {
+	if _, err := tx.Exec(
+		t.Context(),
+		`SELECT pg_advisory_xact_lock($1)`,
+		migrations.LockKey(testdb.Schema),
+	); err != nil {
 		t.Fatal(err)
 	}
 	err = migrations.UpWith(t.Context(), pool, testdb.Schema, oneMigration(`SELECT 1;`), 20*time.Millisecond)
@@ -237,14 +269,26 @@ func TestUpWaitsForTheLockAndNotForEver(t *testing.T) {
 func TestFailedMigrationChangesNothing(t *testing.T) {
 	t.Parallel()
 	pool := emptyDatabase(t)
-	err := migrations.UpWith(t.Context(), pool, testdb.Schema, oneMigration(`CREATE TABLE {schema}.half (); SELECT 1/0;`), time.Second)
+	err := migrations.UpWith(
+		t.Context(),
+		pool,
+		testdb.Schema,
+		oneMigration(`CREATE TABLE {schema}.half (); SELECT 1/0;`),
+		time.Second,
+	)
 	if err == nil || !strings.Contains(err.Error(), "division by zero") {
 		t.Fatalf("got %v, want what PostgreSQL said", err)
 	}
 	if got := count(t, pool, `SELECT count(*) FROM pg_tables WHERE tablename = 'half'`); got != 0 {
 		t.Error("half a migration stayed")
 	}
-	if err := migrations.UpWith(t.Context(), pool, testdb.Schema, oneMigration(`CREATE TABLE {schema}.whole ();`), time.Second); err != nil {
+	if err := migrations.UpWith(
+		t.Context(),
+		pool,
+		testdb.Schema,
+		oneMigration(`CREATE TABLE {schema}.whole ();`),
+		time.Second,
+	); err != nil {
 		t.Errorf("the mended migration: %v", err)
 	}
 }

@@ -321,8 +321,10 @@ func TestWhoMayNotIsToldWhatToDo(t *testing.T) {
 	tell("schema_versions")
 	c.do(`GRANT SELECT ON ALL TABLES IN SCHEMA taskledger TO {other}`)
 	tell("INSERT ON TABLE taskledger.task_events", "SELECT ON SEQUENCE taskledger.task_events_position_seq")
-	c.do(`GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO {other}; GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO {other};
-		REVOKE DELETE ON taskledger.users FROM {other}`)
+	c.do(
+		`GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO {other}; GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO {other};
+		REVOKE DELETE ON taskledger.users FROM {other}`,
+	)
 	tell("DELETE ON TABLE taskledger.users")
 	c.do(`GRANT DELETE ON taskledger.users TO {other}`)
 	c.serves("other")
@@ -337,8 +339,10 @@ func TestRowLevelSecurityIsMended(t *testing.T) {
 	t.Parallel()
 	c := newCast(t, map[string]string{})
 	c.up("owner")
-	c.do(`ALTER TABLE taskledger.tasks DISABLE ROW LEVEL SECURITY; ALTER TABLE taskledger.task_events NO FORCE ROW LEVEL SECURITY;
-		DROP POLICY own_rows ON taskledger.users; DROP POLICY ledger ON taskledger.task_history`)
+	c.do(
+		`ALTER TABLE taskledger.tasks DISABLE ROW LEVEL SECURITY; ALTER TABLE taskledger.task_events NO FORCE ROW LEVEL SECURITY;
+		DROP POLICY own_rows ON taskledger.users; DROP POLICY ledger ON taskledger.task_history`,
+	)
 	c.up("owner")
 	whole := count(t, c.admin, `
 		SELECT count(*)

@@ -20,7 +20,11 @@ func BenchmarkBatch(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()
 				for n := range size {
-					p.append(fmt.Sprint("some-user-of-the-service-", n%32), uuid.Must(uuid.NewV7()), events.TaskCreated{Title: "Made by a benchmark"})
+					p.append(
+						fmt.Sprint("some-user-of-the-service-", n%32),
+						uuid.Must(uuid.NewV7()),
+						events.TaskCreated{Title: "Made by a benchmark"},
+					)
 				}
 				batch, err := events.Read(b.Context(), p.db, at, size)
 				if err != nil {

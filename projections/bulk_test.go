@@ -45,7 +45,15 @@ func TestBulkIsAlone(t *testing.T) {
 	silent := slog.New(slog.DiscardHandler)
 	failure := errors.New("failed")
 	err := Bulk(t.Context(), p.log, silent, func(*Runner) error {
-		if err := Bulk(t.Context(), p.log, silent, func(*Runner) error { return nil }); !errors.Is(err, ErrMaintenance) {
+		if err := Bulk(
+			t.Context(),
+			p.log,
+			silent,
+			func(*Runner) error { return nil },
+		); !errors.Is(
+			err,
+			ErrMaintenance,
+		) {
 			t.Errorf("a second one: %v", err)
 		}
 		if _, err := Rebuild(t.Context(), p.db, "", nil); !errors.Is(err, ErrMaintenance) {

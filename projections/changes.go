@@ -6,8 +6,8 @@ import (
 	"taskledger/events"
 )
 
-// appendChanges appends what is different between two states of a task: for each member that changed, under its name in JSON and in the
-// order of the Task, its value before and after. Before a task is created all of it is null.
+// appendChanges appends what is different between two states of a task: for each member that changed, under its name in
+// JSON and in the order of the Task, its value before and after. Before a task is created all of it is null.
 func appendChanges(b []byte, before, after events.Task) []byte {
 	created := before.Version == 0 && after.Version > 0
 	b = append(b, '{')

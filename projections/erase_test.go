@@ -22,7 +22,8 @@ func (p *process) erase(user string) int64 {
 	return e.Position
 }
 
-// Between an erasure and its projection, what the read model still has of the user is no difference: it is of a life that is over.
+// Between an erasure and its projection, what the read model still has of the user is no difference: it is of a life
+// that is over.
 func TestAnErasureThatIsNotShownYetIsNoDifference(t *testing.T) {
 	t.Parallel()
 	p := writer(t, newDB(t))
@@ -39,10 +40,12 @@ func TestAnErasureThatIsNotShownYetIsNoDifference(t *testing.T) {
 	for _, user := range []string{"user-01", "user-02", "user-03"} {
 		p.erase(user)
 	}
-	p.exec(`INSERT INTO {schema}.tasks SELECT 'user-01', id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body
+	p.exec(
+		`INSERT INTO {schema}.tasks SELECT 'user-01', id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body
 			FROM {schema}.tasks WHERE user_id = 'user-00';
 		INSERT INTO {schema}.task_history SELECT 'user-01', seq, task_id, type, recorded_at, actor, request_id, changes, hash, version, title,
-			description, is_completed, created_at, updated_at, deleted_at FROM {schema}.task_history WHERE user_id = 'user-00'`)
+			description, is_completed, created_at, updated_at, deleted_at FROM {schema}.task_history WHERE user_id = 'user-00'`,
+	)
 	for _, user := range []string{"", "user-01", "user-02", "user-03"} {
 		if lines, report := p.differences(user); len(lines) > 0 || report.Differences > 0 {
 			t.Errorf("%q: %q", user, lines)
@@ -52,12 +55,14 @@ func TestAnErasureThatIsNotShownYetIsNoDifference(t *testing.T) {
 	p.verified()
 	p.run()
 	p.visible(last)
-	if report := p.verified(); report.Users != 4 || report.Events != 6+1+1+2 || report.Rows != 6+2+1+2*(1+1)+(2+1+1) || report.Parked != 0 {
+	if report := p.verified(); report.Users != 4 || report.Events != 6+1+1+2 || report.Rows != 6+2+1+2*(1+1)+(2+1+1) ||
+		report.Parked != 0 {
 		t.Errorf("%+v", report)
 	}
 }
 
-// Rows of an erased user that the read model should have dropped are a difference, and so is what stands before an erasure in the log.
+// Rows of an erased user that the read model should have dropped are a difference, and so is what stands before an
+// erasure in the log.
 func TestVerifyFindsWhatAnErasureLeft(t *testing.T) {
 	t.Parallel()
 	p := projected(t, 2)
@@ -65,7 +70,10 @@ func TestVerifyFindsWhatAnErasureLeft(t *testing.T) {
 	p.visible(p.erase("user-01"))
 	p.verified()
 	p.exec(`INSERT INTO {schema}.task_history SELECT * FROM kept WHERE user_id = 'user-01' AND seq = 2`)
-	if lines, _ := p.differences(""); len(lines) != 1 || !matches(lines[0], `task_history: user="user-01" task=%seq=2 member=row expected=none found=a row`) {
+	if lines, _ := p.differences(
+		"",
+	); len(lines) != 1 ||
+		!matches(lines[0], `task_history: user="user-01" task=%seq=2 member=row expected=none found=a row`) {
 		t.Errorf("got %q", lines)
 	}
 	p.exec(`DELETE FROM {schema}.task_history WHERE user_id = 'user-01' AND seq = 2;

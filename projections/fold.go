@@ -31,7 +31,12 @@ func (m *readModel) name() string { return Name }
 func (m *readModel) forget()      { m.users.Clear() }
 
 // derive folds a batch onto what is remembered of its users, or else onto what the tables hold.
-func (m *readModel) derive(ctx context.Context, from events.Querier, d *events.Delivery, refusal string) (derived, error) {
+func (m *readModel) derive(
+	ctx context.Context,
+	from events.Querier,
+	d *events.Delivery,
+	refusal string,
+) (derived, error) {
 	f := &batchFold{from: from, users: map[string]*userFold{}, dirty: map[string]bool{}}
 	if err := f.recall(ctx, m.users, d.Events); err != nil {
 		return derived{}, err
@@ -122,8 +127,8 @@ func (f *batchFold) mustLoad(e *events.Event) bool {
 	return true
 }
 
-// apply folds an event. Events of its user that were missed, whatever the reason, are folded before: the second net under the order of
-// the log.
+// apply folds an event. Events of its user that were missed, whatever the reason, are folded before: the second net
+// under the order of the log.
 func (f *batchFold) apply(ctx context.Context, e *events.Event) (err error) {
 	u := f.users[e.UserID]
 	if _, erased := e.Data.(events.UserErased); !erased && u.parked == nil && e.Seq > u.seq+1 {

@@ -20,8 +20,8 @@ import (
 	"taskledger/events"
 )
 
-// errOvertaken: the checkpoint is not where the batch begins. Another process has applied it, or an operator has made the tables anew, or
-// the log does not hold what was remembered of it. The database must say where it stands.
+// errOvertaken: the checkpoint is not where the batch begins. Another process has applied it, or an operator has made
+// the tables anew, or the log does not hold what was remembered of it. The database must say where it stands.
 var errOvertaken = errors.New("the checkpoint has moved")
 
 // follower runs one projection.
@@ -108,9 +108,8 @@ func (f *follower) forget() {
 	f.projection.forget()
 }
 
-// apply writes a batch. One that the database refuses, or does not write in time, is halved: what is wrong with one event must not hold
-// up the others.
-// An erasure goes alone: it deletes rows of the tables that the others write.
+// apply writes a batch. One that the database refuses, or does not write in time, is halved: what is wrong with one
+// event must not hold up the others. An erasure goes alone: it deletes rows of the tables that the others write.
 func (f *follower) apply(ctx context.Context, d *events.Delivery) error {
 	if at := slices.IndexFunc(d.Events, isErasure); at >= 0 && len(d.Events) > 1 {
 		first, rest := split(d, max(at, 1))
@@ -173,7 +172,8 @@ func split(d *events.Delivery, n int) (first, rest *events.Delivery) {
 	return first, rest
 }
 
-// write writes what the batch makes of the tables and moves the checkpoint, in one statement. Doubtful: no row is taken for new.
+// write writes what the batch makes of the tables and moves the checkpoint, in one statement. Doubtful: no row is taken
+// for new.
 func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string, doubtful bool) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()

@@ -58,7 +58,8 @@ func (d *disturbed) Read(b []byte) (int, error) {
 // quiet logs nothing.
 var quiet = slog.New(slog.DiscardHandler)
 
-// Others write while an export is imported, and wait only for its last moment. Whoever reads the log meanwhile skips nothing.
+// Others write while an export is imported, and wait only for its last moment. Whoever reads the log meanwhile skips
+// nothing.
 func TestImportBesideWriters(t *testing.T) {
 	t.Parallel()
 	text := export(t, 40)

@@ -19,18 +19,21 @@ const (
 	listenCheck = 15 * time.Second
 	// listenRetry is when LISTEN is tried again.
 	listenRetry = time.Second
-	// listenLinger is how long a process goes on listening when nobody watches any more, and how often it looks when nothing is heard.
+	// listenLinger is how long a process goes on listening when nobody watches any more, and how often it looks when
+	// nothing is heard.
 	listenLinger = 5 * time.Second
 	// takeOver is how long who has appended may take to apply that and tell, before another process does.
 	takeOver = 250 * time.Millisecond
-	// unheardPoll is how often the log is looked at while somebody watches and nothing can be heard: behind a transaction pooler.
+	// unheardPoll is how often the log is looked at while somebody watches and nothing can be heard: behind a
+	// transaction pooler.
 	unheardPoll = 250 * time.Millisecond
 )
 
 // channel is the NOTIFY channel of the ledger.
 func channel(db *events.DB) string { return db.Schema() + "_moved" }
 
-// notifyAny notifies if somebody listens: who does holds the advisory lock for it. To try that lock costs a twentieth of a look at all.
+// notifyAny notifies if somebody listens: who does holds the advisory lock for it. To try that lock costs a twentieth
+// of a look at all.
 const notifyAny = `
 	SELECT pg_notify($1, ''), set_config('synchronous_commit', 'off', true)
 	WHERE NOT pg_try_advisory_xact_lock($2)`
@@ -177,8 +180,8 @@ func (r *Runner) listenOnce(ctx context.Context) error {
 	return nil
 }
 
-// lookAll has all who watch look: while nothing was heard the database may have been replaced by a standby, and positions stand for
-// other events than those that were told of.
+// lookAll has all who watch look: while nothing was heard the database may have been replaced by a standby, and
+// positions stand for other events than those that were told of.
 func (r *Runner) lookAll() {
 	r.watch.mu.Lock()
 	defer r.watch.mu.Unlock()

@@ -37,9 +37,19 @@ func newDB(t testing.TB) *events.DB {
 // writer is a process that appends and projects nothing.
 func writer(t testing.TB, db *events.DB, more ...projection) *process {
 	t.Helper()
-	p := &process{t: t, db: db, log: events.Open(db), metrics: prometheus.NewRegistry(), heads: map[string]events.Head{}}
+	p := &process{
+		t:       t,
+		db:      db,
+		log:     events.Open(db),
+		metrics: prometheus.NewRegistry(),
+		heads:   map[string]events.Head{},
+	}
 	metrics := NewMetrics(p.metrics)
-	p.runner = newRunner(p.log, slog.New(slog.DiscardHandler), metrics, append([]projection{newReadModel()}, more...)...)
+	p.runner = newRunner(
+		p.log,
+		slog.New(slog.DiscardHandler),
+		metrics,
+		append([]projection{newReadModel()}, more...)...)
 	t.Cleanup(p.log.Close)
 	return p
 }
@@ -66,8 +76,14 @@ func (p *process) append(user string, task uuid.UUID, data ...events.Data) (posi
 	c := &events.Commit{After: head.EventID}
 	for i, d := range data {
 		c.Events = append(c.Events, events.Event{
-			UserID: user, Seq: head.Seq + int64(i) + 1, TaskID: task, EventID: uuid.New(), CommandID: uuid.New(), Actor: user,
-			RequestID: "r", Data: d,
+			UserID:    user,
+			Seq:       head.Seq + int64(i) + 1,
+			TaskID:    task,
+			EventID:   uuid.New(),
+			CommandID: uuid.New(),
+			Actor:     user,
+			RequestID: "r",
+			Data:      d,
 		})
 	}
 	err := events.ErrConflict

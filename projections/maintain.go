@@ -10,12 +10,13 @@ import (
 	"taskledger/events"
 )
 
-// ErrMaintenance: another rebuild, or another of the operator's commands that must not undo each other's work, has not ended.
+// ErrMaintenance: another rebuild, or another of the operator's commands that must not undo each other's work, has not
+// ended.
 var ErrMaintenance = errors.New("another rebuild, adopt, import or erase, or a command that changes parked users, " +
 	"is running on this ledger")
 
-// maintain runs work while no other process does so on this ledger. The lock is held in a transaction, which works behind a transaction
-// pooler too, and which has no snapshot, so it holds up no vacuum.
+// maintain runs work while no other process does so on this ledger. The lock is held in a transaction, which works
+// behind a transaction pooler too, and which has no snapshot, so it holds up no vacuum.
 func maintain(ctx context.Context, db *events.DB, work func() error) error {
 	var workErr error
 	err := db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) error {

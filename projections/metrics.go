@@ -24,8 +24,19 @@ type Metrics struct {
 func NewMetrics(registry prometheus.Registerer) *Metrics {
 	m := newMetrics()
 	m.registry = registry
-	registry.MustRegister(m.events, m.parks, m.batchEvents, m.batchSeconds, m.delay, m.failing, m.parkedUsers, m.surveyed,
-		m.rebuilding, m.rebuildDone, m.rebuildEvents)
+	registry.MustRegister(
+		m.events,
+		m.parks,
+		m.batchEvents,
+		m.batchSeconds,
+		m.delay,
+		m.failing,
+		m.parkedUsers,
+		m.surveyed,
+		m.rebuilding,
+		m.rebuildDone,
+		m.rebuildEvents,
+	)
 	return m
 }
 
@@ -55,10 +66,14 @@ func newMetrics() *Metrics {
 		}, labels),
 		parkedUsers: gauge("taskledger_parked_users",
 			"Users whom the read model no longer follows, as of taskledger_survey_timestamp_seconds."),
-		surveyed: gauge("taskledger_survey_timestamp_seconds",
-			"When parked users and rebuilds were last looked for in the database; a process without work does not look."),
-		rebuilding: gauge("taskledger_rebuild_running",
-			"Whether a read model is being made anew by any process (1) or not (0), as of taskledger_survey_timestamp_seconds."),
+		surveyed: gauge(
+			"taskledger_survey_timestamp_seconds",
+			"When parked users and rebuilds were last looked for in the database; a process without work does not look.",
+		),
+		rebuilding: gauge(
+			"taskledger_rebuild_running",
+			"Whether a read model is being made anew by any process (1) or not (0), as of taskledger_survey_timestamp_seconds.",
+		),
 		rebuildDone: gauge("taskledger_rebuild_done_events",
 			"Events that the rebuild has folded, as of taskledger_survey_timestamp_seconds."),
 		rebuildEvents: gauge("taskledger_rebuild_total_events",

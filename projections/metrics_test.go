@@ -39,7 +39,9 @@ func TestMetricsTellOfAProjectionThatIsHeldUp(t *testing.T) {
 			p.metric("taskledger_projection_lag_seconds") == 0
 	})
 	if n := p.metric("taskledger_projection_delay_seconds"); n < 2 ||
-		n != p.metric("taskledger_projection_batch_events") || n != p.metric("taskledger_projection_batch_duration_seconds") {
+		n != p.metric(
+			"taskledger_projection_batch_events",
+		) || n != p.metric("taskledger_projection_batch_duration_seconds") {
 		t.Errorf("%v batches", n)
 	}
 }

@@ -39,7 +39,8 @@ func ListParked(ctx context.Context, db *events.DB, user string) ([]Parked, erro
 	return out, nil
 }
 
-// RetryParked makes the rows of parked users anew from the log, and returns who is parked still. An empty user means all.
+// RetryParked makes the rows of parked users anew from the log, and returns who is parked still. An empty user means
+// all.
 func RetryParked(ctx context.Context, db *events.DB, user string) (still []Parked, err error) {
 	err = maintain(ctx, db, func() error {
 		parked, err := ListParked(ctx, db, user)
@@ -57,8 +58,8 @@ func RetryParked(ctx context.Context, db *events.DB, user string) (still []Parke
 	return still, err
 }
 
-// SkipParked has everyone pass over the event at which the user is parked, for good, and tries the rest again. It returns who is parked
-// still, or ErrNotParked.
+// SkipParked has everyone pass over the event at which the user is parked, for good, and tries the rest again. It
+// returns who is parked still, or ErrNotParked.
 func SkipParked(ctx context.Context, db *events.DB, user string) (still []Parked, err error) {
 	return skipParked(ctx, db, user, func(Parked) bool { return true })
 }

@@ -7,8 +7,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// progress is how far a projection is known to have come: what the database said last. After a failover that may be less than it said
-// before.
+// progress is how far a projection is known to have come: what the database said last. After a failover that may be
+// less than it said before.
 type progress struct {
 	mu        sync.Mutex
 	position  int64
@@ -50,7 +50,8 @@ func (p *progress) confirm(position int64, by trace.SpanContext) {
 	}
 }
 
-// wait returns when the projection has been confirmed to show the position after the mark; nil when it has been already.
+// wait returns when the projection has been confirmed to show the position after the mark; nil when it has been
+// already.
 func (p *progress) wait(position int64, mark uint64) *waiter {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,7 +1,7 @@
-// Package projections derives the read models from the log. Each projection follows the log through a handler of a Watermill Router: a
-// message is the next batch behind its checkpoint, the one fold of package events makes the new rows, and one statement writes them
-// and moves the checkpoint, or does neither. Any number of processes may do so on one ledger, without a leader: the checkpoint decides
-// who applied a batch, and who was late has lost nothing.
+// Package projections derives the read models from the log. Each projection follows the log through a handler of a
+// Watermill Router: a message is the next batch behind its checkpoint, the one fold of package events makes the new
+// rows, and one statement writes them and moves the checkpoint, or does neither. Any number of processes may do so on
+// one ledger, without a leader: the checkpoint decides who applied a batch, and who was late has lost nothing.
 //
 // The same fold, fed from the whole log, is rebuild and verify.
 package projections
@@ -17,9 +17,9 @@ import (
 // projection is one read model. Its name is that of its checkpoint.
 type projection interface {
 	name() string
-	// derive returns what the events of a batch make of each table. It may remember what it made of earlier batches, and asks from for
-	// what it does not. A refusal, if there is one, says why the database refused the rows of this one event: its user is to be followed
-	// no more. A *heldError tells how much of the batch can be applied.
+	// derive returns what the events of a batch make of each table. It may remember what it made of earlier batches,
+	// and asks from for what it does not. A refusal, if there is one, says why the database refused the rows of this
+	// one event: its user is to be followed no more. A *heldError tells how much of the batch can be applied.
 	derive(ctx context.Context, from events.Querier, d *events.Delivery, refusal string) (derived, error)
 	// forget drops what was remembered: it may not be what the tables hold.
 	forget()
@@ -33,7 +33,8 @@ type derived struct {
 	doubtful bool
 }
 
-// heldError says that an event was stored by a newer program, which this one can't fold. The events before it can be applied.
+// heldError says that an event was stored by a newer program, which this one can't fold. The events before it can be
+// applied.
 type heldError struct {
 	before int
 	err    error
@@ -124,12 +125,12 @@ func (t *table) names() []string {
 	return out
 }
 
-// writeBatch is the one statement that moves a checkpoint from $2 to $3, if it is still at $2 in generation $4, and only then writes
-// the rows. It gives one row if it did, none if not.
+// writeBatch is the one statement that moves a checkpoint from $2 to $3, if it is still at $2 in generation $4, and
+// only then writes the rows. It gives one row if it did, none if not.
 //
-// The log must hold the last event of the batch ($5 to $7), and the last one that what is remembered rests on ($8 to $10): after a
-// failover to a standby that was behind it may not, although this process was told that they were stored. The commit may be
-// asynchronous: rows and checkpoint are lost together, and can be derived again.
+// The log must hold the last event of the batch ($5 to $7), and the last one that what is remembered rests on ($8 to
+// $10): after a failover to a standby that was behind it may not, although this process was told that they were stored.
+// The commit may be asynchronous: rows and checkpoint are lost together, and can be derived again.
 func writeBatch(made derived) (text string, args []any) {
 	text = `
 	WITH moved AS MATERIALIZED (
@@ -177,7 +178,8 @@ func (t *table) unnest(first int) string {
 	return `unnest(` + strings.Join(arrays, ", ") + `)`
 }
 
-// write writes the rows that a query gives. Those that are fresh are inserted: ON CONFLICT would cost half as much again.
+// write writes the rows that a query gives. Those that are fresh are inserted: ON CONFLICT would cost half as much
+// again.
 func (r rows) write(doubtful bool, from string) string {
 	t := r.table
 	insert := `

@@ -99,7 +99,8 @@ type userState struct {
 	parkedAt *time.Time
 }
 
-// userFold folds one user's events in order. It stops for good at the first event that cannot follow: the user is parked.
+// userFold folds one user's events in order. It stops for good at the first event that cannot follow: the user is
+// parked.
 type userFold struct {
 	userState
 	tasks map[uuid.UUID]events.Task // those that are known
@@ -110,9 +111,9 @@ func newUserFold(user string) *userFold {
 	return &userFold{userState: userState{user: user}, tasks: map[uuid.UUID]events.Task{}}
 }
 
-// apply folds the user's next event and appends what it changed. Events of a parked user, and those folded before, change nothing. The
-// error is that of an event of a newer program, which parks nobody. What was before an erasure, and whether that could be folded, is of
-// no account any more.
+// apply folds the user's next event and appends what it changed. Events of a parked user, and those folded before,
+// change nothing. The error is that of an event of a newer program, which parks nobody. What was before an erasure, and
+// whether that could be folded, is of no account any more.
 func (u *userFold) apply(changes []change, e *events.Event) ([]change, error) {
 	if _, erased := e.Data.(events.UserErased); erased && e.Seq > u.seq {
 		u.userState = userState{user: u.user, seq: e.Seq - 1}

@@ -46,8 +46,9 @@ type RebuildReport struct {
 // Progress is told how many of how many events are done.
 type Progress func(done, total int64)
 
-// Rebuild makes the read model anew from the log while servers read and write, and swaps it in, in one transaction; tables that were
-// dropped or damaged are there again. The projection is empty, or Name. The pool of db needs six connections.
+// Rebuild makes the read model anew from the log while servers read and write, and swaps it in, in one transaction;
+// tables that were dropped or damaged are there again. The projection is empty, or Name. The pool of db needs six
+// connections.
 func Rebuild(ctx context.Context, db *events.DB, projection string, progress Progress) (RebuildReport, error) {
 	if projection != "" && projection != Name {
 		return RebuildReport{}, fmt.Errorf("%w %q", ErrUnknownProjection, projection)
@@ -85,7 +86,13 @@ func rebuildIf(ctx context.Context, db *events.DB, progress Progress, condition 
 
 // Versions are that of the code which made the read model, 0 if several did, and that of this program.
 func Versions(ctx context.Context, db *events.DB) (made, program int, err error) {
-	found, err := events.One(ctx, db, `SELECT version FROM {schema}.checkpoints WHERE projection = $1`, []any{Name}, &made)
+	found, err := events.One(
+		ctx,
+		db,
+		`SELECT version FROM {schema}.checkpoints WHERE projection = $1`,
+		[]any{Name},
+		&made,
+	)
 	if err == nil && !found {
 		err = fmt.Errorf("there is no checkpoint of the projection %s", Name)
 	}
@@ -178,8 +185,8 @@ func (r *rebuild) index(ctx context.Context, position int64) error {
 	return err
 }
 
-// catchUp applies what was appended meanwhile to the new tables, until there is no more. Where an event that this rests on is
-// not in the log any more, because its user was erased, it begins again at the checkpoint of the new tables.
+// catchUp applies what was appended meanwhile to the new tables, until there is no more. Where an event that this rests
+// on is not in the log any more, because its user was erased, it begins again at the checkpoint of the new tables.
 func (r *rebuild) catchUp(ctx context.Context, q events.Querier) error {
 	r.follower.db = newTables{q}
 	for {
@@ -202,11 +209,17 @@ func (r *rebuild) catchUp(ctx context.Context, q events.Querier) error {
 // sample compares some users of the new read model with the log.
 func (r *rebuild) sample(ctx context.Context) error {
 	var users []string
-	err := newTables{r.db}.Query(ctx, `SELECT user_id FROM {schema}.users ORDER BY random() LIMIT $1`, []any{sampleUsers},
+	err := newTables{
+		r.db,
+	}.Query(
+		ctx,
+		`SELECT user_id FROM {schema}.users ORDER BY random() LIMIT $1`,
+		[]any{sampleUsers},
 		func(rows pgx.Rows) (err error) {
 			users, err = pgx.CollectRows(rows, pgx.RowTo[string])
 			return err
-		})
+		},
+	)
 	if err != nil {
 		return fmt.Errorf("sample: %w", err)
 	}
@@ -229,8 +242,8 @@ func (r *rebuild) sample(ctx context.Context) error {
 	return nil
 }
 
-// swap puts the new tables in the place of the old ones in one transaction. It takes the tables before the checkpoint, in the order in
-// which the runner's statement takes them, and waits for neither long: readers would queue behind it.
+// swap puts the new tables in the place of the old ones in one transaction. It takes the tables before the checkpoint,
+// in the order in which the runner's statement takes them, and waits for neither long: readers would queue behind it.
 func (r *rebuild) swap(ctx context.Context) error {
 	var err error
 	wait := swapWait
@@ -260,7 +273,13 @@ func (r *rebuild) swap(ctx context.Context) error {
 // resume reads how far the new tables have come.
 func (r *rebuild) resume(ctx context.Context, q events.Querier) error {
 	var position int64
-	_, err := events.One(ctx, q, `SELECT position FROM {schema}.checkpoints WHERE projection = $1`, []any{Name + suffix}, &position)
+	_, err := events.One(
+		ctx,
+		q,
+		`SELECT position FROM {schema}.checkpoints WHERE projection = $1`,
+		[]any{Name + suffix},
+		&position,
+	)
 	r.follower.forget()
 	r.follower.progress.confirm(position, trace.SpanContext{})
 	return err
@@ -273,7 +292,13 @@ func (r *rebuild) swapIn(ctx context.Context, tx *events.Tx) error {
 	}
 	for _, t := range readModelTables {
 		var there bool
-		_, err := events.One(ctx, tx, `SELECT to_regclass($1) IS NOT NULL`, []any{r.db.SQL(`{schema}.` + t.name)}, &there)
+		_, err := events.One(
+			ctx,
+			tx,
+			`SELECT to_regclass($1) IS NOT NULL`,
+			[]any{r.db.SQL(`{schema}.` + t.name)},
+			&there,
+		)
 		if err != nil {
 			return err
 		}

@@ -37,15 +37,19 @@ var broken = map[string]struct {
 		[]string{`tasks: user="user-01" task=% member=body expected="%second%" found="x"`}},
 	"a search text": {`UPDATE {schema}.tasks SET search = 'x' WHERE user_id = 'user-01' AND is_completed`,
 		[]string{`member=search expected="second" found="x"`}},
-	"several members": {`UPDATE {schema}.tasks SET version = 9, is_completed = false WHERE user_id = 'user-01' AND is_completed`,
-		[]string{`member=version expected=3 found=9`, `member=is_completed expected=true found=false`}},
+	"several members": {
+		`UPDATE {schema}.tasks SET version = 9, is_completed = false WHERE user_id = 'user-01' AND is_completed`,
+		[]string{`member=version expected=3 found=9`, `member=is_completed expected=true found=false`},
+	},
 	"a time": {`UPDATE {schema}.tasks SET deleted_at = NULL WHERE user_id = 'user-01' AND deleted_at IS NOT NULL`,
 		[]string{`member=deleted_at expected=20% found=null`}},
 	"a row lost": {`DELETE FROM {schema}.tasks WHERE user_id = 'user-01' AND is_completed`,
 		[]string{`tasks: user="user-01" task=% member=row expected=a row found=none`}},
-	"a row added": {`INSERT INTO {schema}.tasks SELECT user_id, gen_random_uuid(), version, is_completed, created_at, updated_at,
+	"a row added": {
+		`INSERT INTO {schema}.tasks SELECT user_id, gen_random_uuid(), version, is_completed, created_at, updated_at,
 			deleted_at, title_key, search, body FROM {schema}.tasks WHERE user_id = 'user-01' AND is_completed`,
-		[]string{`user="user-01" task=% member=row expected=none found=a row`}},
+		[]string{`user="user-01" task=% member=row expected=none found=a row`},
+	},
 	"a user's seq": {`UPDATE {schema}.users SET seq = 5 WHERE user_id = 'user-01'`,
 		[]string{`users: user="user-01" task= member=seq expected=6 found=5`}},
 	"a user's live tasks": {`UPDATE {schema}.users SET live = 5 WHERE user_id = 'user-01'`,
@@ -54,14 +58,25 @@ var broken = map[string]struct {
 		[]string{`users: user="user-01" task= member=hash expected=% found=00`}},
 	"a user lost": {`DELETE FROM {schema}.users WHERE user_id = 'user-01'`,
 		[]string{`users: user="user-01" task= member=row expected=a row found=none`}},
-	"strangers": {`INSERT INTO {schema}.users (user_id, seq, live, hash) VALUES ('user-011', 1, 0, ''), ('zz', 2, 0, '')`,
-		[]string{`user="user-011" task= member=row expected=none found=a row`, `user="zz" task= member=row expected=none found=a row`}},
-	"a stranger's rows": {`INSERT INTO {schema}.task_history SELECT 'aa', seq, task_id, type, recorded_at, actor, request_id,
+	"strangers": {
+		`INSERT INTO {schema}.users (user_id, seq, live, hash) VALUES ('user-011', 1, 0, ''), ('zz', 2, 0, '')`,
+		[]string{
+			`user="user-011" task= member=row expected=none found=a row`,
+			`user="zz" task= member=row expected=none found=a row`,
+		},
+	},
+	"a stranger's rows": {
+		`INSERT INTO {schema}.task_history SELECT 'aa', seq, task_id, type, recorded_at, actor, request_id,
 			changes, hash, version, title, description, is_completed, created_at, updated_at, deleted_at
 			FROM {schema}.task_history WHERE user_id = 'user-01' AND seq = 1`,
-		[]string{`task_history: user="aa" task=% seq=1 member=row expected=none found=a row`}},
-	"a change": {`UPDATE {schema}.task_history SET changes = '{}' WHERE user_id = 'user-01' AND seq = 4`,
-		[]string{`task_history: user="user-01" task=% seq=4 member=changes expected="{\"title\":{\"from\":\"first of user-01\",\"to\":\"renamed\"}}" found="{}"`}},
+		[]string{`task_history: user="aa" task=% seq=1 member=row expected=none found=a row`},
+	},
+	"a change": {
+		`UPDATE {schema}.task_history SET changes = '{}' WHERE user_id = 'user-01' AND seq = 4`,
+		[]string{
+			`task_history: user="user-01" task=% seq=4 member=changes expected="{\"title\":{\"from\":\"first of user-01\",\"to\":\"renamed\"}}" found="{}"`,
+		},
+	},
 	"a hash": {`UPDATE {schema}.task_history SET hash = '\x00' WHERE user_id = 'user-01' AND seq = 4`,
 		[]string{`task_history: user="user-01" task=% seq=4 member=hash expected=% found=00`}},
 	"the last entries": {`DELETE FROM {schema}.task_history WHERE user_id = 'user-02' AND seq > 4`,
@@ -114,7 +129,10 @@ func TestVerifyAndRebuildOfOneUser(t *testing.T) {
 	p := projected(t, 3)
 	p.exec(`UPDATE {schema}.tasks SET body = 'x' WHERE user_id <> 'user-00'`)
 	p.exec(`DELETE FROM {schema}.task_history WHERE user_id = 'user-01'`)
-	if lines, report := p.differences("user-00"); len(lines) != 0 || report.Users != 1 || report.Events != 6 || report.Rows != 9 {
+	if lines, report := p.differences(
+		"user-00",
+	); len(lines) != 0 || report.Users != 1 || report.Events != 6 ||
+		report.Rows != 9 {
 		t.Errorf("user-00: %q, %+v", lines, report)
 	}
 	if lines, _ := p.differences("user-01"); len(lines) != 2+6 {
@@ -329,7 +347,8 @@ func TestNobodyNoticesARebuild(t *testing.T) {
 	}
 }
 
-// One snapshot: while writers write and two processes project, verify sees the read models where they stand, and nothing wrong.
+// One snapshot: while writers write and two processes project, verify sees the read models where they stand, and
+// nothing wrong.
 func TestVerifyRaisesNoFalseAlarm(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
@@ -341,7 +360,12 @@ func TestVerifyRaisesNoFalseAlarm(t *testing.T) {
 	for w, process := range []*process{p, other} {
 		work.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
-				process.append(fmt.Sprintf("user %d of %d", n%7, w), uuid.New(), events.TaskCreated{Title: fmt.Sprint(n)}, events.TaskCompleted{})
+				process.append(
+					fmt.Sprintf("user %d of %d", n%7, w),
+					uuid.New(),
+					events.TaskCreated{Title: fmt.Sprint(n)},
+					events.TaskCompleted{},
+				)
 			}
 		})
 	}

@@ -18,8 +18,9 @@ import (
 const (
 	// maxEvents bounds the events of a batch.
 	maxEvents = 1000
-	// linger is how long a batch that nobody waits for gathers events, so that a burst of writes becomes few large statements. Measured
-	// (create, as a multiple of a CRUD server's, at 1, 16 and 64 connections): without .42, .56, .89; with .46, .68, 1.10.
+	// linger is how long a batch that nobody waits for gathers events, so that a burst of writes becomes few large
+	// statements. Measured (create, as a multiple of a CRUD server's, at 1, 16 and 64 connections): without .42, .56,
+	// .89; with .46, .68, 1.10.
 	linger = 10 * time.Millisecond
 	// statementTimeout bounds one statement: a PostgreSQL that went away without a word would never answer it.
 	statementTimeout = 5 * time.Second
@@ -111,8 +112,8 @@ func (r *Runner) Mark() uint64 { return r.main().progress.mark() }
 // Shown is the position that the read model was last known to show.
 func (r *Runner) Shown() int64 { return r.main().progress.at() }
 
-// Await has the read model brought up to a position that was seen in the log after the mark, and returns when the database has said so,
-// or with the error of ctx.
+// Await has the read model brought up to a position that was seen in the log after the mark, and returns when the
+// database has said so, or with the error of ctx.
 func (r *Runner) Await(ctx context.Context, position int64, mark uint64) error {
 	return r.main().progress.await(ctx, position, mark, r.main().subscriber.Hurry)
 }

@@ -43,7 +43,12 @@ func TestTwoProcessesShareTheWork(t *testing.T) {
 	for i, p := range []*process{one, two} {
 		work.Go(func() {
 			for n := range 40 {
-				position := p.append(fmt.Sprintf("user of %d", i), uuid.New(), events.TaskCreated{Title: fmt.Sprint(n)}, events.TaskCompleted{})
+				position := p.append(
+					fmt.Sprintf("user of %d", i),
+					uuid.New(),
+					events.TaskCreated{Title: fmt.Sprint(n)},
+					events.TaskCompleted{},
+				)
 				p.visible(position)
 			}
 		})
@@ -73,7 +78,19 @@ func TestAnOldMemoryIsNotMixedWithNewRows(t *testing.T) {
 		}
 		return batch.To
 	}
-	one, two := newFollower(newReadModel(), Name, db, p.runner.log, nil), newFollower(newReadModel(), Name, db, p.runner.log, nil)
+	one, two := newFollower(
+		newReadModel(),
+		Name,
+		db,
+		p.runner.log,
+		nil,
+	), newFollower(
+		newReadModel(),
+		Name,
+		db,
+		p.runner.log,
+		nil,
+	)
 	at := apply(two, 0)
 	p.append("u", a, events.TaskRenamed{Title: "a2"})
 	at = apply(one, at) // one knows the user and the task a
@@ -178,14 +195,20 @@ func TestADamagedEventParksItsUserAlone(t *testing.T) {
 	if err != nil || len(still) != 0 {
 		t.Errorf("nobody: %+v, %v", still, err)
 	}
-	if parked, err := ListParked(t.Context(), p.db, ""); err != nil || len(parked) != 1 || !parked[0].Since.Equal(since) {
+	if parked, err := ListParked(
+		t.Context(),
+		p.db,
+		"",
+	); err != nil || len(parked) != 1 ||
+		!parked[0].Since.Equal(since) {
 		t.Errorf("since %v a user is parked, now %+v, %v", since, parked, err)
 	}
 	if report := p.verified(); report.Parked != 1 {
 		t.Errorf("verified %+v", report)
 	}
 	still, err = RetryParked(t.Context(), p.db, "")
-	if err != nil || len(still) != 1 || still[0].UserID != "u" || still[0].Seq != 7 || !strings.Contains(still[0].Reason, "TaskRenamed") {
+	if err != nil || len(still) != 1 || still[0].UserID != "u" || still[0].Seq != 7 ||
+		!strings.Contains(still[0].Reason, "TaskRenamed") {
 		t.Fatalf("a retry of what cannot be: %+v, %v", still, err)
 	}
 	if _, err := SkipParked(t.Context(), p.db, "v"); !errors.Is(err, ErrNotParked) {
@@ -253,7 +276,8 @@ func TestARefusedRowParksItsUserAlone(t *testing.T) {
 	p.verified()
 }
 
-// An event of a newer program parks nobody: this program applies what comes before it, and stops until a newer one has gone on.
+// An event of a newer program parks nobody: this program applies what comes before it, and stops until a newer one has
+// gone on.
 func TestAnEventOfANewerProgramStopsTheProjection(t *testing.T) {
 	t.Parallel()
 	logged := &logBuffer{}
@@ -265,7 +289,11 @@ func TestAnEventOfANewerProgramStopsTheProjection(t *testing.T) {
 	_, _, after := p.someHistory("v")
 	p.run()
 	p.visible(last)
-	eventually(t, "it says that it has stopped", func() bool { return strings.Contains(logged.String(), "TaskArchived") })
+	eventually(
+		t,
+		"it says that it has stopped",
+		func() bool { return strings.Contains(logged.String(), "TaskArchived") },
+	)
 	if got := p.parked(); got != "u 6 false" {
 		t.Errorf("got %s", got)
 	}
@@ -332,8 +360,8 @@ func TestABatchThatTakesTooLongIsHalved(t *testing.T) {
 	}
 }
 
-// Who was late writes nothing: somebody else has moved the checkpoint, or made the tables anew, or the log does not hold what is
-// remembered.
+// Who was late writes nothing: somebody else has moved the checkpoint, or made the tables anew, or the log does not
+// hold what is remembered.
 func TestALateProcessWritesNothing(t *testing.T) {
 	t.Parallel()
 	p := writer(t, newDB(t))
@@ -393,7 +421,13 @@ func (*counts) derive(ctx context.Context, from events.Querier, d *events.Delive
 	var all []count
 	for typ, more := range n {
 		var before int64
-		if _, err := events.One(ctx, from, `SELECT n FROM {schema}.counts WHERE type = $1`, []any{typ}, &before); err != nil {
+		if _, err := events.One(
+			ctx,
+			from,
+			`SELECT n FROM {schema}.counts WHERE type = $1`,
+			[]any{typ},
+			&before,
+		); err != nil {
 			return derived{}, err
 		}
 		all = append(all, count{typ, before + more})
@@ -464,8 +498,8 @@ func TestAnIdleProcessIsSilent(t *testing.T) {
 	})
 }
 
-// Who watches a user hears of each of the user's events, and of nobody else's, when the read model shows it, whichever process wrote
-// and applied it; and nothing more after leaving.
+// Who watches a user hears of each of the user's events, and of nobody else's, when the read model shows it, whichever
+// process wrote and applied it; and nothing more after leaving.
 func TestWatchersHearWhatTheReadModelsShow(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
@@ -605,7 +639,12 @@ type panicking struct {
 	broken atomic.Bool
 }
 
-func (p *panicking) derive(ctx context.Context, from events.Querier, d *events.Delivery, refusal string) (derived, error) {
+func (p *panicking) derive(
+	ctx context.Context,
+	from events.Querier,
+	d *events.Delivery,
+	refusal string,
+) (derived, error) {
 	if p.broken.Load() {
 		panic("private title")
 	}

@@ -127,7 +127,10 @@ type PostgreSQLStatus struct {
 // ReadStatus looks how the ledger stands. It writes nothing, and what it costs does not grow with the log; it takes a
 // second or two when the read model is behind, to see whether it moves.
 func ReadStatus(ctx context.Context, db *events.DB) (*Status, error) {
-	r := statusReader{db: db, Status: &Status{LockedBy: []int32{}, Tables: []TableStatus{}, Parked: ParkedStatus{First: []Parked{}}}}
+	r := statusReader{
+		db:     db,
+		Status: &Status{LockedBy: []int32{}, Tables: []TableStatus{}, Parked: ParkedStatus{First: []Parked{}}},
+	}
 	err := r.read(ctx, r.readConnections, r.readLockWaits, r.readPostgreSQL)
 	if err == nil {
 		err = r.read(ctx, r.readTables, r.readLog, r.readLag, r.readParked, r.readRebuild)
@@ -187,8 +190,8 @@ func (r *statusReader) readTables(ctx context.Context, tx *events.Tx) error {
 		})
 }
 
-// readLog counts without reading the log: positions have few gaps, and later events have later positions, so that the first
-// one since a time is found by halving. An import brings old times with it: then that is a guess.
+// readLog counts without reading the log: positions have few gaps, and later events have later positions, so that the
+// first one since a time is found by halving. An import brings old times with it: then that is a guess.
 func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 	for _, t := range r.Tables {
 		if t.Name == events.Topic {
@@ -431,22 +434,36 @@ func (s *Status) Findings() (problems, notes []string) {
 		}
 	}
 	problem(s.Parked.Users > 0, "users are parked: %d; see taskledger parked", s.Parked.Users)
-	problem(s.ReadModel.Stuck, "the read model is %s behind and does not move: does a server run, and what does it log?",
-		time.Duration(s.ReadModel.LagSeconds)*time.Second)
+	problem(
+		s.ReadModel.Stuck,
+		"the read model is %s behind and does not move: does a server run, and what does it log?",
+		time.Duration(s.ReadModel.LagSeconds)*time.Second,
+	)
 	note(!s.ReadModel.Stuck && s.ReadModel.LagSeconds > tolerableLag.Seconds(),
 		"the read model is %s behind and catching up",
 		time.Duration(s.ReadModel.LagSeconds)*time.Second)
-	problem(s.Locked, "tables of the ledger are locked against all others by processes %v: what they hold is not told", s.LockedBy)
+	problem(
+		s.Locked,
+		"tables of the ledger are locked against all others by processes %v: what they hold is not told",
+		s.LockedBy,
+	)
 	problem(!s.Locked && s.ReadModel.Version != s.ReadModel.ProgramVersion,
 		"the read model was made by version %d of its code, this program has version %d: run taskledger rebuild",
 		s.ReadModel.Version, s.ReadModel.ProgramVersion)
-	note(s.Rebuild != nil && !s.Rebuild.Running, "an interrupted rebuild has left tables behind; the next one drops them")
+	note(
+		s.Rebuild != nil && !s.Rebuild.Running,
+		"an interrupted rebuild has left tables behind; the next one drops them",
+	)
 	for _, w := range s.LockWaits {
 		problem(w.Seconds > tolerableLag.Seconds(), "process %d (%s) waits for the lock on %s since %s, blocked by %v",
 			w.PID, w.Application, w.Lock, time.Duration(w.Seconds)*time.Second, w.BlockedBy)
 	}
 	for _, t := range s.Tables {
-		note(!t.RowSecurity, "row level security is off on %s: run taskledger migrate as the owner of the ledger", t.Name)
+		note(
+			!t.RowSecurity,
+			"row level security is off on %s: run taskledger migrate as the owner of the ledger",
+			t.Name,
+		)
 		note(t.Rows >= 10_000 && t.AnalyzedAt == nil, "%s was never analyzed: run ANALYZE", t.Name)
 		note(t.AnalyzedAt != nil && t.Changed > max(10_000, t.Rows/2),
 			"the statistics of %s are old: %d rows have changed since: run ANALYZE", t.Name, t.Changed)

@@ -34,7 +34,15 @@ type Difference struct {
 
 // String is the line an operator reads.
 func (d Difference) String() string {
-	return fmt.Sprintf("%s: user=%q task=%s member=%s expected=%s found=%s", d.Table, d.UserID, d.Task, d.Member, d.Expected, d.Found)
+	return fmt.Sprintf(
+		"%s: user=%q task=%s member=%s expected=%s found=%s",
+		d.Table,
+		d.UserID,
+		d.Task,
+		d.Member,
+		d.Expected,
+		d.Found,
+	)
 }
 
 // VerifyReport says how much was compared.
@@ -46,8 +54,8 @@ type VerifyReport struct {
 	Differences int64
 }
 
-// Verify compares every row of the read model with the fold of the log up to its checkpoint, in one snapshot, and each user's seq with
-// 1, 2, 3, …. An empty user means all. It calls found for each difference.
+// Verify compares every row of the read model with the fold of the log up to its checkpoint, in one snapshot, and each
+// user's seq with 1, 2, 3, …. An empty user means all. It calls found for each difference.
 func Verify(ctx context.Context, db *events.DB, user string, found func(Difference)) (VerifyReport, error) {
 	v := &verifier{checkpoint: Name, user: user, found: found}
 	err := db.Begin(ctx, readOnlySnapshot, func(tx *events.Tx) error { return v.run(ctx, tx) })
@@ -77,7 +85,13 @@ type verifier struct {
 }
 
 func (v *verifier) run(ctx context.Context, q events.Querier) error {
-	_, err := events.One(ctx, q, `SELECT position FROM {schema}.checkpoints WHERE projection = $1`, []any{v.checkpoint}, &v.position)
+	_, err := events.One(
+		ctx,
+		q,
+		`SELECT position FROM {schema}.checkpoints WHERE projection = $1`,
+		[]any{v.checkpoint},
+		&v.position,
+	)
 	if err != nil {
 		return err
 	}
@@ -139,7 +153,11 @@ func (v *verifier) event(e *events.Event) (err error) {
 	}
 	if e.Seq != v.head {
 		v.differ(Difference{
-			Table: events.Topic, UserID: e.UserID, Member: "seq", Expected: fmt.Sprint(v.head), Found: fmt.Sprint(e.Seq),
+			Table:    events.Topic,
+			UserID:   e.UserID,
+			Member:   "seq",
+			Expected: fmt.Sprint(v.head),
+			Found:    fmt.Sprint(e.Seq),
 		})
 		v.head = e.Seq
 	}
@@ -157,8 +175,8 @@ func (v *verifier) event(e *events.Event) (err error) {
 	return nil
 }
 
-// beginUser steps over the users who are not in the log, and over the rows of a user whose erasure the read model does not show
-// yet: the log they were made of is gone.
+// beginUser steps over the users who are not in the log, and over the rows of a user whose erasure the read model does
+// not show yet: the log they were made of is gone.
 func (v *verifier) beginUser(first *events.Event) error {
 	user := first.UserID
 	v.report.Users++
@@ -222,7 +240,13 @@ type tableRow struct {
 
 // openReader stands on the first row.
 func openReader[T any](
-	ctx context.Context, q events.Querier, v *verifier, t *table, columns columns[T], key int, about func(row []any) string,
+	ctx context.Context,
+	q events.Querier,
+	v *verifier,
+	t *table,
+	columns columns[T],
+	key int,
+	about func(row []any) string,
 ) (*reader[T], error) {
 	r := &reader[T]{v: v, name: t.name, columns: columns, key: key, about: about}
 	parked, order := `false`, `user_id`
@@ -358,7 +382,8 @@ func (r *reader[T]) match(user string, key any, expected *T) error {
 // fetchSize is how many rows a cursor fetches at a time.
 const fetchSize = 2000
 
-// cursor reads the rows of a query chunk by chunk (DECLARE, FETCH), so that several can be read side by side in one transaction.
+// cursor reads the rows of a query chunk by chunk (DECLARE, FETCH), so that several can be read side by side in one
+// transaction.
 type cursor[T any] struct {
 	ctx     context.Context
 	q       events.Querier
@@ -379,10 +404,15 @@ func openCursor[T any](
 
 func (c *cursor[T]) next() (item T, ok bool, err error) {
 	if len(c.fetched) == 0 {
-		err = c.q.Query(c.ctx, fmt.Sprintf(`FETCH %d FROM %s`, fetchSize, c.name), nil, func(rows pgx.Rows) (err error) {
-			c.fetched, err = pgx.CollectRows(rows, func(pgx.CollectableRow) (T, error) { return c.scan(rows) })
-			return err
-		})
+		err = c.q.Query(
+			c.ctx,
+			fmt.Sprintf(`FETCH %d FROM %s`, fetchSize, c.name),
+			nil,
+			func(rows pgx.Rows) (err error) {
+				c.fetched, err = pgx.CollectRows(rows, func(pgx.CollectableRow) (T, error) { return c.scan(rows) })
+				return err
+			},
+		)
 		if err != nil {
 			return item, false, fmt.Errorf("read %s: %w", c.name, err)
 		}

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// maxNews is over how many positions the log is asked whom they concern; over more, after an outage, everyone looks.
+	// maxNews is over how many positions the log is asked whom they concern; over more, after an outage, everyone
+	// looks.
 	maxNews = 10_000
 	// newsRetry is when that is asked again after the database was away.
 	newsRetry = time.Second
@@ -36,8 +37,9 @@ func newWatch() watch {
 	return watch{users: map[string]map[*watcher]bool{}, news: make(chan struct{}, 1), first: make(chan struct{}, 1)}
 }
 
-// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read model has come to show more of the
-// user's events, whichever process wrote and applied them, until leave is called. announce must not block, nor call leave.
+// Watch calls announce with the user's last seq, or 0 for one that is not known, each time the read model has come to
+// show more of the user's events, whichever process wrote and applied them, until leave is called. announce must not
+// block, nor call leave.
 func (r *Runner) Watch(user string, announce func(seq int64)) (leave func()) {
 	w := &watcher{announce: announce}
 	ws := &r.watch
@@ -87,7 +89,8 @@ func (ws *watch) tellAll() {
 	}
 }
 
-// applied tells of a batch that this process has applied. Where another one has applied what was before it, the log is asked.
+// applied tells of a batch that this process has applied. Where another one has applied what was before it, the log is
+// asked.
 func (ws *watch) applied(d *events.Delivery) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -126,8 +129,8 @@ func (ws *watch) pending() (after, through int64) {
 	return ws.told, ws.read
 }
 
-// tellWatchers tells the watchers of what other processes have applied, until ctx ends: one query for all of them. Whoever comes in
-// between finds in the read model what was told before.
+// tellWatchers tells the watchers of what other processes have applied, until ctx ends: one query for all of them.
+// Whoever comes in between finds in the read model what was told before.
 func (r *Runner) tellWatchers(ctx context.Context) {
 	for {
 		var retry <-chan time.Time

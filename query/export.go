@@ -62,18 +62,23 @@ func (x *Export) Next(ctx context.Context, b []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, exportTime)
 	defer cancel()
 	before := x.lines.Seq
-	err := x.r.db.Query(ctx, exportLines, []any{x.user, before, x.through, exportEvents}, func(rows pgx.Rows) (err error) {
-		for len(b) < exportBytes && rows.Next() {
-			var l events.Line
-			if l.Event, err = events.ScanEvent(rows); err != nil {
-				return err
+	err := x.r.db.Query(
+		ctx,
+		exportLines,
+		[]any{x.user, before, x.through, exportEvents},
+		func(rows pgx.Rows) (err error) {
+			for len(b) < exportBytes && rows.Next() {
+				var l events.Line
+				if l.Event, err = events.ScanEvent(rows); err != nil {
+					return err
+				}
+				if b, err = x.lines.Append(b, &l); err != nil {
+					return err
+				}
 			}
-			if b, err = x.lines.Append(b, &l); err != nil {
-				return err
-			}
-		}
-		return rows.Err()
-	})
+			return rows.Err()
+		},
+	)
 	if err == nil && x.lines.Seq == before {
 		err = fmt.Errorf("%w behind event %d", events.ErrBroken, before)
 	}

@@ -133,7 +133,8 @@ func (r *Reader) TaskHistory(ctx context.Context, ask Ask, l Listing) (Answer, e
 	return a, nil
 }
 
-// Change is what a stream of live changes tells: the event's seq and type, and its entry with the task after it, in JSON.
+// Change is what a stream of live changes tells: the event's seq and type, and its entry with the task after it, in
+// JSON.
 type Change struct {
 	Seq  int64
 	Type events.Type

@@ -12,8 +12,8 @@ import (
 const (
 	// maxKept is the largest answer that is kept, in bytes.
 	maxKept = 64 << 10
-	// firstLook and lastLook are the times between looks at the log for a version that another process may write. Each is a multiple of the
-	// one before.
+	// firstLook and lastLook are the times between looks at the log for a version that another process may write. Each
+	// is a multiple of the one before.
 	firstLook = 20 * time.Millisecond
 	lastLook  = 80 * time.Millisecond
 )
@@ -183,7 +183,8 @@ func (r *Reader) awaitVersion(ctx context.Context, ask Ask, deadline time.Time) 
 			return err
 		}
 		now := time.Now()
-		timer := time.NewTimer(now.Truncate(pause).Add(pause).Sub(now)) // together with all who wait, who then share a look
+		// together with all who wait, who then share a look
+		timer := time.NewTimer(now.Truncate(pause).Add(pause).Sub(now))
 		select {
 		case <-wake:
 		case <-timer.C:

@@ -36,8 +36,8 @@ func (o Order) beyond() string {
 	return "<"
 }
 
-// Filter says what a list lists, and in which order: a TaskFilter, a TrashFilter or a HistoryFilter. Its JSON names the list, so that
-// whatever tells two lists apart is in cursors, in entity tags and in what answers are kept by.
+// Filter says what a list lists, and in which order: a TaskFilter, a TrashFilter or a HistoryFilter. Its JSON names the
+// list, so that whatever tells two lists apart is in cursors, in entity tags and in what answers are kept by.
 type Filter interface {
 	// list names the list.
 	list() string
@@ -111,7 +111,8 @@ func (l Listing) ofThePast() bool {
 	return ok && f.AsOf != nil
 }
 
-// gathered is how many items of a list without a limit are asked for at first: lists are seldom longer, and a page is one row.
+// gathered is how many items of a list without a limit are asked for at first: lists are seldom longer, and a page is
+// one row.
 const gathered = 500
 
 // List answers with a JSON array.
@@ -139,8 +140,8 @@ func lastColumn(rows pgx.Rows) []byte {
 	return values[len(values)-1]
 }
 
-// readItems reads a list. items appends the items of a row to b, with a separator between them; place reads where an item stands in the
-// list.
+// readItems reads a list. items appends the items of a row to b, with a separator between them; place reads where an
+// item stands in the list.
 func readItems(
 	rows pgx.Rows, page Page, a *Answer, w *writer,
 	items func(b []byte, rows pgx.Rows) ([]byte, error), place func(item []byte) (Place, error),

@@ -20,7 +20,8 @@ type Moment struct {
 	Time time.Time
 }
 
-// seqAt adds the last seq at a moment. That of a time is found by halving: seqs rise with time, and no index has the times.
+// seqAt adds the last seq at a moment. That of a time is found by halving: seqs rise with time, and no index has the
+// times.
 func (c *clauses) seqAt(m Moment) {
 	if m.Time.IsZero() {
 		c.add(`$?::bigint`, m.Seq)
@@ -47,7 +48,8 @@ func (c *clauses) seqAt(m Moment) {
 			)`, m.Time)
 }
 
-// isFuture adds whether a moment is still to come, as the database's clock has it; a seq is compared when the answer is there.
+// isFuture adds whether a moment is still to come, as the database's clock has it; a seq is compared when the answer is
+// there.
 func (c *clauses) isFuture(m Moment) {
 	if m.Time.IsZero() {
 		c.add(`false`)
@@ -61,8 +63,8 @@ func (st state) isFuture(m Moment, byClock bool) bool {
 	return byClock || m.Time.IsZero() && m.Seq > max(st.shown, st.end.Seq)
 }
 
-// sqlAsOf has a row for each task that was live. Filtering and ordering the few that a user has is left to readAsOf: the past has no
-// columns for it.
+// sqlAsOf has a row for each task that was live. Filtering and ordering the few that a user has is left to readAsOf:
+// the past has no columns for it.
 func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
 	q := clauses{next: 2}
 	q.add(`

@@ -1,6 +1,7 @@
-// Package query answers from the read model, and from nothing else; of the log it only looks where a user's stream ends, to know that an
-// answer shows all of it. A question is one statement in one round trip. Answers are kept, and given again after a look at that end; those
-// about tasks are taken on with each append of this process, by the fold that the read model will have.
+// Package query answers from the read model, and from nothing else; of the log it only looks where a user's stream
+// ends, to know that an answer shows all of it. A question is one statement in one round trip. Answers are kept, and
+// given again after a look at that end; those about tasks are taken on with each append of this process, by the fold
+// that the read model will have.
 package query
 
 import (
@@ -40,7 +41,8 @@ type ReadModel interface {
 	Mark() uint64
 	// Shown is the position of the log that the read model was last known to show.
 	Shown() int64
-	// Await has the read model brought up to a position that was seen after the mark, and returns when it is, or with the error of ctx.
+	// Await has the read model brought up to a position that was seen after the mark, and returns when it is, or with
+	// the error of ctx.
 	Await(ctx context.Context, position int64, mark uint64) error
 }
 
@@ -76,8 +78,8 @@ func NewReader(cfg Config) *Reader {
 type Head struct {
 	// Seq is the user's seq, 0 without any event.
 	Seq int64
-	// EventID and Generation are those of the end of the user's stream and of the read model, when the answer shows all of the stream:
-	// an answer with the same two is the same. Else they are zero.
+	// EventID and Generation are those of the end of the user's stream and of the read model, when the answer shows all
+	// of the stream: an answer with the same two is the same. Else they are zero.
 	EventID    uuid.UUID
 	Generation int64
 	// Stale: there are events that the answer should show and does not.
@@ -109,7 +111,8 @@ type Ask struct {
 	Stream func(Head) io.Writer
 }
 
-// question is one statement, and how to read its answer. Answers under the same key are the same as long as the head is.
+// question is one statement, and how to read its answer. Answers under the same key are the same as long as the head
+// is.
 type question struct {
 	key string
 	// sql is the statement, and its arguments behind the user. Who gets a kept answer needs none.
@@ -117,8 +120,9 @@ type question struct {
 	read func(rows pgx.Rows, st state, a *Answer, w *writer) error
 }
 
-// statement is the beginning of every question: it names the user to row level security before anything else is read, and tells where the
-// user's stream ends and what the read model shows of it, in the snapshot of what follows. That is joined to s, of which there is one row.
+// statement is the beginning of every question: it names the user to row level security before anything else is read,
+// and tells where the user's stream ends and what the read model shows of it, in the snapshot of what follows. That is
+// joined to s, of which there is one row.
 func statement(columns, from string) string {
 	return `
 	WITH scope AS MATERIALIZED (
@@ -183,8 +187,8 @@ func (st state) behind(began int64) bool { return st.head(began).Stale && !st.pa
 // errBehind says that the read model does not show enough yet.
 var errBehind = errors.New("the read model is behind")
 
-// answer answers a question: from what is kept, if the stream still ends where it did, else from the read model, as soon as that shows
-// all that was in the log when the read began.
+// answer answers a question: from what is kept, if the stream still ends where it did, else from the read model, as
+// soon as that shows all that was in the log when the read began.
 func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error) {
 	deadline := time.Now().Add(patience)
 	if ask.MinVersion > 0 {
@@ -220,8 +224,8 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 	return a, err
 }
 
-// ask asks the read model until it shows what was in the log when the read began, or the time is up; then the answer is what there is. What
-// this process wrote for the user is waited for beforehand, which saves a statement.
+// ask asks the read model until it shows what was in the log when the read began, or the time is up; then the answer is
+// what there is. What this process wrote for the user is waited for beforehand, which saves a statement.
 func (r *Reader) ask(ctx context.Context, ask Ask, q question, written int64, deadline time.Time) (Answer, error) {
 	mark := r.model.Mark()
 	if written > r.model.Shown() {
@@ -239,7 +243,8 @@ func (r *Reader) ask(ctx context.Context, ask Ask, q question, written int64, de
 				began = end
 			}
 			if shown {
-				r.db.Pool().Reset() // what is shown elsewhere is not shown here: another database has taken over from this one
+				// what is shown elsewhere is not shown here: another database has taken over from this one
+				r.db.Pool().Reset()
 			}
 			shown = r.await(ctx, began.Position, mark, deadline)
 		case (err == nil || isAnswer(err)) && a.Seq < ask.MinVersion:
@@ -253,8 +258,8 @@ func (r *Reader) ask(ctx context.Context, ask Ask, q question, written int64, de
 // lostAfter is how long a write of this process is waited for before the log is asked whether it is there.
 const lostAfter = 50 * time.Millisecond
 
-// awaitWritten waits for what this process wrote for the user, unless the log does not hold it: a standby that was behind may have taken
-// over since.
+// awaitWritten waits for what this process wrote for the user, unless the log does not hold it: a standby that was
+// behind may have taken over since.
 func (r *Reader) awaitWritten(ctx context.Context, user string, written int64, mark uint64, deadline time.Time) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -285,8 +290,8 @@ func (r *Reader) await(ctx context.Context, position int64, mark uint64, deadlin
 	return err == nil
 }
 
-// askOnce runs the statement, and tells where the stream ended. Unless it is the last try, an answer that does not show what was there when
-// the read began, 0 = now, is errBehind.
+// askOnce runs the statement, and tells where the stream ended. Unless it is the last try, an answer that does not show
+// what was there when the read began, 0 = now, is errBehind.
 func (r *Reader) askOnce(
 	ctx context.Context, ask Ask, q question, text string, args []any, began int64, last bool,
 ) (a Answer, end events.Look, err error) {
@@ -379,8 +384,8 @@ var findTask = statement(`t.body, t.version`, `
 		LIMIT 1
 	) t ON true`)
 
-// Task finds one live task of the user, as it is or, if asOf is not nil, as it was. The answer's Head is known when ErrNotFound or ErrFuture is
-// returned too.
+// Task finds one live task of the user, as it is or, if asOf is not nil, as it was. The answer's Head is known when
+// ErrNotFound or ErrFuture is returned too.
 func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) (Answer, error) {
 	if asOf != nil {
 		return r.taskAsOf(ctx, ask, id, *asOf)

@@ -51,7 +51,9 @@ func newFixture(t testing.TB) *fixture {
 	log := events.Open(db)
 	t.Cleanup(log.Close)
 	f := &fixture{t: t, db: db, model: &still{}}
-	f.Reader = NewReader(Config{DB: events.NewDB(pool, testdb.Schema, readAs), Log: log, ReadModel: f.model, KeptBytes: 1 << 20})
+	f.Reader = NewReader(
+		Config{DB: events.NewDB(pool, testdb.Schema, readAs), Log: log, ReadModel: f.model, KeptBytes: 1 << 20},
+	)
 	return f
 }
 
@@ -62,8 +64,8 @@ func (f *fixture) exec(text string, args ...any) {
 	}
 }
 
-// fill puts n tasks and as many history entries of each of two users into the read model, as the projection would, and the last event
-// of each into the log.
+// fill puts n tasks and as many history entries of each of two users into the read model, as the projection would, and
+// the last event of each into the log.
 func (f *fixture) fill(n int) {
 	f.t.Helper()
 	const at = `'2026-11-22 12:00Z'::timestamptz`
@@ -90,7 +92,10 @@ func (f *fixture) fill(n int) {
 			(ARRAY['TaskCreated', 'TaskCompleted', 'TaskReopened', 'TaskRenamed'])[n % 4 + 1], n,
 			`+at+` + n * interval '1 second', u, 'r', '{}', '\x00', 'task', false, `+at+`
 		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1::int) n`, n)
-	f.exec(`INSERT INTO {schema}.users (user_id, seq, live, hash) SELECT u, $1, 1, '' FROM unnest('{u,v}'::text[]) u`, n)
+	f.exec(
+		`INSERT INTO {schema}.users (user_id, seq, live, hash) SELECT u, $1, 1, '' FROM unnest('{u,v}'::text[]) u`,
+		n,
+	)
 	f.head("u", n)
 	f.head("v", n)
 	f.exec(`ANALYZE`)
@@ -142,8 +147,11 @@ func (f *fixture) plan(text string, args []any) string {
 		if _, err := tx.Tx.Prepare(f.t.Context(), name, f.db.SQL(text)); err != nil {
 			return err
 		}
-		rows, err := tx.Tx.Query(f.t.Context(), `EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) EXECUTE "`+name+`" (`+strings.Join(values, ", ")+`)`,
-			pgx.QueryExecModeSimpleProtocol)
+		rows, err := tx.Tx.Query(
+			f.t.Context(),
+			`EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) EXECUTE "`+name+`" (`+strings.Join(values, ", ")+`)`,
+			pgx.QueryExecModeSimpleProtocol,
+		)
 		if err != nil {
 			return err
 		}
@@ -163,8 +171,8 @@ func (f *fixture) inOrderOf(name, index, plan string) {
 	}
 }
 
-// The lists that frontends show come out of an index in its order: nothing is sorted, no table is scanned. Other orders are sorted from
-// the user's tasks.
+// The lists that frontends show come out of an index in its order: nothing is sorted, no table is scanned. Other orders
+// are sorted from the user's tasks.
 func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -196,7 +204,12 @@ func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 		filter.TaskID = &id
 		columns, from, args = filter.sql(Page{Limit: 20, After: &Place{Seq: 500}})
 		f.inOrderOf("history of a task "+string(order), "task_history_by_task", f.plan(statement(columns, from), args))
-		columns, from, args = HistoryFilter{Order: order, Type: events.TypeTaskRestored}.sql(Page{Limit: 20, After: &Place{Seq: 500}})
+		columns, from, args = HistoryFilter{
+			Order: order,
+			Type:  events.TypeTaskRestored,
+		}.sql(
+			Page{Limit: 20, After: &Place{Seq: 500}},
+		)
 		f.inOrderOf("history of a type "+string(order), "task_history_by_type", f.plan(statement(columns, from), args))
 	}
 	columns, from, args := TaskFilter{AsOf: &Moment{Seq: 500}}.sql(Page{})
@@ -207,7 +220,11 @@ func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 			t.Errorf("%s reads rows that it does not need:\n%s", name, plan)
 		}
 	}
-	if plan := f.plan(changes, []any{500, 100}); !strings.Contains(plan, "task_history_pkey") || strings.Contains(plan, "Seq Scan on task") {
+	if plan := f.plan(
+		changes,
+		[]any{500, 100},
+	); !strings.Contains(plan, "task_history_pkey") ||
+		strings.Contains(plan, "Seq Scan on task") {
 		t.Errorf("changes:\n%s", plan)
 	}
 }
@@ -288,11 +305,20 @@ func TestNobodysListIsEmptyAtZero(t *testing.T) {
 	if err != nil || string(a.Body) != "[]" || a.Seq != 0 || a.Stale {
 		t.Errorf("%s, %+v, %v", a.Body, a.Head, err)
 	}
-	if a := f.list(TaskFilter{Sort: SortCreatedAt, Search: "nothing like it"}, Page{}); string(a.Body) != "[]" || a.Seq != 10 {
+	if a := f.list(
+		TaskFilter{Sort: SortCreatedAt, Search: "nothing like it"},
+		Page{},
+	); string(a.Body) != "[]" ||
+		a.Seq != 10 {
 		t.Errorf("an empty list of a user at 10: %s, %+v", a.Body, a.Head)
 	}
 	never := uuid.New()
-	if a, err := f.TaskHistory(t.Context(), Ask{UserID: "u"}, listing(t, HistoryFilter{TaskID: &never, Order: Ascending}, Page{})); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
+	if a, err := f.TaskHistory(
+		t.Context(),
+		Ask{UserID: "u"},
+		listing(t, HistoryFilter{TaskID: &never, Order: Ascending}, Page{}),
+	); !errors.Is(err, ErrNotFound) ||
+		a.Seq != 10 {
 		t.Errorf("the history of a task that never was: %+v, %v", a, err)
 	}
 	if a, err := f.Task(t.Context(), Ask{UserID: "u"}, uuid.New(), nil); !errors.Is(err, ErrNotFound) || a.Seq != 10 {
@@ -353,7 +379,12 @@ func TestAnswersAreKept(t *testing.T) {
 	if a := f.list(filter, Page{Limit: 4}); len(ids(t, a)) != 4 {
 		t.Error("another page is given for this one")
 	}
-	if a, err := f.List(t.Context(), Ask{UserID: "v"}, listing(t, filter, Page{Limit: 3})); err != nil || string(a.Body) == string(first.Body) {
+	if a, err := f.List(
+		t.Context(),
+		Ask{UserID: "v"},
+		listing(t, filter, Page{Limit: 3}),
+	); err != nil ||
+		string(a.Body) == string(first.Body) {
 		t.Errorf("another user's: %s, %v", a.Body, err)
 	}
 	f.exec(`UPDATE {schema}.checkpoints SET generation = generation + 1`)
@@ -372,14 +403,17 @@ func TestAnswersAreKept(t *testing.T) {
 	}
 }
 
-// What this process writes about a task leaves the answers about the user's other tasks as they are, as long as it knows of all that was
-// written.
+// What this process writes about a task leaves the answers about the user's other tasks as they are, as long as it
+// knows of all that was written.
 func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.fill(10)
 	filter := TaskFilter{Sort: SortCreatedAt, Order: Descending}
-	seq, tasks := 10, value[[]string](f, `SELECT array_agg(id::text) FROM {schema}.tasks WHERE user_id = 'u' AND deleted_at IS NULL`)
+	seq, tasks := 10, value[[]string](
+		f,
+		`SELECT array_agg(id::text) FROM {schema}.tasks WHERE user_id = 'u' AND deleted_at IS NULL`,
+	)
 	var last Head
 	// state has everything asked, and tells what comes of what is kept.
 	state := func() (told []string) {
@@ -418,7 +452,11 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 			seq++
 			f.head("u", seq)
 			e := events.Event{UserID: "u", Seq: int64(seq), TaskID: uuid.MustParse(id)}
-			e.EventID = value[uuid.UUID](f, `SELECT event_id FROM {schema}.task_events WHERE user_id = 'u' AND seq = $1`, seq)
+			e.EventID = value[uuid.UUID](
+				f,
+				`SELECT event_id FROM {schema}.task_events WHERE user_id = 'u' AND seq = $1`,
+				seq,
+			)
 			c.Events = append(c.Events, e)
 		}
 		f.exec(`UPDATE {schema}.users SET seq = $1 WHERE user_id = 'u'`, seq)
@@ -457,8 +495,15 @@ func TestAWrittenTaskIsAnswered(t *testing.T) {
 		t.Helper()
 		f.head("u", int(task.Version))
 		e := events.Event{UserID: "u", Seq: task.Version, TaskID: id}
-		e.EventID = value[uuid.UUID](f, `SELECT event_id FROM {schema}.task_events WHERE user_id = 'u' AND seq = $1`, e.Seq)
-		f.Wrote(&events.Commit{After: after, Generation: before.Generation, Events: []events.Event{e}}, []events.Task{task})
+		e.EventID = value[uuid.UUID](
+			f,
+			`SELECT event_id FROM {schema}.task_events WHERE user_id = 'u' AND seq = $1`,
+			e.Seq,
+		)
+		f.Wrote(
+			&events.Commit{After: after, Generation: before.Generation, Events: []events.Event{e}},
+			[]events.Task{task},
+		)
 		return e.EventID
 	}
 	expect := func(why string) {
@@ -511,7 +556,8 @@ func TestWhoHasTheAnswerGetsNone(t *testing.T) {
 	}
 }
 
-// A read waits for the read model, a second at most, and says so when it is behind nevertheless; of a parked user at once.
+// A read waits for the read model, a second at most, and says so when it is behind nevertheless; of a parked user at
+// once.
 func TestAReadThatIsBehindSaysSo(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -519,7 +565,10 @@ func TestAReadThatIsBehindSaysSo(t *testing.T) {
 	f.head("u", 11)
 	begin := time.Now()
 	a := f.list(TaskFilter{Sort: SortCreatedAt}, Page{Limit: 2})
-	if took := time.Since(begin); !a.Stale || a.Seq != 10 || a.EventID != uuid.Nil || took < patience || took > 4*patience {
+	if took := time.Since(
+		begin,
+	); !a.Stale || a.Seq != 10 || a.EventID != uuid.Nil || took < patience ||
+		took > 4*patience {
 		t.Errorf("%+v after %v", a.Head, took)
 	}
 	// What this process wrote, and what a version is waited for, is waited for within that second.
@@ -531,7 +580,11 @@ func TestAReadThatIsBehindSaysSo(t *testing.T) {
 	}
 	time.AfterFunc(3*patience/4, func() { f.head("u", 12) })
 	begin = time.Now()
-	_, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 12}, listing(t, TaskFilter{Sort: SortCreatedAt}, Page{Limit: 1}))
+	_, err := f.List(
+		t.Context(),
+		Ask{UserID: "u", MinVersion: 12},
+		listing(t, TaskFilter{Sort: SortCreatedAt}, Page{Limit: 1}),
+	)
 	if took := time.Since(begin); !errors.Is(err, ErrNotYet) || took < patience || took > 3*patience/2 {
 		t.Errorf("min_version: %v after %v", err, took)
 	}
@@ -553,7 +606,14 @@ func TestAReadThatIsBehindSaysSo(t *testing.T) {
 	if took := time.Since(begin); !a.Stale || a.Seq != 10 || took > patience/2 {
 		t.Errorf("parked: %+v after %v", a.Head, took)
 	}
-	if _, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 11}, listing(t, TaskFilter{Sort: SortCreatedAt}, Page{})); !errors.Is(err, ErrNotYet) {
+	if _, err := f.List(
+		t.Context(),
+		Ask{UserID: "u", MinVersion: 11},
+		listing(t, TaskFilter{Sort: SortCreatedAt}, Page{}),
+	); !errors.Is(
+		err,
+		ErrNotYet,
+	) {
 		t.Errorf("min_version of a parked user: %v", err)
 	}
 }
@@ -593,7 +653,8 @@ func TestAReadShowsWhatWasThereBefore(t *testing.T) {
 	}
 }
 
-// min_version waits on its user: for what this process writes at once, for what another one writes by looks that all waiters share.
+// min_version waits on its user: for what this process writes at once, for what another one writes by looks that all
+// waiters share.
 func TestAReadWaitsForItsVersion(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -602,7 +663,11 @@ func TestAReadWaitsForItsVersion(t *testing.T) {
 	var work sync.WaitGroup
 	for range 20 {
 		work.Go(func() {
-			a, err := f.List(t.Context(), Ask{UserID: "u", MinVersion: 11}, listing(t, TaskFilter{Sort: SortCreatedAt}, Page{Limit: 1}))
+			a, err := f.List(
+				t.Context(),
+				Ask{UserID: "u", MinVersion: 11},
+				listing(t, TaskFilter{Sort: SortCreatedAt}, Page{Limit: 1}),
+			)
 			if err != nil || a.Seq < 11 {
 				t.Errorf("%+v, %v", a.Head, err)
 			}
@@ -612,7 +677,13 @@ func TestAReadWaitsForItsVersion(t *testing.T) {
 	f.wrote("u", 0)
 	work.Wait()
 	begin := time.Now()
-	if _, err := f.Task(t.Context(), Ask{UserID: "u", MinVersion: 99}, uuid.New(), nil); !errors.Is(err, ErrNotYet) || time.Since(begin) < patience {
+	if _, err := f.Task(
+		t.Context(),
+		Ask{UserID: "u", MinVersion: 99},
+		uuid.New(),
+		nil,
+	); !errors.Is(err, ErrNotYet) ||
+		time.Since(begin) < patience {
 		t.Errorf("a version that never comes: %v after %v", err, time.Since(begin))
 	}
 	if len(f.kept.waits) > 0 {
@@ -620,8 +691,9 @@ func TestAReadWaitsForItsVersion(t *testing.T) {
 	}
 }
 
-// Row level security is a second lock: a query that forgot its user sees that user's rows and no others, and where nobody is named none
-// at all. It holds for every table, also after a rebuild (projections, TestARebuiltTableIsTheSameTable).
+// Row level security is a second lock: a query that forgot its user sees that user's rows and no others, and where
+// nobody is named none at all. It holds for every table, also after a rebuild (projections,
+// TestARebuiltTableIsTheSameTable).
 func TestAQueryThatForgetsItsUserSeesNobodyElse(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -645,14 +717,25 @@ func TestAQueryThatForgetsItsUserSeesNobodyElse(t *testing.T) {
 			}
 		}
 		var n int
-		if _, err := events.One(t.Context(), f.Reader.db, `SELECT count(*) FROM {schema}.`+table, nil, &n); err != nil || n > 0 {
+		if _, err := events.One(
+			t.Context(),
+			f.Reader.db,
+			`SELECT count(*) FROM {schema}.`+table,
+			nil,
+			&n,
+		); err != nil ||
+			n > 0 {
 			t.Errorf("%s, nobody is named: %d rows, %v", table, n, err)
 		}
 	}
 	for _, forbidden := range []string{
 		`DELETE FROM {schema}.tasks`, `UPDATE {schema}.tasks SET body = 'x'`, `UPDATE {schema}.checkpoints SET position = 0`,
 	} {
-		if _, err := f.Reader.db.Exec(t.Context(), forbidden); err == nil || !strings.Contains(err.Error(), "permission denied") {
+		if _, err := f.Reader.db.Exec(
+			t.Context(),
+			forbidden,
+		); err == nil ||
+			!strings.Contains(err.Error(), "permission denied") {
 			t.Errorf("%s: %v", forbidden, err)
 		}
 	}
@@ -664,7 +747,13 @@ func BenchmarkQuestion(b *testing.B) {
 	f.fill(1000)
 	f.Reader.db = events.NewDB(f.db.Pool(), testdb.Schema, "")
 	id := uuid.UUID{}
-	if _, err := events.One(b.Context(), f.db, `SELECT id FROM {schema}.tasks WHERE user_id = 'u' AND deleted_at IS NULL LIMIT 1`, nil, &id); err != nil {
+	if _, err := events.One(
+		b.Context(),
+		f.db,
+		`SELECT id FROM {schema}.tasks WHERE user_id = 'u' AND deleted_at IS NULL LIMIT 1`,
+		nil,
+		&id,
+	); err != nil {
 		b.Fatal(err)
 	}
 	filter := TaskFilter{Status: StatusAll, Sort: SortCreatedAt, Order: Descending}

@@ -11,9 +11,10 @@ import (
 	"taskledger/events"
 )
 
-// changedSince are the user's tasks that changed after a seq ($2), each once, in the order of their last changes, one more than asked for
-// ($3). Deleted ones are told too, but not to who begins at 0, and who has nothing. Who stands before an erasure ($2 is of another life,
-// and the stream does not begin at 1 any more) begins at 0 as well, and is told so.
+// changedSince are the user's tasks that changed after a seq ($2), each once, in the order of their last changes, one
+// more than asked for ($3). Deleted ones are told too, but not to who begins at 0, and who has nothing. Who stands
+// before an erasure ($2 is of another life, and the stream does not begin at 1 any more) begins at 0 as well, and is
+// told so.
 const changedSince = `
 	LEFT JOIN LATERAL (
 		SELECT b.seq > 1 AND $2::bigint BETWEEN 1 AND b.seq - 1 AS reset
@@ -43,9 +44,9 @@ const changedSince = `
 		LIMIT $3
 	) x ON true`
 
-// Sync answers with what a copy of the user's tasks needs that reflects a seq of the user, or nothing when that is 0: at most limit changes,
-// as {"changes":[…],"version":n,"has_more":b}. Where the user has been erased since, "reset":true tells to drop the copy before.
-// ErrFuture: the user's stream has not come to that seq.
+// Sync answers with what a copy of the user's tasks needs that reflects a seq of the user, or nothing when that is 0:
+// at most limit changes, as {"changes":[…],"version":n,"has_more":b}. Where the user has been erased since,
+// "reset":true tells to drop the copy before. ErrFuture: the user's stream has not come to that seq.
 func (r *Reader) Sync(ctx context.Context, ask Ask, since int64, limit int) (Answer, error) {
 	return r.answer(ctx, ask, question{
 		key: fmt.Sprintf("sync %d %d", since, limit),
@@ -101,8 +102,8 @@ func readChanges(rows pgx.Rows, through int64, limit int, w *writer) error {
 	return rows.Err()
 }
 
-// linkAt is the link at a seq ($2), or the last one. The index is only used for a value: coalesce in its place is a filter, under
-// row level security.
+// linkAt is the link at a seq ($2), or the last one. The index is only used for a value: coalesce in its place is a
+// filter, under row level security.
 const linkAt = `
 	LEFT JOIN LATERAL (
 		SELECT h.recorded_at, h.hash
@@ -113,7 +114,8 @@ const linkAt = `
 	) x ON true`
 
 // Link answers with a link of the user's chain, that of an event or, where seq is nil, of the last one:
-// {"seq":n,"hash":"…","recorded_at":"…"}. Before the first event the link is zero. ErrNotFound: the event is one from before an erasure.
+// {"seq":n,"hash":"…","recorded_at":"…"}. Before the first event the link is zero. ErrNotFound: the event is one from
+// before an erasure.
 func (r *Reader) Link(ctx context.Context, ask Ask, seq *int64) (Answer, error) {
 	key := "link"
 	if seq != nil {
@@ -142,7 +144,13 @@ func (r *Reader) Link(ctx context.Context, ask Ask, seq *int64) (Answer, error) 
 			case at == nil:
 				w.body = fmt.Appendf(w.body, `{"seq":0,"hash":"%s","recorded_at":null}`, events.Hash{})
 			default:
-				w.body = fmt.Appendf(w.body, `{"seq":%d,"hash":"%x","recorded_at":"%s"}`, of, hash, at.UTC().Format(events.TimeLayout))
+				w.body = fmt.Appendf(
+					w.body,
+					`{"seq":%d,"hash":"%x","recorded_at":"%s"}`,
+					of,
+					hash,
+					at.UTC().Format(events.TimeLayout),
+				)
 			}
 			return nil
 		},

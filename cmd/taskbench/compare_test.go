@@ -100,7 +100,10 @@ func TestComparison(t *testing.T) {
 func TestComparisonThatIsInterruptedPrintsWhatItHasAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancelCause(t.Context())
-	progress := &watcher{text: "round 2, list, 2 connections", then: func() { cancel(errors.New("interrupted by hand")) }}
+	progress := &watcher{
+		text: "round 2, list, 2 connections",
+		then: func() { cancel(errors.New("interrupted by hand")) },
+	}
 	var stdout strings.Builder
 	args := compareArgs(t, self(t), "--json", "--workloads", "list,get", "--against", self(t))
 	code := run(ctx, args, os.Getenv, &stdout, progress)
@@ -108,7 +111,8 @@ func TestComparisonThatIsInterruptedPrintsWhatItHasAndLeavesNothing(t *testing.T
 	if err := json.Unmarshal([]byte(stdout.String()), &report); err != nil {
 		t.Fatalf("%v: %s%s", err, &stdout, progress)
 	}
-	if code != 1 || len(report.Cells) != 2 || !strings.HasSuffix(progress.String(), "taskbench: interrupted by hand\n") {
+	if code != 1 || len(report.Cells) != 2 ||
+		!strings.HasSuffix(progress.String(), "taskbench: interrupted by hand\n") {
 		t.Errorf("exit %d, %d cells: %s", code, len(report.Cells), progress)
 	}
 	if sides := strings.Join(report.Sides, " "); sides != "product other" {

@@ -77,7 +77,13 @@ func TestConnReadsAnswersOfNetHTTP(t *testing.T) {
 	}{
 		{"with a length", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }, 200, "hello", 1},
 		{"empty", func(http.ResponseWriter, *http.Request) {}, 200, "", 1},
-		{"long, and so chunked", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, long) }, 200, long, 1},
+		{
+			"long, and so chunked",
+			func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, long) },
+			200,
+			long,
+			1,
+		},
 		{"in chunks", func(w http.ResponseWriter, _ *http.Request) {
 			for _, part := range []string{"one ", "two ", long} {
 				io.WriteString(w, part)
@@ -90,7 +96,13 @@ func TestConnReadsAnswersOfNetHTTP(t *testing.T) {
 			w.(http.Flusher).Flush()
 			w.Header().Set("Sum", "1")
 		}, 200, "one", 1},
-		{"no content", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }, 204, "", 1},
+		{
+			"no content",
+			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },
+			204,
+			"",
+			1,
+		},
 		{"not modified", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "5")
 			w.WriteHeader(http.StatusNotModified)
@@ -140,7 +152,12 @@ func TestConnReadsOtherAnswers(t *testing.T) {
 				"5\r\nhello\r\n0\r\n\r\n",
 			"hello", ""},
 		{"shorter than it says", "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello", "", "connection"},
-		{"without the last chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", "", "connection"},
+		{
+			"without the last chunk",
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+			"",
+			"connection",
+		},
 		{"another coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello", "", "connection"},
 		{"no length", "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello", "", "connection"},
 		{"half a head", "HTTP/1.1 200 OK\r\nContent-", "", "connection"},

@@ -126,7 +126,12 @@ func (o *options) measureOne(ctx context.Context, users []*user, name string, co
 	}
 	when := o.nextWindow()
 	total := o.load(ctx, job{
-		url: o.URL, users: users, connections: connections, when: when, pace: o.pace(when), step: sendOne(operations[name]),
+		url:         o.URL,
+		users:       users,
+		connections: connections,
+		when:        when,
+		pace:        o.pace(when),
+		step:        sendOne(operations[name]),
 	})
 	return []loadResult{newLoadResult(name, connections, total, when.from)}, nil
 }

@@ -11,8 +11,8 @@
 // same process or, with --read-url, on another one.
 //
 // With --rival it needs no server: it builds one, starts a PostgreSQL with default durability and, beside the product,
-// a plain rival (rival.go), and measures both turn by turn. What counts is their ratio in one run. --server-binary takes
-// a product that is built already, and --against another one in place of the rival, to compare two builds.
+// a plain rival (rival.go), and measures both turn by turn. What counts is their ratio in one run. --server-binary
+// takes a product that is built already, and --against another one in place of the rival, to compare two builds.
 //
 // Every run makes users of its own and leaves their tasks behind; what --rival starts, it stops and removes. A run is
 // bounded by --deadline, whatever the server does.

@@ -168,7 +168,22 @@ func bench(t *testing.T, args ...string) outcome {
 
 // quick are arguments for a load as short as a test needs it.
 func quick(url string, more ...string) []string {
-	return append([]string{"--url", url, "--users", "3", "--tasks", "2", "--connections", "1,4", "--warmup", "10ms", "--duration", "100ms"}, more...)
+	return append(
+		[]string{
+			"--url",
+			url,
+			"--users",
+			"3",
+			"--tasks",
+			"2",
+			"--connections",
+			"1,4",
+			"--warmup",
+			"10ms",
+			"--duration",
+			"100ms",
+		},
+		more...)
 }
 
 func TestLoadReportsEveryOperationAtEveryNumberOfConnections(t *testing.T) {
@@ -229,7 +244,8 @@ func TestRateLimitIsExplained(t *testing.T) {
 	t.Parallel()
 	limited := func(w http.ResponseWriter, _ *http.Request) { problem(w, http.StatusTooManyRequests, "rate_limited") }
 	got := bench(t, quick((&fakeAPI{get: limited}).start(t), "--ops", "get")...)
-	if got.code != 1 || !strings.Contains(got.stdout, " × 429 rate_limited |") || !strings.Contains(got.stdout, "RATE_LIMIT_RPS=0") {
+	if got.code != 1 || !strings.Contains(got.stdout, " × 429 rate_limited |") ||
+		!strings.Contains(got.stdout, "RATE_LIMIT_RPS=0") {
 		t.Errorf("exit %d, printed:\n%s", got.code, got.stdout)
 	}
 	server := httptest.NewServer(http.HandlerFunc(limited))
@@ -242,7 +258,10 @@ func TestRateLimitIsExplained(t *testing.T) {
 
 func TestTokenActsAsItsUser(t *testing.T) {
 	t.Parallel()
-	signed := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"sub": "u1", "exp": time.Now().Add(time.Hour).Unix()})
+	signed := jwt.NewWithClaims(
+		jwt.SigningMethodHS256,
+		jwt.MapClaims{"sub": "u1", "exp": time.Now().Add(time.Hour).Unix()},
+	)
 	token, err := signed.SignedString([]byte(testSecret))
 	if err != nil {
 		t.Fatal(err)

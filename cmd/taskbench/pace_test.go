@@ -105,7 +105,11 @@ func TestFreshness(t *testing.T) {
 			_, got := openLoop(t, api, "--rate", "100", "--op", "create,toggle", "--freshness", "--duration", "200ms",
 				"--request-timeout", tt.timeout)
 			var results []loadResult
-			if err := json.Unmarshal([]byte(got.stdout), &results); err != nil || got.code != tt.code || len(results) != 4 {
+			if err := json.Unmarshal(
+				[]byte(got.stdout),
+				&results,
+			); err != nil || got.code != tt.code ||
+				len(results) != 4 {
 				t.Fatalf("exit %d: %v: %s%s", got.code, err, got.stdout, got.stderr)
 			}
 			for i, name := range []string{"create to stream", "toggle to stream"} {

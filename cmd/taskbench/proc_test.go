@@ -11,8 +11,10 @@ import (
 
 // stat is a line of /proc/<pid>/stat: times are in ticks of 10 ms.
 func stat(name string, parent, user, system, userReaped, systemReaped int) *fstest.MapFile {
-	return &fstest.MapFile{Data: fmt.Appendf(nil, "1 (%s) S %d 9 9 0 -1 4194560 100 200 1 0 %d %d %d %d 20 0 1 0 5 6 7\n",
-		name, parent, user, system, userReaped, systemReaped)}
+	return &fstest.MapFile{
+		Data: fmt.Appendf(nil, "1 (%s) S %d 9 9 0 -1 4194560 100 200 1 0 %d %d %d %d 20 0 1 0 5 6 7\n",
+			name, parent, user, system, userReaped, systemReaped),
+	}
 }
 
 func TestProcessorTimeFromProc(t *testing.T) {

@@ -74,7 +74,10 @@ func (o *options) printPairs(w io.Writer, results []pairsResult) error {
 	lines := []string{"| connections | pairs | misses | errors |", "|---:|---:|---:|---|"}
 	var notes []string
 	for _, r := range results {
-		lines = append(lines, fmt.Sprintf("| %d | %d | %d | %s |", r.Connections, r.Pairs, r.Misses, errorCell(r.Errors)))
+		lines = append(
+			lines,
+			fmt.Sprintf("| %d | %d | %d | %s |", r.Connections, r.Pairs, r.Misses, errorCell(r.Errors)),
+		)
 		for _, example := range r.Examples {
 			notes = append(notes, "miss: "+example)
 		}

@@ -66,14 +66,22 @@ func TestRivalKeepsTheContract(t *testing.T) {
 	_, url := startRival(t)
 	alice, bob := newCaller(t, url, "alice"), newCaller(t, url, "bob")
 	status, header, created := alice.send("POST", "/api/tasks", `{"title":"b <&> \"ü\"","description":"d"}`)
-	form := regexp.MustCompile(`^\{"id":"([0-9a-f-]{36})","user_id":"alice","title":"b <&> \\"ü\\"","description":"d",` +
-		`"is_completed":false,"created_at":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z","updated_at":"[^"]{27}","version":1\}$`)
+	form := regexp.MustCompile(
+		`^\{"id":"([0-9a-f-]{36})","user_id":"alice","title":"b <&> \\"ü\\"","description":"d",` +
+			`"is_completed":false,"created_at":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z","updated_at":"[^"]{27}","version":1\}$`,
+	)
 	found := form.FindStringSubmatch(created)
-	if status != 201 || found == nil || header.Get("Location") != "/api/tasks/"+found[1] || header.Get("ETag") != `"1"` {
+	if status != 201 || found == nil || header.Get("Location") != "/api/tasks/"+found[1] ||
+		header.Get("ETag") != `"1"` {
 		t.Fatalf("created: %d %v %s", status, header, created)
 	}
 	path := "/api/tasks/" + found[1]
-	if status, header, got := alice.send("GET", path, ""); status != 200 || got != created || header.Get("ETag") != `"1"` {
+	if status, header, got := alice.send(
+		"GET",
+		path,
+		"",
+	); status != 200 || got != created ||
+		header.Get("ETag") != `"1"` {
 		t.Errorf("read: %d %v %s", status, header, got)
 	}
 	status, header, toggled := alice.send("PATCH", path+"/complete", "")
@@ -85,7 +93,12 @@ func TestRivalKeepsTheContract(t *testing.T) {
 	}
 	for _, request := range []string{"GET ", "DELETE ", "PATCH /complete"} {
 		method, more, _ := strings.Cut(request, " ")
-		if status, _, got := bob.send(method, path+more, ""); status != 404 || !strings.Contains(got, `"code":"not_found"`) {
+		if status, _, got := bob.send(
+			method,
+			path+more,
+			"",
+		); status != 404 ||
+			!strings.Contains(got, `"code":"not_found"`) {
 			t.Errorf("%s of another user's task: %d %s", method, status, got)
 		}
 	}

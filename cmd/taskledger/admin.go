@@ -60,7 +60,9 @@ func (a *app) verifyUser(ctx context.Context, user string, found func(string)) (
 func refused(err error) error {
 	switch {
 	case errors.Is(err, projections.ErrMaintenance):
-		return admin.Refusal("A rebuild, or a command that changes parked users, is running. Try again when it has ended.")
+		return admin.Refusal(
+			"A rebuild, or a command that changes parked users, is running. Try again when it has ended.",
+		)
 	case errors.Is(err, projections.ErrNotParked):
 		return admin.Refusal("This user is not parked at this event any more.")
 	}

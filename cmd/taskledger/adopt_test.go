@@ -336,13 +336,19 @@ func TestAdoptOfOtherTables(t *testing.T) {
 	s.wantSilence()
 	s.adopt([]string{"--table", `"My App"."Todo List"`}, `table          "My App"."Todo List"`,
 		"adopted        1")
-	s.adopt([]string{"--table", `TWICE`}, "table          public.twice", "rows           2, of 1 users", "there already  2")
+	s.adopt(
+		[]string{"--table", `TWICE`},
+		"table          public.twice",
+		"rows           2, of 1 users",
+		"there already  2",
+	)
 	s.adopt([]string{"--table", "parts"}, "adopted        1")
 
 	server := startServer(t, s.env...)
 	const user, id = "0a000000-0000-4000-8000-000000000000", "0b000000-0000-4000-8000-000000000001"
 	task := server.must(200, user, "GET", "/api/tasks/"+id, "")
-	if task["created_at"] != "2024-03-01T10:00:00.000000Z" || task["is_completed"] != false || task["description"] != nil {
+	if task["created_at"] != "2024-03-01T10:00:00.000000Z" || task["is_completed"] != false ||
+		task["description"] != nil {
 		t.Errorf("a task of tasks: %v", task)
 	}
 	if _, tasks, err := server.list("7"); err != nil || len(tasks) != 1 || tasks[0]["is_completed"] != true {
@@ -476,10 +482,12 @@ func TestAdoptThatIsKilled(t *testing.T) {
 	const count = `SELECT count(*) FROM taskledger.task_events`
 	for _, end := range []os.Signal{os.Kill, os.Kill, syscall.SIGTERM, os.Kill} {
 		var said string
-		for before := s.ask(count); s.ask(count) == before; { // the session of one that was killed may still hold the lock
+		// the session of one that was killed may still hold the lock
+		for before := s.ask(count); s.ask(count) == before; {
 			said = s.endAdopt(end, func() bool { return s.ask(count) != before })
 		}
-		if end == syscall.SIGTERM && !strings.HasSuffix(said, "taskledger: stopped before the end: run adopt again for the rest\n") {
+		if end == syscall.SIGTERM &&
+			!strings.HasSuffix(said, "taskledger: stopped before the end: run adopt again for the rest\n") {
 			t.Errorf("after %v: %q", end, said)
 		}
 	}

@@ -22,7 +22,8 @@ const (
 	awaitPause = 250 * time.Millisecond
 )
 
-// patiently tries to open a database until it is there or has refused, or patience is at its end. It logs what it waits for.
+// patiently tries to open a database until it is there or has refused, or patience is at its end. It logs what it waits
+// for.
 func patiently(
 	ctx context.Context, patience time.Duration, log *slog.Logger, open func(context.Context) (*database, error),
 ) (*database, error) {
@@ -38,7 +39,9 @@ func patiently(
 			return nil, fmt.Errorf("%w (waited for it for %v)", err, patience)
 		}
 		if why := awayReason(err); why != told {
-			log.Warn("waiting for the database", append(whereabouts(err), "because", why, "at_most", patience.String())...)
+			log.Warn(
+				"waiting for the database",
+				append(whereabouts(err), "because", why, "at_most", patience.String())...)
 			told = why
 		}
 		select {
@@ -49,8 +52,8 @@ func patiently(
 	}
 }
 
-// isAway tells a database that may be there in a moment from one that has answered: a password, a name or a certificate that is wrong
-// stays wrong.
+// isAway tells a database that may be there in a moment from one that has answered: a password, a name or a certificate
+// that is wrong stays wrong.
 func isAway(err error) bool {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		// Connection exceptions, too many connections, starting up or shutting down, system errors.

@@ -109,10 +109,15 @@ func TestWaitingEnds(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			tries := 0
-			_, err := patiently(t.Context(), tt.patience, slog.New(slog.DiscardHandler), func(context.Context) (*database, error) {
-				tries++
-				return nil, tt.errs[tries-1]
-			})
+			_, err := patiently(
+				t.Context(),
+				tt.patience,
+				slog.New(slog.DiscardHandler),
+				func(context.Context) (*database, error) {
+					tries++
+					return nil, tt.errs[tries-1]
+				},
+			)
 			if !errors.Is(err, tt.want) || tries != len(tt.errs) {
 				t.Errorf("after %d tries: %v", tries, err)
 			}

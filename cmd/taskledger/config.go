@@ -62,7 +62,8 @@ func (s *settings) dataDir() (string, error) {
 	return postgres.DefaultDir(os.Getenv)
 }
 
-// check returns the first setting that cannot be used and what it should be. It shows no value that could have a password in it.
+// check returns the first setting that cannot be used and what it should be. It shows no value that could have a
+// password in it.
 func (s *settings) check() error {
 	if _, ok := logLevels[s.LogLevel]; !ok {
 		return fmt.Errorf("LOG_LEVEL must be debug, info, warn or error, not %q", s.LogLevel)
@@ -95,7 +96,10 @@ func (s *settings) checkHTTP() error {
 	}
 	for _, origin := range s.CORSOrigins {
 		if !isOrigin(origin) {
-			return fmt.Errorf("CORS_ORIGINS must be origins such as https://app.example.com, without path, separated by commas, not %q", origin)
+			return fmt.Errorf(
+				"CORS_ORIGINS must be origins such as https://app.example.com, without path, separated by commas, not %q",
+				origin,
+			)
 		}
 	}
 	if s.AdminAddr != "" && !isAddress(s.AdminAddr) {
@@ -109,7 +113,10 @@ func (s *settings) checkHTTP() error {
 
 func (s *settings) checkLimits() error {
 	if !(s.RateLimitRPS >= 0) || math.IsInf(s.RateLimitRPS, 0) {
-		return fmt.Errorf("RATE_LIMIT_RPS must be a number of requests a second, 0 (off) or more, not %v", s.RateLimitRPS)
+		return fmt.Errorf(
+			"RATE_LIMIT_RPS must be a number of requests a second, 0 (off) or more, not %v",
+			s.RateLimitRPS,
+		)
 	}
 	if s.RateLimitBurst < 0 {
 		return fmt.Errorf("RATE_LIMIT_BURST must be a number of requests, 0 (off) or more, not %d", s.RateLimitBurst)
@@ -124,8 +131,12 @@ func (s *settings) checkLimits() error {
 var schemaNames = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,39}$`)
 
 func (s *settings) checkDatabases() error {
-	if !schemaNames.MatchString(s.DatabaseSchema) || strings.HasPrefix(s.DatabaseSchema, "pg_") || s.DatabaseSchema == "public" {
-		return fmt.Errorf("DATABASE_SCHEMA must be a name of a schema of its own, in a-z, 0-9 and _, not %q", s.DatabaseSchema)
+	if !schemaNames.MatchString(s.DatabaseSchema) || strings.HasPrefix(s.DatabaseSchema, "pg_") ||
+		s.DatabaseSchema == "public" {
+		return fmt.Errorf(
+			"DATABASE_SCHEMA must be a name of a schema of its own, in a-z, 0-9 and _, not %q",
+			s.DatabaseSchema,
+		)
 	}
 	for name, value := range map[string]string{"DATABASE_URL": s.DatabaseURL, "BETTER_AUTH_DATABASE_URL": s.BetterAuthDatabaseURL} {
 		if value == "" {
@@ -154,10 +165,14 @@ func (s *settings) checkLogin() error {
 // checkServable is about the server alone: migrate, say, needs nobody to log in.
 func (s *settings) checkServable() error {
 	if s.AdminAddr != "" && !isLoopback(s.AdminAddr) && s.AdminToken == "" {
-		return errors.New("ADMIN_TOKEN must be set, to 16 bytes or more, when ADMIN_ADDR is not an address of the loopback")
+		return errors.New(
+			"ADMIN_TOKEN must be set, to 16 bytes or more, when ADMIN_ADDR is not an address of the loopback",
+		)
 	}
 	if !s.embedded() && s.BetterAuthSecret == nil && s.BetterAuthURL == "" && s.JWKSURL == "" {
-		return errors.New("BETTER_AUTH_SECRET, BETTER_AUTH_URL or JWKS_URL must be set when DATABASE_URL is: nobody could log in without")
+		return errors.New(
+			"BETTER_AUTH_SECRET, BETTER_AUTH_URL or JWKS_URL must be set when DATABASE_URL is: nobody could log in without",
+		)
 	}
 	return nil
 }
@@ -186,7 +201,8 @@ func isLoopback(address string) bool {
 // isOrigin reports whether a browser could send s as an Origin: those are compared to the letter.
 func isOrigin(s string) bool {
 	u, err := url.Parse(s)
-	return err == nil && isWebURL(s) && s == u.Scheme+"://"+u.Host && s == strings.ToLower(s) && !strings.Contains(s, "*")
+	return err == nil && isWebURL(s) && s == u.Scheme+"://"+u.Host && s == strings.ToLower(s) &&
+		!strings.Contains(s, "*")
 }
 
 func isWebURL(s string) bool {

@@ -71,8 +71,14 @@ func TestGoodSettings(t *testing.T) {
 		"other format": func(s *settings) { s.LogFormat, s.LogLevel = "json", "debug" },
 	} {
 		s := settings{
-			Port: 8000, AdminAddr: "127.0.0.1:9090", DatabaseSchema: "taskledger", RateLimitRPS: 50, RateLimitBurst: 100, MaxTasksPerUser: 1,
-			LogLevel: "info", LogFormat: "text",
+			Port:            8000,
+			AdminAddr:       "127.0.0.1:9090",
+			DatabaseSchema:  "taskledger",
+			RateLimitRPS:    50,
+			RateLimitBurst:  100,
+			MaxTasksPerUser: 1,
+			LogLevel:        "info",
+			LogFormat:       "text",
 		}
 		change(&s)
 		if err := s.check(); err != nil {
@@ -130,9 +136,16 @@ func TestTokenCommand(t *testing.T) {
 		t.Fatalf("exit code %d, stderr %q", got.code, got.stderr)
 	}
 	var claims jwt.RegisteredClaims
-	_, err := jwt.ParseWithClaims(strings.TrimSpace(got.stdout), &claims, func(*jwt.Token) (any, error) { return []byte(secret), nil },
-		jwt.WithValidMethods([]string{"HS256"}), jwt.WithIssuer("https://issuer.example"), jwt.WithAudience("tasks"),
-		jwt.WithExpirationRequired(), jwt.WithIssuedAt())
+	_, err := jwt.ParseWithClaims(
+		strings.TrimSpace(got.stdout),
+		&claims,
+		func(*jwt.Token) (any, error) { return []byte(secret), nil },
+		jwt.WithValidMethods([]string{"HS256"}),
+		jwt.WithIssuer("https://issuer.example"),
+		jwt.WithAudience("tasks"),
+		jwt.WithExpirationRequired(),
+		jwt.WithIssuedAt(),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,11 +43,16 @@ type traits struct {
 // readingRole is a role of every PostgreSQL, which may read every table and which row level security binds.
 const readingRole = "pg_read_all_data"
 
-// openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an error. One that
-// is away is waited for.
+// openOwn opens the database for the server: the embedded PostgreSQL is then this process's to run, and another's is an
+// error. One that is away is waited for.
 func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
-		return patiently(ctx, startPatience, log, func(ctx context.Context) (*database, error) { return connectNamed(ctx, cfg, log) })
+		return patiently(
+			ctx,
+			startPatience,
+			log,
+			func(ctx context.Context) (*database, error) { return connectNamed(ctx, cfg, log) },
+		)
 	}
 	dir, err := cfg.dataDir()
 	if err != nil {
@@ -56,8 +61,8 @@ func openOwn(ctx context.Context, cfg *settings, log *slog.Logger) (*database, e
 	return startOwn(ctx, dir, cfg.DatabaseSchema, log)
 }
 
-// openShared opens the database for a command next to a server: the embedded PostgreSQL is the one that runs, and only when there is
-// none, one for the duration of the command.
+// openShared opens the database for a command next to a server: the embedded PostgreSQL is the one that runs, and only
+// when there is none, one for the duration of the command.
 func openShared(ctx context.Context, cfg *settings, log *slog.Logger) (*database, error) {
 	if !cfg.embedded() {
 		return connectNamed(ctx, cfg, log)
@@ -131,7 +136,11 @@ func connect(ctx context.Context, url, schema string) (*database, error) {
 	}
 	db.traits.pooled = db.traits.pooled || read.pooled
 	// What an operator asks for takes as long as it takes.
-	if db.ledger, err = db.openLedger(ctx, db.config.MaxConns, map[string]string{"statement_timeout": "0"}); err != nil {
+	if db.ledger, err = db.openLedger(
+		ctx,
+		db.config.MaxConns,
+		map[string]string{"statement_timeout": "0"},
+	); err != nil {
 		return nil, err
 	}
 	return db, nil
@@ -151,7 +160,8 @@ func dial(ctx context.Context, config *pgxpool.Config) (*pgx.Conn, error) {
 	return pgx.ConnectConfig(ctx, config.ConnConfig)
 }
 
-// inspect finds out what the connections are like. A pooler does not know the process that answers: it has told another one's id.
+// inspect finds out what the connections are like. A pooler does not know the process that answers: it has told another
+// one's id.
 func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) {
 	conn, err := dial(ctx, config)
 	if err != nil {
@@ -180,8 +190,8 @@ func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) 
 	return t, nil
 }
 
-// openLedger opens connections that may do everything with the ledger. Settings are those of each of them, beside those that all of
-// ours have; a pooler's have none.
+// openLedger opens connections that may do everything with the ledger. Settings are those of each of them, beside those
+// that all of ours have; a pooler's have none.
 func (d *database) openLedger(ctx context.Context, n int32, settings map[string]string) (*events.DB, error) {
 	return d.open(ctx, "ledger", n, map[string]string{"taskledger.ledger": "on", "row_security": "on"}, settings)
 }
@@ -195,8 +205,8 @@ func (d *database) openReader(ctx context.Context, n int32, settings map[string]
 	return d.open(ctx, "reader", n, who, settings)
 }
 
-// open opens a pool whose connections act as who says: by settings of their own or, behind a pooler, of each transaction.
-// What they are for is told in their name, unless the URL has one.
+// open opens a pool whose connections act as who says: by settings of their own or, behind a pooler, of each
+// transaction. What they are for is told in their name, unless the URL has one.
 func (d *database) open(ctx context.Context, use string, n int32, who, settings map[string]string) (*events.DB, error) {
 	config := d.config.Copy()
 	config.MaxConns = n
@@ -223,8 +233,8 @@ func (d *database) open(ctx context.Context, use string, n int32, who, settings 
 	return events.NewDB(pool, d.schema, prelude), nil
 }
 
-// mayStillWrite has a connection used once only that was opened while the database, by a setting, took no writes: it would take none for
-// as long as it lives.
+// mayStillWrite has a connection used once only that was opened while the database, by a setting, took no writes: it
+// would take none for as long as it lives.
 func mayStillWrite(_ context.Context, conn *pgx.Conn) (bool, error) {
 	if conn.PgConn().ParameterStatus("default_transaction_read_only") != "on" {
 		return true, nil
@@ -254,14 +264,15 @@ const (
 	leastConnections = 6
 )
 
-// lastWords is how long a statement whose context has ended may take to come to its own end. By default none: each client that went
-// away in the middle of a read would take a connection of the pool along.
+// lastWords is how long a statement whose context has ended may take to come to its own end. By default none: each
+// client that went away in the middle of a read would take a connection of the pool along.
 const lastWords = 250 * time.Millisecond
 
 // pingTimeout bounds the look whether a connection that was idle is still there.
 const pingTimeout = 500 * time.Millisecond
 
-// connectTimeout bounds the way to one host, unless the URL does: of several, the next one must be tried within the time of a statement.
+// connectTimeout bounds the way to one host, unless the URL does: of several, the next one must be tried within the
+// time of a statement.
 const connectTimeout = 4 * time.Second
 
 const (

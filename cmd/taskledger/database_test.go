@@ -63,7 +63,8 @@ func works(t *testing.T, url string) {
 				"/api/tasks/" + task.ID + "/history",
 			} {
 				got, err := s.send(token, "GET", path, "")
-				if err != nil || got.status != 200 || !strings.Contains(string(got.body), title) || got.header.Get("X-Stale") != "" {
+				if err != nil || got.status != 200 || !strings.Contains(string(got.body), title) ||
+					got.header.Get("X-Stale") != "" {
 					t.Errorf("GET %s: %d %s %v %v", path, got.status, got.body, got.header, err)
 				}
 			}
@@ -87,7 +88,11 @@ func works(t *testing.T, url string) {
 	writer.must(200, "u", "PATCH", "/api/tasks/"+id+"/complete", "")
 	writer.must(404, "v", "GET", "/api/tasks/"+id, "")
 	write("after")
-	if got := finish(t, program(t, env[:1], "verify")); got.code != 0 || got.stdout != "compared 1 users, 5 events, 8 rows; 0 parked\n" {
+	if got := finish(
+		t,
+		program(t, env[:1], "verify"),
+	); got.code != 0 ||
+		got.stdout != "compared 1 users, 5 events, 8 rows; 0 parked\n" {
 		t.Errorf("verify: %+v", got)
 	}
 	for _, s := range []*served{writer, reader} {
@@ -109,7 +114,8 @@ func TestEveryModeOfStatementsWorks(t *testing.T) {
 	}
 }
 
-// ownedBy makes a role without any rights, which owns the database, until the end of the test. The URL returned is of that role.
+// ownedBy makes a role without any rights, which owns the database, until the end of the test. The URL returned is of
+// that role.
 func ownedBy(t *testing.T, base string) (owned string) {
 	t.Helper()
 	name, password := "owner_"+strings.ToLower(rand.Text()), rand.Text()
@@ -132,8 +138,8 @@ func ownedBy(t *testing.T, base string) (owned string) {
 	return u.String()
 }
 
-// An owner of the database without any other right is enough, and row level security binds that role too: a connection that reads sees
-// nobody's rows, and those of a user who is named.
+// An owner of the database without any other right is enough, and row level security binds that role too: a connection
+// that reads sees nobody's rows, and those of a user who is named.
 func TestAnOrdinaryOwnerIsEnough(t *testing.T) {
 	t.Parallel()
 	base := testdb.EmptyURL(t)

@@ -52,13 +52,20 @@ func (c *eraseCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, std
 		return noSuchUser(c.User)
 	}
 	if !c.Yes && term.IsTerminal(int(os.Stdin.Fd())) {
-		question := fmt.Sprintf("Erase all of user %q for good (last event: %d)? Type the user's id: ", c.User, before.Seq)
+		question := fmt.Sprintf(
+			"Erase all of user %q for good (last event: %d)? Type the user's id: ",
+			c.User,
+			before.Seq,
+		)
 		if err := confirm(os.Stdin, os.Stderr, question, c.User); err != nil {
 			return err
 		}
 	}
 	handler := command.NewHandler(command.Config{
-		Log: ledger, Stored: func(*events.Commit, []events.Task) {}, Quota: cfg.MaxTasksPerUser, CacheBytes: streamCache,
+		Log:        ledger,
+		Stored:     func(*events.Commit, []events.Task) {},
+		Quota:      cfg.MaxTasksPerUser,
+		CacheBytes: streamCache,
 	})
 	result, err := handler.Erase(ctx, command.Request{UserID: c.User, Actor: operator, RequestID: uuid.NewString()})
 	if err != nil {
@@ -68,7 +75,12 @@ func (c *eraseCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, std
 		return fmt.Errorf("the user is erased, but the read model does not show it yet: %w", err)
 	}
 	if result.Seq == before.Seq {
-		_, err = fmt.Fprintf(stdout, "user %q was erased before, at event %d, and has no event since\n", c.User, result.Seq)
+		_, err = fmt.Fprintf(
+			stdout,
+			"user %q was erased before, at event %d, and has no event since\n",
+			c.User,
+			result.Seq,
+		)
 		return err
 	}
 	_, err = fmt.Fprintf(stdout, "erased user %q; event %d is the proof\n", c.User, result.Seq)

@@ -23,11 +23,15 @@ func TestEraseCommand(t *testing.T) {
 	}
 	hear(t, live, "event: erased")
 	s.must(404, "u", "GET", "/api/tasks/"+id, "")
-	if entries := s.entries("u"); len(entries) != 1 || entries[0]["type"] != "UserErased" || entries[0]["actor"] != "system" {
+	if entries := s.entries(
+		"u",
+	); len(entries) != 1 || entries[0]["type"] != "UserErased" ||
+		entries[0]["actor"] != "system" {
 		t.Errorf("the history is %v", entries)
 	}
 	export := output(t, env, "", "export")
-	if strings.Contains(export, "private") || !strings.Contains(export, `"data":{"hash":"`+kept+`"}`) || !strings.Contains(export, "stays") {
+	if strings.Contains(export, "private") || !strings.Contains(export, `"data":{"hash":"`+kept+`"}`) ||
+		!strings.Contains(export, "stays") {
 		t.Errorf("the export is %s", export)
 	}
 	if out := output(t, env, "", "erase", "--user", "u", "--yes"); !strings.Contains(out, "erased before, at event 2") {
@@ -47,7 +51,15 @@ func TestEraseCommand(t *testing.T) {
 	}
 	// Without a server too.
 	output(t, env, "", "erase", "--user", "v", "--yes")
-	if out := output(t, env, "", "history", "--user", "v"); strings.Count(out, "\n") != 2 || !strings.Contains(out, "erased") {
+	if out := output(
+		t,
+		env,
+		"",
+		"history",
+		"--user",
+		"v",
+	); strings.Count(out, "\n") != 2 ||
+		!strings.Contains(out, "erased") {
 		t.Errorf("the history is %s", out)
 	}
 	output(t, env, "", "verify")

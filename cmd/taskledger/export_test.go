@@ -40,7 +40,13 @@ func (s *served) keyed(user, path, body, key string) (answer string, replayed bo
 	if err != nil || resp.StatusCode >= 300 {
 		s.t.Fatalf("POST %s: %d %s %v", path, resp.StatusCode, text, err)
 	}
-	return fmt.Sprint(resp.StatusCode, resp.Header.Get("ETag"), string(text)), resp.Header.Get("Idempotency-Replayed") == "true"
+	return fmt.Sprint(
+			resp.StatusCode,
+			resp.Header.Get("ETag"),
+			string(text),
+		), resp.Header.Get(
+			"Idempotency-Replayed",
+		) == "true"
 }
 
 const (
@@ -48,7 +54,8 @@ const (
 	keyedBatch = `{"commands":[{"op":"create","data":{"title":"first"}},{"op":"create","data":{"title":"second"}}]}`
 )
 
-// fillLedger makes a ledger with all that an export may have to carry: keys, an erasure, an event that was skipped, an empty title.
+// fillLedger makes a ledger with all that an export may have to carry: keys, an erasure, an event that was skipped, an
+// empty title.
 func fillLedger(t *testing.T, env []string) (s *served, answers [2]string) {
 	t.Helper()
 	s = startServer(t, env...)
@@ -64,7 +71,11 @@ func fillLedger(t *testing.T, env []string) (s *served, answers [2]string) {
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
 		VALUES ('carol', 2, gen_random_uuid(), 'TaskRenamed', 7, '{"b":1e2,"a":{}}', gen_random_uuid(), gen_random_uuid(), 'carol', 'r',
 			clock_timestamp())`)
-	execute(t, strings.TrimPrefix(env[0], "DATABASE_URL="), `INSERT INTO taskledger.skipped_events (user_id, seq) VALUES ('carol', 2)`)
+	execute(
+		t,
+		strings.TrimPrefix(env[0], "DATABASE_URL="),
+		`INSERT INTO taskledger.skipped_events (user_id, seq) VALUES ('carol', 2)`,
+	)
 	s.must(200, "carol", "PATCH", "/api/tasks/"+id, `{"title":"goes on"}`)
 	s.must(204, "carol", "DELETE", "/api/tasks/"+id, "")
 	return s, answers
@@ -99,7 +110,14 @@ func TestExportAndImport(t *testing.T) {
 	from := []string{"DATABASE_URL=" + testdb.URL(t), secret}
 	source, answers := fillLedger(t, from)
 	export := output(t, from, "", "export")
-	if checked := output(t, nil, "", "verify", "--export", inFile(t, export)); checked != "checked 10 events of 3 users: the chain holds\n" {
+	if checked := output(
+		t,
+		nil,
+		"",
+		"verify",
+		"--export",
+		inFile(t, export),
+	); checked != "checked 10 events of 3 users: the chain holds\n" {
 		t.Errorf("verify --export: %s", checked)
 	}
 
@@ -107,7 +125,14 @@ func TestExportAndImport(t *testing.T) {
 	target := startServer(t, to...)
 	target.must(201, "zoe", "POST", "/api/tasks", `{"title":"was here before"}`)
 	changes := target.stream("carol")
-	if out := output(t, to, "", "import", inFile(t, export)); !strings.HasPrefix(out, "imported 10 events of 3 users in ") || strings.Count(out, "\n") != 1 {
+	if out := output(
+		t,
+		to,
+		"",
+		"import",
+		inFile(t, export),
+	); !strings.HasPrefix(out, "imported 10 events of 3 users in ") ||
+		strings.Count(out, "\n") != 1 {
 		t.Errorf("import: %s", out)
 	}
 	hear(t, changes, "event: task.deleted")
@@ -141,7 +166,8 @@ func TestExportAndImport(t *testing.T) {
 
 	for _, user := range []string{"nobody", ""} {
 		got := finish(t, program(t, from, "export", "--user", user))
-		if got.code != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, "there is no user") || strings.Count(got.stderr, "\n") != 1 {
+		if got.code != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, "there is no user") ||
+			strings.Count(got.stderr, "\n") != 1 {
 			t.Errorf("export of %q: %+v", user, got)
 		}
 	}
@@ -156,7 +182,14 @@ func TestExportAndImport(t *testing.T) {
 	output(t, owner, "", "verify")
 	third := []string{"DATABASE_URL=" + testdb.URL(t)}
 	_, own := source.fetch("böb/😀", "/api/export")
-	if out := output(t, third, own, "import", "-"); !strings.Contains(out, "2 events of 1 user") || !strings.Contains(out, "does not say how much") {
+	if out := output(
+		t,
+		third,
+		own,
+		"import",
+		"-",
+	); !strings.Contains(out, "2 events of 1 user") ||
+		!strings.Contains(out, "does not say how much") {
 		t.Errorf("a user's own export: %s", out)
 	}
 	output(t, third, "", "verify")
@@ -274,7 +307,8 @@ func TestImportRefuses(t *testing.T) {
 			cmd := program(t, to, "import", "-")
 			cmd.Stdin = strings.NewReader(tc.export)
 			got := finish(t, cmd)
-			if got.code != exitFailed || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, tc.want) {
+			if got.code != exitFailed || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 ||
+				!strings.Contains(got.stderr, tc.want) {
 				t.Errorf("%+v, want %s", got, tc.want)
 			}
 			if after := contents(t, url); after != before {
@@ -282,7 +316,11 @@ func TestImportRefuses(t *testing.T) {
 			}
 		})
 	}
-	if got := finish(t, program(t, to, "import", "/nowhere")); got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 {
+	if got := finish(
+		t,
+		program(t, to, "import", "/nowhere"),
+	); got.code != exitFailed ||
+		strings.Count(got.stderr, "\n") != 1 {
 		t.Errorf("no file: %+v", got)
 	}
 	output(t, to, "", "verify")
@@ -299,7 +337,14 @@ func TestVerifyExport(t *testing.T) {
 		t.Fatal(err)
 	}
 	nowhere := []string{"DATABASE_URL=postgres://127.0.0.1:1/x"}
-	if out := output(t, nowhere, string(text), "verify", "--export", "-"); out != "checked 8 events of 2 users: the chain holds\n" {
+	if out := output(
+		t,
+		nowhere,
+		string(text),
+		"verify",
+		"--export",
+		"-",
+	); out != "checked 8 events of 2 users: the chain holds\n" {
 		t.Errorf("%s", out)
 	}
 	lines := strings.SplitAfter(string(text), "\n")
@@ -320,13 +365,18 @@ func TestVerifyExport(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{{"--export", "/nowhere"}, {"--export", "x", "--user", "u"}} {
-		if got := finish(t, program(t, nil, append([]string{"verify"}, args...)...)); got.code == 0 || strings.Count(got.stderr, "\n") != 1 {
+		if got := finish(
+			t,
+			program(t, nil, append([]string{"verify"}, args...)...),
+		); got.code == 0 ||
+			strings.Count(got.stderr, "\n") != 1 {
 			t.Errorf("%v: %+v", args, got)
 		}
 	}
 }
 
-// Who owns the database can change the log, but not without a trace: verify names it, and so does a hash that somebody kept.
+// Who owns the database can change the log, but not without a trace: verify names it, and so does a hash that somebody
+// kept.
 func TestVerifyNamesATamperedLog(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ tamper, want string }{
@@ -361,7 +411,8 @@ func TestVerifyNamesATamperedLog(t *testing.T) {
 			output(t, env, "", "verify")
 			execute(t, url, `ALTER TABLE taskledger.task_events DISABLE TRIGGER USER; `+tc.tamper)
 			got := finish(t, program(t, env, "verify"))
-			if got.code != exitFailed || !strings.Contains(got.stdout, tc.want) || strings.Contains(got.stdout, `user="v"`) {
+			if got.code != exitFailed || !strings.Contains(got.stdout, tc.want) ||
+				strings.Contains(got.stdout, `user="v"`) {
 				t.Errorf("verify: %+v, want %s", got, tc.want)
 			}
 			// Who kept the hash of seq 3 needs no more than an export. What comes behind it is another matter.

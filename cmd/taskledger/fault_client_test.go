@@ -263,10 +263,17 @@ func (c *client) read(last *order) {
 	look := &order{method: "GET", path: "/api/tasks/" + last.id + "?min_version=" + last.answer.version}
 	want := c.account.tasks[last.id]
 	got := c.stage.settle(c.account, look, c.random)
-	if want.deleted && got.status == http.StatusNotFound || got.status == http.StatusOK && got.body == want.answer && !want.deleted {
+	if want.deleted && got.status == http.StatusNotFound ||
+		got.status == http.StatusOK && got.body == want.answer && !want.deleted {
 		return
 	}
-	c.stage.t.Errorf("after %s, answered with %+v: a read gives %+v, want %+v", last.describeIt(), last.answer, got, want)
+	c.stage.t.Errorf(
+		"after %s, answered with %+v: a read gives %+v, want %+v",
+		last.describeIt(),
+		last.answer,
+		got,
+		want,
+	)
 }
 
 // compose makes a command up.
@@ -317,7 +324,14 @@ func (c *client) fill(o *order, n int) {
 
 // address gives the command its method, path and body.
 func (o *order) address() {
-	methods := map[string]string{"create": "POST", "update": "PATCH", "toggle": "PATCH", "complete": "PUT", "reopen": "DELETE", "delete": "DELETE"}
+	methods := map[string]string{
+		"create":   "POST",
+		"update":   "PATCH",
+		"toggle":   "PATCH",
+		"complete": "PUT",
+		"reopen":   "DELETE",
+		"delete":   "DELETE",
+	}
 	o.method, o.path = methods[o.op], "/api/tasks"
 	if o.op != "create" {
 		o.path += "/" + o.id

@@ -20,9 +20,9 @@ import (
 	"taskledger/migrations/testdb"
 )
 
-// A full disk needs no root: an INSERT into a table whose file is /dev/full has its block refused by the kernel with ENOSPC, which
-// PostgreSQL reports as it reports any other full disk. Triggers make every INSERT into the log and the read models such a one, at
-// once or at its commit, while the disk is full at that moment.
+// A full disk needs no root: an INSERT into a table whose file is /dev/full has its block refused by the kernel with
+// ENOSPC, which PostgreSQL reports as it reports any other full disk. Triggers make every INSERT into the log and the
+// read models such a one, at once or at its commit, while the disk is full at that moment.
 const fullDisk = `
 	CREATE SCHEMA fault;
 	CREATE TABLE fault.disk (full_at text);
@@ -66,7 +66,8 @@ func (s *stage) prepareDisk() {
 		if _, err := conn.Exec(ctx, fullDisk); err != nil {
 			return err
 		}
-		return conn.QueryRow(ctx, `SELECT current_setting('data_directory') || '/' || pg_relation_filepath('fault.filler')`).Scan(&file)
+		return conn.QueryRow(ctx, `SELECT current_setting('data_directory') || '/' || pg_relation_filepath('fault.filler')`).
+			Scan(&file)
 	})
 	if err != nil {
 		s.t.Fatalf("prepare a full disk: %v", err)
@@ -116,12 +117,16 @@ func (s *stage) fillDisk(moment string) func(context.Context, *rand.Rand) error 
 // diskSize holds a cluster and the writes of a long run.
 const diskSize = 512 << 20
 
-// openDatabase gives PostgreSQL a small file system of its own, to fill it to the last byte, where this user may mount one.
+// openDatabase gives PostgreSQL a small file system of its own, to fill it to the last byte, where this user may mount
+// one.
 func openDatabase(t *testing.T) (server *postgres.Server, disk string) {
 	t.Helper()
 	disk, err := mountDisk(t)
 	if err != nil {
-		t.Logf("no file system of PostgreSQL's own, so none is filled for real, log and read models alone run out of disk: %v", err)
+		t.Logf(
+			"no file system of PostgreSQL's own, so none is filled for real, log and read models alone run out of disk: %v",
+			err,
+		)
 		return testdb.Server(t), ""
 	}
 	server, err = postgres.Start(t.Context(), postgres.Options{Dir: disk, Ephemeral: true})
@@ -141,7 +146,8 @@ func openDatabase(t *testing.T) (server *postgres.Server, disk string) {
 func mountDisk(t *testing.T) (string, error) {
 	t.Helper()
 	dir := dataDir(t)
-	out, err := exec.Command("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=0711", diskSize), "taskledger-fault", dir).CombinedOutput()
+	out, err := exec.Command("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=0711", diskSize), "taskledger-fault", dir).
+		CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("mount: %w: %s", err, bytes.TrimSpace(out))
 	}
@@ -169,7 +175,8 @@ func (s *stage) fillFileSystem(ctx context.Context, random *rand.Rand) error {
 	return s.recover(ctx, func() bool { return true })
 }
 
-// inflate writes until that is refused, but no more than diskSize: should this not be the disk it was meant for, it stays whole.
+// inflate writes until that is refused, but no more than diskSize: should this not be the disk it was meant for, it
+// stays whole.
 func inflate(file string) error {
 	f, err := os.Create(file)
 	if err != nil {

@@ -38,7 +38,8 @@ func openPair(t *testing.T, synchronous bool) *pair {
 		t.Fatal(err)
 	}
 	// A copy of a cluster at rest is a base backup.
-	if out, err := exec.Command("cp", "-a", filepath.Join(first, "data"), filepath.Join(first, "password"), second).CombinedOutput(); err != nil {
+	if out, err := exec.Command("cp", "-a", filepath.Join(first, "data"), filepath.Join(first, "password"), second).
+		CombinedOutput(); err != nil {
 		t.Fatalf("copy the cluster: %v: %s", err, out)
 	}
 	p.primary = startPostgres(t, first)
@@ -271,7 +272,8 @@ func (s *survivor) write(ctx context.Context, to *served, n int) (ack, bool) {
 // read reads what was acknowledged.
 func (s *survivor) read(from *served, a ack) {
 	got, err := from.send(s.token, "GET", "/api/tasks/"+a.id, "")
-	if err != nil || got.status != 200 || got.header.Get("X-Version") != fmt.Sprint(a.seq) || got.header.Get("X-Stale") != "" {
+	if err != nil || got.status != 200 || got.header.Get("X-Version") != fmt.Sprint(a.seq) ||
+		got.header.Get("X-Stale") != "" {
 		s.t.Errorf("after event %d was acknowledged, a read gives %d %s %v %v; the server said:\n%s",
 			a.seq, got.status, got.body, got.header, err, from.stderr)
 	}
@@ -283,8 +285,8 @@ func (s *survivor) acknowledged() int {
 	return len(s.acks)
 }
 
-// The standby has not heard of the last writes when it takes over. They are lost, and nothing else: streams are whole, nobody is parked,
-// and what is acknowledged from then on is read. Whoever has seen what was lost is told so.
+// The standby has not heard of the last writes when it takes over. They are lost, and nothing else: streams are whole,
+// nobody is parked, and what is acknowledged from then on is read. Whoever has seen what was lost is told so.
 func TestAFailoverToAStandbyThatWasBehind(t *testing.T) {
 	t.Parallel()
 	for name, busy := range map[string]bool{"busy": true, "at rest": false} {
@@ -318,7 +320,8 @@ func TestAFailoverToAStandbyThatWasBehind(t *testing.T) {
 				begin := time.Now()
 				got := quiet.must(200, s, "/api/tasks", "If-None-Match", list.header.Get("ETag"))
 				took := time.Since(begin)
-				if got.header.Get("X-Version") != fmt.Sprint(head) || got.header.Get("X-Stale") != "" || took > time.Second/2 {
+				if got.header.Get("X-Version") != fmt.Sprint(head) || got.header.Get("X-Stale") != "" ||
+					took > time.Second/2 {
 					t.Errorf("server %d: %v after %v", i, got.header, took)
 				}
 				quiet.must(503, s, fmt.Sprint("/api/tasks?min_version=", lost.seq))
@@ -344,8 +347,8 @@ func TestAFailoverToAStandbyThatWasBehind(t *testing.T) {
 	}
 }
 
-// The primary is put to rest without a restart: it takes no more writes, and its connections stay. Servers leave it for the standby that
-// took over, with what they write and with what they read.
+// The primary is put to rest without a restart: it takes no more writes, and its connections stay. Servers leave it for
+// the standby that took over, with what they write and with what they read.
 func TestAPrimaryThatTakesNoMoreWritesIsLeft(t *testing.T) {
 	t.Parallel()
 	p := openPair(t, false)
@@ -408,8 +411,9 @@ func (p *pair) promote() (kept int64) {
 	return kept
 }
 
-// A standby that PostgreSQL waits for has all that was acknowledged, also when it could not be reached for a while before it took over.
-// Meanwhile PostgreSQL shows what the standby lacks, once nobody waits for it any more: that is no reason to acknowledge it.
+// A standby that PostgreSQL waits for has all that was acknowledged, also when it could not be reached for a while
+// before it took over. Meanwhile PostgreSQL shows what the standby lacks, once nobody waits for it any more: that is no
+// reason to acknowledge it.
 func TestAFailoverToASynchronousStandby(t *testing.T) {
 	t.Parallel()
 	p := openPair(t, true)
@@ -421,7 +425,11 @@ func TestAFailoverToASynchronousStandby(t *testing.T) {
 	p.relay.silence()
 	for shown := int64(0); shown < 2; {
 		quiet.mustNotComplete()
-		shown = value[int64](t, p.primary.AdminURL(), `SELECT max(seq) FROM taskledger.task_events WHERE user_id = 'quiet'`)
+		shown = value[int64](
+			t,
+			p.primary.AdminURL(),
+			`SELECT max(seq) FROM taskledger.task_events WHERE user_id = 'quiet'`,
+		)
 	}
 	quiet.mustNotComplete() // as far as can be seen it is done already
 	for begin := crowd.refused.Load(); crowd.refused.Load() < begin+15; {
@@ -445,7 +453,8 @@ func TestAFailoverToASynchronousStandby(t *testing.T) {
 	}
 }
 
-// audit holds what was acknowledged against what is there: all of it, once, and nothing else but the write that is not answered yet.
+// audit holds what was acknowledged against what is there: all of it, once, and nothing else but the write that is not
+// answered yet.
 func (s *survivor) audit(from *served) {
 	s.t.Helper()
 	var entries []entry

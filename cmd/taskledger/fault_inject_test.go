@@ -257,7 +257,13 @@ func (s *stage) probe(ctx context.Context, n *node, back time.Time) {
 			return
 		}
 		if took > recovery {
-			s.t.Errorf("%v after PostgreSQL is back a write is answered with %d, %v; the server said:\n%s", took, got.status, err, n.stderr)
+			s.t.Errorf(
+				"%v after PostgreSQL is back a write is answered with %d, %v; the server said:\n%s",
+				took,
+				got.status,
+				err,
+				n.stderr,
+			)
 			return
 		}
 		if !tick(ctx) {

@@ -8,8 +8,8 @@ import (
 	"strconv"
 )
 
-// effect is what the contract says of a command on a task that is as before: the status, the task after it but for its version, and
-// the types of its events.
+// effect is what the contract says of a command on a task that is as before: the status, the task after it but for its
+// version, and the types of its events.
 func (o *order) effect(before state) (status int, after state, types []string) {
 	switch {
 	case o.op == "create":
@@ -76,8 +76,9 @@ type entry struct {
 	RequestID string `json:"request_id"`
 }
 
-// auditHistory goes through what is stored, command by command, and holds each against what was asked for, acknowledged, and to be
-// expected on the state it found. Each command must be found once, those that were refused not at all.
+// auditHistory goes through what is stored, command by command, and holds each against what was asked for,
+// acknowledged, and to be expected on the state it found. Each command must be found once, those that were refused not
+// at all.
 func (s *stage) auditHistory(a *account) {
 	orders, found := map[string]*order{}, map[string]bool{}
 	for _, o := range a.orders {
@@ -94,7 +95,14 @@ func (s *stage) auditHistory(a *account) {
 		found[o.key] = true
 		_, after, types := o.effect(tasks[entries[0].TaskID])
 		if len(types) == 0 || len(types) > len(entries) || !o.wrote(entries[:len(types)], types) {
-			s.t.Errorf("%s: %s on %+v is stored as %+v, want %v", a.user, o.describeIt(), tasks[entries[0].TaskID], entries[:min(3, len(entries))], types)
+			s.t.Errorf(
+				"%s: %s on %+v is stored as %+v, want %v",
+				a.user,
+				o.describeIt(),
+				tasks[entries[0].TaskID],
+				entries[:min(3, len(entries))],
+				types,
+			)
 			return
 		}
 		after.version, after.answer = entries[len(types)-1].Seq, o.answer.body
@@ -133,7 +141,8 @@ func (s *stage) auditAnswer(o *order, after state) {
 		return
 	}
 	task, err := readTask(o.answer.body)
-	same := task.Title == after.title && sameText(task.Description, after.description) && task.Completed == after.completed
+	same := task.Title == after.title && sameText(task.Description, after.description) &&
+		task.Completed == after.completed
 	if err != nil || !same || task.Version != after.version || task.ID != o.id || o.answer.etag != `"`+version+`"` {
 		s.t.Errorf("%s: answered with %+v, stored %+v", o.describeIt(), o.answer, after)
 	}
@@ -141,7 +150,11 @@ func (s *stage) auditAnswer(o *order, after state) {
 
 // history is the user's whole audit trail; its seqs must be 1, 2, 3 and so on.
 func (s *stage) history(a *account) []entry {
-	got := s.settle(a, &order{method: "GET", path: "/api/history?order=asc&min_version=" + s.head(a)}, rand.New(rand.NewPCG(0, 0)))
+	got := s.settle(
+		a,
+		&order{method: "GET", path: "/api/history?order=asc&min_version=" + s.head(a)},
+		rand.New(rand.NewPCG(0, 0)),
+	)
 	var entries []entry
 	if err := json.Unmarshal([]byte(got.body), &entries); err != nil || got.status != http.StatusOK {
 		s.t.Errorf("%s: history: %d %v", a.user, got.status, err)

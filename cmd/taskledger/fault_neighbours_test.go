@@ -82,8 +82,8 @@ func (n *neighbours) keep(user string, do func(token string)) (stop func()) {
 	return stop
 }
 
-// disturbed compares what the neighbours write in a time with and without something that disturb does until what it returns is called. The
-// times follow each other, so that whatever else the machine does is in both.
+// disturbed compares what the neighbours write in a time with and without something that disturb does until what it
+// returns is called. The times follow each other, so that whatever else the machine does is in both.
 func (n *neighbours) disturbed(disturb func() (stop func())) {
 	n.t.Helper()
 	var alone, beside int64
@@ -133,8 +133,8 @@ func TestWaitersCostOthersLittle(t *testing.T) {
 	})
 }
 
-// A user who writes through two servers at once, 50 times a second each, races with nobody but that user: others go on as before, and
-// each write counts.
+// A user who writes through two servers at once, 50 times a second each, races with nobody but that user: others go on
+// as before, and each write counts.
 func TestAUserOfTwoServersCostsOthersLittle(t *testing.T) {
 	t.Parallel()
 	n := moveIn(t)

@@ -18,8 +18,8 @@ import (
 	"taskledger/migrations/testdb"
 )
 
-// What strangers leave open, in this database or another of the cluster, holds nobody up: readers go by position and not by
-// transaction ids.
+// What strangers leave open, in this database or another of the cluster, holds nobody up: readers go by position and
+// not by transaction ids.
 func TestOpenTransactionsOfStrangersHoldNobodyUp(t *testing.T) {
 	t.Parallel()
 	url, other := testdb.URL(t), testdb.URL(t)
@@ -59,7 +59,8 @@ func leaveOpen(t *testing.T, url, sql string) {
 	}
 }
 
-// Anybody in the database may notify. Whatever they say, and however much, what is written is still heard of in another process, soon.
+// Anybody in the database may notify. Whatever they say, and however much, what is written is still heard of in another
+// process, soon.
 func TestNotificationsOfStrangersDoNoHarm(t *testing.T) {
 	t.Parallel()
 	url := testdb.URL(t)
@@ -126,7 +127,13 @@ func TestADumpGoesOnInAnotherCluster(t *testing.T) {
 	moveDump(t, from, to)
 
 	after := startServer(t, "DATABASE_URL="+to, secret)
-	if found := after.must(200, "u", "GET", "/api/tasks/"+old["id"].(string), ""); found["updated_at"] != last["updated_at"] {
+	if found := after.must(
+		200,
+		"u",
+		"GET",
+		"/api/tasks/"+old["id"].(string),
+		"",
+	); found["updated_at"] != last["updated_at"] {
 		t.Errorf("after the move the task is %v, it was %v", found, last)
 	}
 	changed := after.must(200, "u", "PATCH", "/api/tasks/"+old["id"].(string), `{"title":"new"}`)
@@ -145,8 +152,8 @@ func TestADumpGoesOnInAnotherCluster(t *testing.T) {
 	}
 }
 
-// moveDump is pg_dump | psql, and psql has nothing to complain of. Where a PostgreSQL was downloaded these clients are missing; then the
-// tables are copied one by one, into a database that was migrated before.
+// moveDump is pg_dump | psql, and psql has nothing to complain of. Where a PostgreSQL was downloaded these clients are
+// missing; then the tables are copied one by one, into a database that was migrated before.
 func moveDump(t *testing.T, from, to string) {
 	t.Helper()
 	dump := clientProgram(t, from, "pg_dump", from)
@@ -203,7 +210,8 @@ func copyTables(t *testing.T, from, to string) {
 	}
 }
 
-// clientProgram finds a program of PostgreSQL: next to those of the server behind url, or on PATH; nil when it is nowhere.
+// clientProgram finds a program of PostgreSQL: next to those of the server behind url, or on PATH; nil when it is
+// nowhere.
 func clientProgram(t *testing.T, url, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)

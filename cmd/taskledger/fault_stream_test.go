@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// listener follows a user's live changes. When a stream breaks off it connects again, to either server, and says what it saw last.
+// listener follows a user's live changes. When a stream breaks off it connects again, to either server, and says what
+// it saw last.
 type listener struct {
 	stage   *stage
 	account *account

@@ -25,7 +25,8 @@ const (
 	sharedUsers = 2 // with two clients each
 	// recovery is how soon after PostgreSQL is back a write must succeed.
 	recovery = 10 * time.Second
-	// maxReplays bounds the commands of a user that are sent again at the end: each replay reads the user's whole stream.
+	// maxReplays bounds the commands of a user that are sent again at the end: each replay reads the user's whole
+	// stream.
 	maxReplays = 300
 )
 
@@ -46,15 +47,20 @@ type stage struct {
 	slowest time.Duration // from PostgreSQL's return to the first write that succeeded
 }
 
-// Servers and their PostgreSQL are killed, cut off, held up and out of disk at random under clients that repeat what was not answered,
-// with the same idempotency key. In the end all that was acknowledged is there, once, and nothing else is.
+// Servers and their PostgreSQL are killed, cut off, held up and out of disk at random under clients that repeat what
+// was not answered, with the same idempotency key. In the end all that was acknowledged is there, once, and nothing
+// else is.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	seed := *faultSeed
 	if seed == 0 {
 		seed = rand.Uint64N(1 << 32)
 	}
-	t.Logf("to repeat: go test ./cmd/taskledger -run 'TestFaults$' -args -fault.duration=%v -fault.seed=%d", *faultDuration, seed)
+	t.Logf(
+		"to repeat: go test ./cmd/taskledger -run 'TestFaults$' -args -fault.duration=%v -fault.seed=%d",
+		*faultDuration,
+		seed,
+	)
 	s := openStage(t)
 	accounts := openAccounts(t)
 	stopListening := s.listen(seed, accounts)
@@ -90,7 +96,12 @@ func openStage(t *testing.T) *stage {
 	t.Cleanup(s.http.CloseIdleConnections)
 	s.db, s.disk = openDatabase(t)
 	env := []string{
-		"PORT=0", "ADMIN_ADDR=", "RATE_LIMIT_RPS=0", "LOG_LEVEL=warn", "DATABASE_URL=" + s.db.URL(), "BETTER_AUTH_SECRET=" + serveSecret,
+		"PORT=0",
+		"ADMIN_ADDR=",
+		"RATE_LIMIT_RPS=0",
+		"LOG_LEVEL=warn",
+		"DATABASE_URL=" + s.db.URL(),
+		"BETTER_AUTH_SECRET=" + serveSecret,
 	}
 	for range 2 {
 		n := &node{t: t, env: env, stderr: &lockedBuffer{}}
@@ -159,8 +170,8 @@ func (s *stage) calm() {
 	}
 }
 
-// audit holds the model against the servers, the log against the read models, and each first answer against the one to the same
-// request now.
+// audit holds the model against the servers, the log against the read models, and each first answer against the one to
+// the same request now.
 func (s *stage) audit(seed uint64, accounts []*account) {
 	s.t.Helper()
 	var work sync.WaitGroup
@@ -188,6 +199,15 @@ func (s *stage) summary(accounts []*account) string {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fmt.Sprintf("%d commands settled on %d tasks; %d events heard on %d streams; answers %v, %d requests broken off; faults %v; %v at most until a write succeeded",
-		acknowledged, tasks, streamed, streams, s.answers, s.broken, s.faults, s.slowest.Round(time.Millisecond))
+	return fmt.Sprintf(
+		"%d commands settled on %d tasks; %d events heard on %d streams; answers %v, %d requests broken off; faults %v; %v at most until a write succeeded",
+		acknowledged,
+		tasks,
+		streamed,
+		streams,
+		s.answers,
+		s.broken,
+		s.faults,
+		s.slowest.Round(time.Millisecond),
+	)
 }

@@ -147,7 +147,13 @@ func printEntries(w io.Writer, entries []jsontext.Value) error {
 }
 
 // localTimes are forms of a time where the terminal is.
-var localTimes = []string{"2006-01-02", "2006-01-02T15:04", "2006-01-02 15:04", "2006-01-02T15:04:05", "2006-01-02 15:04:05"}
+var localTimes = []string{
+	"2006-01-02",
+	"2006-01-02T15:04",
+	"2006-01-02 15:04",
+	"2006-01-02T15:04:05",
+	"2006-01-02 15:04:05",
+}
 
 // parseMoment reads a seq or a time; nil where the text is empty.
 func parseMoment(flag, text string) (*query.Moment, error) {

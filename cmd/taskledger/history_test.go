@@ -19,7 +19,13 @@ func TestHistoryCommand(t *testing.T) {
 	zone := time.FixedZone("IST", 5*3600+1800)
 	env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret, "TZ=Asia/Kolkata"}
 	s := startServer(t, env...)
-	first := s.must(201, "u", "POST", "/api/tasks", `{"title":"a\u001b[31m\u202e","description":"","is_completed":true}`)
+	first := s.must(
+		201,
+		"u",
+		"POST",
+		"/api/tasks",
+		`{"title":"a\u001b[31m\u202e","description":"","is_completed":true}`,
+	)
 	id := first["id"].(string)
 	s.must(200, "u", "PATCH", "/api/tasks/"+id, `{"title":"b","description":"two\nlines"}`)
 	s.must(204, "u", "DELETE", "/api/tasks/"+id, "")
@@ -72,7 +78,11 @@ func TestHistoryCommand(t *testing.T) {
 	}
 	var entry map[string]any
 	line, _, _ := strings.Cut(output(t, env, "", "history", "--user", "u", "--json"), "\n")
-	if err := json.Unmarshal([]byte(line), &entry); err != nil || len(entry) != 8 || entry["hash"] != entries[0]["hash"] {
+	if err := json.Unmarshal(
+		[]byte(line),
+		&entry,
+	); err != nil || len(entry) != 8 ||
+		entry["hash"] != entries[0]["hash"] {
 		t.Errorf("%v: %s", err, line)
 	}
 	for _, args := range [][]string{{"--user", "nobody"}, {"--user", "u", "--since", "soon"}, {"--user", "u", "--task", "x"}, {}} {
@@ -107,16 +117,19 @@ func TestHistoryOfManyEvents(t *testing.T) {
 			gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp()
 		FROM generate_series(1, 1001) n`)
 	out := output(t, []string{"DATABASE_URL=" + url}, "", "history", "--user", "u")
-	if strings.Count(out, "\n") != n+1 || strings.Count(out, "TIME") != 1 || !strings.HasSuffix(out, "reopened   3d2b1a0c9e8f  true   false  u   r\n") {
+	if strings.Count(out, "\n") != n+1 || strings.Count(out, "TIME") != 1 ||
+		!strings.HasSuffix(out, "reopened   3d2b1a0c9e8f  true   false  u   r\n") {
 		t.Errorf("%d lines, the last is %q", strings.Count(out, "\n"), out[max(0, len(out)-100):])
 	}
 }
 
 func TestTableFitsTheTerminal(t *testing.T) {
 	t.Parallel()
-	entry := jsontext.Value(`{"seq":1,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","recorded_at":"2026-11-22T19:43:57.105086Z",
+	entry := jsontext.Value(
+		`{"seq":1,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","recorded_at":"2026-11-22T19:43:57.105086Z",
 		"actor":"u\u001b]0;evil\u0007","request_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f",
-		"changes":{"title":{"from":"日本語日本語日本語日本語日本語","to":"👩‍👩‍👧‍👦👩‍👩‍👧‍👦 e\u0301e\u0301e\u0301 \u200b\u2066\u0085\u00a0\u009b31m family and more"}}}`)
+		"changes":{"title":{"from":"日本語日本語日本語日本語日本語","to":"👩‍👩‍👧‍👦👩‍👩‍👧‍👦 e\u0301e\u0301e\u0301 \u200b\u2066\u0085\u00a0\u009b31m family and more"}}}`,
+	)
 	control := regexp.MustCompile(`[\x00-\x09\x0b-\x1f\x7f-\x{9f}\x{200b}\x{202a}-\x{202e}\x{2066}-\x{2069}]`)
 	for _, width := range []int{0, 500, 120, 80, 72, 20} {
 		var out strings.Builder
@@ -131,7 +144,10 @@ func TestTableFitsTheTerminal(t *testing.T) {
 				t.Errorf("width %d: %d columns: %q", width, got, line)
 			}
 		}
-		if whole := strings.Contains(out.String(), "👩‍👩‍👧‍👦👩‍👩‍👧‍👦 e\u0301e\u0301e\u0301 "+`\u200b\u2066\u0085 \u009b31m family and more`); whole != (width == 0 || width == 500) {
+		if whole := strings.Contains(
+			out.String(),
+			"👩‍👩‍👧‍👦👩‍👩‍👧‍👦 e\u0301e\u0301e\u0301 "+`\u200b\u2066\u0085 \u009b31m family and more`,
+		); whole != (width == 0 || width == 500) {
 			t.Errorf("width %d: %s", width, out.String())
 		}
 	}

@@ -24,7 +24,16 @@ const houseModule = "taskledger"
 // houseLayers names every top-level folder, and those inside one that have rules of their own, with the other folders
 // that its non-test files may import.
 var houseLayers = map[string][]string{
-	"cmd":           {"httpapi", "httpapi/admin", "httpapi/auth", "command", "projections", "query", "events", "migrations"},
+	"cmd": {
+		"httpapi",
+		"httpapi/admin",
+		"httpapi/auth",
+		"command",
+		"projections",
+		"query",
+		"events",
+		"migrations",
+	},
 	"cmd/taskbench": {"migrations"},
 	"httpapi":       {"httpapi/auth", "command", "query", "events"},
 	"httpapi/admin": {"query"},
@@ -36,7 +45,8 @@ var houseLayers = map[string][]string{
 	"migrations":    nil,
 }
 
-// keptTo names the only folders that may import what begins with the key. The rival of taskbench is built with Echo too.
+// keptTo names the only folders that may import what begins with the key. The rival of taskbench is built with Echo
+// too.
 var keptTo = map[string][]string{
 	"github.com/labstack/echo":           {"httpapi", "cmd/taskbench"},
 	"github.com/ThreeDotsLabs/watermill": {"events", "projections"},
@@ -72,18 +82,78 @@ func TestBrokenRulesAreReported(t *testing.T) {
 		folders []string
 		want    string
 	}{
-		{"query imports projections", importing("query", "taskledger/projections"), nil, "taskledger/query imports taskledger/projections"},
-		{"query imports migrations", importing("query", "taskledger/migrations"), nil, "taskledger/query imports taskledger/migrations"},
-		{"command imports query", importing("command", "taskledger/query"), nil, "taskledger/command imports taskledger/query"},
-		{"command imports projections", importing("command", "taskledger/projections"), nil, "taskledger/command imports taskledger/projections"},
-		{"projections imports command", importing("projections", "taskledger/command"), nil, "taskledger/projections imports taskledger/command"},
-		{"httpapi imports projections", importing("httpapi", "taskledger/projections"), nil, "taskledger/httpapi imports taskledger/projections"},
-		{"httpapi imports a test database", importing("httpapi", "taskledger/migrations/testdb"), nil, "taskledger/httpapi imports taskledger/migrations/testdb"},
-		{"command imports httpapi", importing("command", "taskledger/httpapi"), nil, "taskledger/command imports taskledger/httpapi"},
-		{"httpapi imports cmd", importing("httpapi", "taskledger/cmd/taskledger"), nil, "taskledger/httpapi imports taskledger/cmd/taskledger"},
-		{"taskbench imports events", importing("cmd/taskbench", "taskledger/events"), nil, "taskledger/cmd/taskbench imports taskledger/events"},
-		{"events imports command", importing("events", "taskledger/command"), nil, "taskledger/events imports taskledger/command"},
-		{"migrations imports events", importing("migrations/testdb", "taskledger/events"), nil, "taskledger/migrations/testdb imports taskledger/events"},
+		{
+			"query imports projections",
+			importing("query", "taskledger/projections"),
+			nil,
+			"taskledger/query imports taskledger/projections",
+		},
+		{
+			"query imports migrations",
+			importing("query", "taskledger/migrations"),
+			nil,
+			"taskledger/query imports taskledger/migrations",
+		},
+		{
+			"command imports query",
+			importing("command", "taskledger/query"),
+			nil,
+			"taskledger/command imports taskledger/query",
+		},
+		{
+			"command imports projections",
+			importing("command", "taskledger/projections"),
+			nil,
+			"taskledger/command imports taskledger/projections",
+		},
+		{
+			"projections imports command",
+			importing("projections", "taskledger/command"),
+			nil,
+			"taskledger/projections imports taskledger/command",
+		},
+		{
+			"httpapi imports projections",
+			importing("httpapi", "taskledger/projections"),
+			nil,
+			"taskledger/httpapi imports taskledger/projections",
+		},
+		{
+			"httpapi imports a test database",
+			importing("httpapi", "taskledger/migrations/testdb"),
+			nil,
+			"taskledger/httpapi imports taskledger/migrations/testdb",
+		},
+		{
+			"command imports httpapi",
+			importing("command", "taskledger/httpapi"),
+			nil,
+			"taskledger/command imports taskledger/httpapi",
+		},
+		{
+			"httpapi imports cmd",
+			importing("httpapi", "taskledger/cmd/taskledger"),
+			nil,
+			"taskledger/httpapi imports taskledger/cmd/taskledger",
+		},
+		{
+			"taskbench imports events",
+			importing("cmd/taskbench", "taskledger/events"),
+			nil,
+			"taskledger/cmd/taskbench imports taskledger/events",
+		},
+		{
+			"events imports command",
+			importing("events", "taskledger/command"),
+			nil,
+			"taskledger/events imports taskledger/command",
+		},
+		{
+			"migrations imports events",
+			importing("migrations/testdb", "taskledger/events"),
+			nil,
+			"taskledger/migrations/testdb imports taskledger/events",
+		},
 		{"echo in command", importing("command", echo), nil, "taskledger/command imports " + echo},
 		{"echo in cmd", importing("cmd/taskledger", echo), nil, "taskledger/cmd/taskledger imports " + echo},
 		{"auth imports httpapi", importing("httpapi/auth", "taskledger/httpapi"), nil,
@@ -92,17 +162,42 @@ func TestBrokenRulesAreReported(t *testing.T) {
 			"taskledger/httpapi/auth imports taskledger/events"},
 		{"admin imports projections", importing("httpapi/admin", "taskledger/projections"), nil,
 			"taskledger/httpapi/admin imports taskledger/projections"},
-		{"httpapi imports admin", importing("httpapi", "taskledger/httpapi/admin"), nil, "taskledger/httpapi imports taskledger/httpapi/admin"},
+		{
+			"httpapi imports admin",
+			importing("httpapi", "taskledger/httpapi/admin"),
+			nil,
+			"taskledger/httpapi imports taskledger/httpapi/admin",
+		},
 		{"echo in auth", importing("httpapi/auth", echo), nil, "taskledger/httpapi/auth imports " + echo},
 		{"echo below auth", importing("httpapi/auth/x", echo), nil, "taskledger/httpapi/auth/x imports " + echo},
 		{"command imports auth", importing("command", "taskledger/httpapi/auth"), nil,
 			"taskledger/command imports taskledger/httpapi/auth"},
 		{"watermill in command", importing("command", watermill), nil, "taskledger/command imports " + watermill},
-		{"watermill-sql in cmd", importing("cmd/taskledger", "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"), nil, "taskledger/cmd/taskledger imports github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"},
-		{"godotenv in httpapi", importing("httpapi", "github.com/joho/godotenv"), nil, "taskledger/httpapi imports github.com/joho/godotenv"},
-		{"environment in events", sourcePackage{path: "taskledger/events", environmentUses: []string{"os.Getenv"}}, nil, "taskledger/events reads the environment: os.Getenv"},
+		{
+			"watermill-sql in cmd",
+			importing("cmd/taskledger", "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"),
+			nil,
+			"taskledger/cmd/taskledger imports github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql",
+		},
+		{
+			"godotenv in httpapi",
+			importing("httpapi", "github.com/joho/godotenv"),
+			nil,
+			"taskledger/httpapi imports github.com/joho/godotenv",
+		},
+		{
+			"environment in events",
+			sourcePackage{path: "taskledger/events", environmentUses: []string{"os.Getenv"}},
+			nil,
+			"taskledger/events reads the environment: os.Getenv",
+		},
 		{"package at the top", sourcePackage{path: "taskledger"}, nil, "taskledger is in no folder of the house"},
-		{"package in a new folder", sourcePackage{path: "taskledger/internal/x"}, nil, "taskledger/internal/x is in no folder of the house"},
+		{
+			"package in a new folder",
+			sourcePackage{path: "taskledger/internal/x"},
+			nil,
+			"taskledger/internal/x is in no folder of the house",
+		},
 		{"new folder at the top", importing("query"), []string{"query", "util"}, "folder util is not one of the house"},
 	}
 	for _, tt := range tests {
@@ -119,9 +214,19 @@ func TestBrokenRulesAreReported(t *testing.T) {
 func TestRulesAllowTheHouse(t *testing.T) {
 	t.Parallel()
 	packages := []sourcePackage{
-		importing("cmd/taskledger", "taskledger/httpapi", "taskledger/httpapi/admin", "taskledger/httpapi/auth", "taskledger/command",
-			"taskledger/projections", "taskledger/query", "taskledger/events", "taskledger/migrations",
-			"github.com/joho/godotenv", "os"),
+		importing(
+			"cmd/taskledger",
+			"taskledger/httpapi",
+			"taskledger/httpapi/admin",
+			"taskledger/httpapi/auth",
+			"taskledger/command",
+			"taskledger/projections",
+			"taskledger/query",
+			"taskledger/events",
+			"taskledger/migrations",
+			"github.com/joho/godotenv",
+			"os",
+		),
 		{path: "taskledger/cmd/taskbench", environmentUses: []string{"os.Getenv"}},
 		importing("httpapi", "taskledger/httpapi/auth", "taskledger/command", "taskledger/query", "taskledger/events",
 			"github.com/labstack/echo/v4/middleware"),
@@ -157,7 +262,12 @@ func TestEnvironmentUsesAreFound(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			file, err := parser.ParseFile(token.NewFileSet(), "x.go", "package x; "+tt.source, parser.SkipObjectResolution)
+			file, err := parser.ParseFile(
+				token.NewFileSet(),
+				"x.go",
+				"package x; "+tt.source,
+				parser.SkipObjectResolution,
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -330,7 +440,12 @@ func readPackage(t *testing.T, listed listedPackage) sourcePackage {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
-		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(listed.Dir, name), nil, parser.SkipObjectResolution)
+		file, err := parser.ParseFile(
+			token.NewFileSet(),
+			filepath.Join(listed.Dir, name),
+			nil,
+			parser.SkipObjectResolution,
+		)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -99,15 +99,25 @@ func TestTwoLedgersInOneDatabase(t *testing.T) {
 		defer close(held)
 		for status := 503; status != 201; {
 			var err error
-			if status, _, err = one.call("u", "POST", "/api/tasks", `{"title":"held up"}`); err != nil || status != 201 && status != 503 {
+			if status, _, err = one.call(
+				"u",
+				"POST",
+				"/api/tasks",
+				`{"title":"held up"}`,
+			); err != nil ||
+				status != 201 && status != 503 {
 				t.Errorf("a write that was held up: %d %v", status, err)
 				return
 			}
 		}
 	}()
 	one.await(1, func() (int, error) {
-		return value[int](t, url, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database =
-			(SELECT oid FROM pg_database WHERE datname = current_database())`), nil
+		return value[int](
+			t,
+			url,
+			`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database =
+			(SELECT oid FROM pg_database WHERE datname = current_database())`,
+		), nil
 	})
 	for range 20 {
 		two.must(201, "u", "POST", "/api/tasks", `{"title":"not held up"}`)
@@ -115,7 +125,11 @@ func TestTwoLedgersInOneDatabase(t *testing.T) {
 	if got := finish(t, program(t, env("two"), "rebuild")); got.code != 0 {
 		t.Errorf("rebuild of the other ledger: %+v", got)
 	}
-	if got := finish(t, program(t, env("one"), "rebuild")); got.code != exitFailed || !strings.Contains(got.stderr, "another rebuild") {
+	if got := finish(
+		t,
+		program(t, env("one"), "rebuild"),
+	); got.code != exitFailed ||
+		!strings.Contains(got.stderr, "another rebuild") {
 		t.Errorf("rebuild beside another: %+v", got)
 	}
 	select {
@@ -246,7 +260,8 @@ func TestSearchPathsChangeNothing(t *testing.T) {
 					s := startServer(t, "DATABASE_URL="+url, "BETTER_AUTH_SECRET="+serveSecret)
 					task := s.must(201, parameters+mode, "POST", "/api/tasks", `{"title":"a"}`)
 					found := s.must(200, parameters+mode, "GET", "/api/tasks/"+task["id"].(string), "")
-					if found["created_at"] != task["created_at"] || strings.HasPrefix(found["created_at"].(string), "1970") {
+					if found["created_at"] != task["created_at"] ||
+						strings.HasPrefix(found["created_at"].(string), "1970") {
 						t.Errorf("written %v, found %v", task, found)
 					}
 					if got := finish(t, program(t, []string{"DATABASE_URL=" + url}, "verify")); got.code != 0 {

@@ -1,6 +1,7 @@
 // Command taskledger is the task backend: its server, and what an operator does to it.
 //
-// This package is the composition root: the only one that reads the environment, and the only one that knows all the others.
+// This package is the composition root: the only one that reads the environment, and the only one that knows all the
+// others.
 package main
 
 import (
@@ -149,8 +150,9 @@ var numbers = map[string]string{
 	"MAX_TASKS_PER_USER": "a number of tasks, 1 or more",
 }
 
-// tidyEnvironment takes a variable that is empty for one that is not set, as it comes from a compose file; but an empty secret is
-// an error, and an empty ADMIN_ADDR a setting. It names the numbers that are none, better than the parser of flags would.
+// tidyEnvironment takes a variable that is empty for one that is not set, as it comes from a compose file; but an empty
+// secret is an error, and an empty ADMIN_ADDR a setting. It names the numbers that are none, better than the parser of
+// flags would.
 func tidyEnvironment() error {
 	for _, name := range settingNames() {
 		if os.Getenv(name) == "" && name != "BETTER_AUTH_SECRET" && name != "ADMIN_ADDR" {

@@ -97,8 +97,14 @@ func TestBadCommandLineStopsTheProgramWithOneLine(t *testing.T) {
 func TestServerNeedsSomebodyWhoCanLogIn(t *testing.T) {
 	t.Parallel()
 	got := finish(t, program(t, []string{"DATABASE_URL=postgres://nowhere.invalid/x"}, "serve"))
-	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "BETTER_AUTH_SECRET") {
-		t.Errorf("exit code %d, stderr %q, want %d and one line with BETTER_AUTH_SECRET in it", got.code, got.stderr, exitFailed)
+	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 ||
+		!strings.Contains(got.stderr, "BETTER_AUTH_SECRET") {
+		t.Errorf(
+			"exit code %d, stderr %q, want %d and one line with BETTER_AUTH_SECRET in it",
+			got.code,
+			got.stderr,
+			exitFailed,
+		)
 	}
 }
 
@@ -107,8 +113,15 @@ func TestAnAdminPortForOthersNeedsAToken(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{":0", "0.0.0.0:0", "[::]:0", "10.0.0.1:0", "localhost.example:0"} {
 		got := finish(t, program(t, []string{"ADMIN_ADDR=" + addr}, "serve"))
-		if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "ADMIN_TOKEN") {
-			t.Errorf("%s: exit code %d, stderr %q, want %d and one line with ADMIN_TOKEN in it", addr, got.code, got.stderr, exitFailed)
+		if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 ||
+			!strings.Contains(got.stderr, "ADMIN_TOKEN") {
+			t.Errorf(
+				"%s: exit code %d, stderr %q, want %d and one line with ADMIN_TOKEN in it",
+				addr,
+				got.code,
+				got.stderr,
+				exitFailed,
+			)
 		}
 	}
 	for _, addr := range []string{"", "127.0.0.1:0", "[::1]:0", "localhost:0"} {
@@ -162,7 +175,15 @@ func TestDotEnvIsReadAndTheEnvironmentWins(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := finish(t, cmd); got.code != tt.code || strings.Contains(got.stderr, "s3cret") {
-			t.Errorf(".env %q, environment %v, arguments %v: exit code %d, want %d; stderr %q", tt.file, tt.env, tt.args, got.code, tt.code, got.stderr)
+			t.Errorf(
+				".env %q, environment %v, arguments %v: exit code %d, want %d; stderr %q",
+				tt.file,
+				tt.env,
+				tt.args,
+				got.code,
+				tt.code,
+				got.stderr,
+			)
 		}
 	}
 }
@@ -203,7 +224,11 @@ func TestEmbeddedDatabaseIsSharedWithCommands(t *testing.T) {
 	if got := finish(t, program(t, env, "migrate")); got.code != 0 {
 		t.Errorf("migrate next to a server: exit code %d, stderr %q", got.code, got.stderr)
 	}
-	if got := finish(t, program(t, env, "serve")); got.code != exitFailed || !strings.Contains(got.stderr, "already runs") {
+	if got := finish(
+		t,
+		program(t, env, "serve"),
+	); got.code != exitFailed ||
+		!strings.Contains(got.stderr, "already runs") {
 		t.Errorf("a second server: exit code %d, stderr %q, want %d and who runs", got.code, got.stderr, exitFailed)
 	}
 	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
@@ -212,7 +237,13 @@ func TestEmbeddedDatabaseIsSharedWithCommands(t *testing.T) {
 	if err := server.Wait(); err != nil {
 		t.Errorf("the server after SIGTERM: %v, stderr %s", err, &stderr)
 	}
-	if again, err := postgres.Attach(t.Context(), strings.TrimPrefix(env[0], "DATA_DIR=")); !errors.Is(err, postgres.ErrNotRunning) {
+	if again, err := postgres.Attach(
+		t.Context(),
+		strings.TrimPrefix(env[0], "DATA_DIR="),
+	); !errors.Is(
+		err,
+		postgres.ErrNotRunning,
+	) {
 		t.Errorf("PostgreSQL outlived its server: %v, same address %v", err, again == url)
 	}
 	if got := finish(t, program(t, env, "migrate")); got.code != 0 {

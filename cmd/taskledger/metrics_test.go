@@ -143,7 +143,13 @@ func TestAScrapeWakesNoDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.ledger.Pool().Close()
-	a, err := newApp(t.Context(), &settings{MaxTasksPerUser: 100}, db, []byte(serveSecret), slog.New(slog.DiscardHandler))
+	a, err := newApp(
+		t.Context(),
+		&settings{MaxTasksPerUser: 100},
+		db,
+		[]byte(serveSecret),
+		slog.New(slog.DiscardHandler),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,8 @@ func (migrateCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdo
 	return err
 }
 
-// migrate brings the schema up to date, and tells who else was granted something on it: from whom it was taken, and who serves.
+// migrate brings the schema up to date, and tells who else was granted something on it: from whom it was taken, and who
+// serves.
 func (d *database) migrate(ctx context.Context, log *slog.Logger) error {
 	pool := d.ledger.Pool()
 	before, err := migrations.Others(ctx, pool, d.schema)
@@ -45,7 +46,13 @@ func (d *database) migrate(ctx context.Context, log *slog.Logger) error {
 	}
 	taken := slices.DeleteFunc(before, func(role string) bool { return slices.Contains(serving, role) })
 	if len(taken) > 0 {
-		log.Warn("took from other database roles what they had been granted on the ledger", "schema", d.schema, "roles", taken)
+		log.Warn(
+			"took from other database roles what they had been granted on the ledger",
+			"schema",
+			d.schema,
+			"roles",
+			taken,
+		)
 	}
 	return nil
 }

@@ -62,7 +62,13 @@ func onParked(
 		return err
 	}
 	for _, p := range parked {
-		line := fmt.Sprintf("user=%q event=%d since=%s reason=%q", p.UserID, p.Seq, p.Since.UTC().Format(time.RFC3339), p.Reason)
+		line := fmt.Sprintf(
+			"user=%q event=%d since=%s reason=%q",
+			p.UserID,
+			p.Seq,
+			p.Since.UTC().Format(time.RFC3339),
+			p.Reason,
+		)
 		if _, err := fmt.Fprintln(stdout, line); err != nil {
 			return err
 		}

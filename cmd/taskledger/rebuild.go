@@ -51,8 +51,14 @@ func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, s
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "rebuilt: %d events folded into %d rows in %s, %.0f events/s; swapped in and verified\n",
-		report.Events, report.Rows, report.Took.Round(time.Millisecond), float64(report.Events)/report.Took.Seconds())
+	_, err = fmt.Fprintf(
+		stdout,
+		"rebuilt: %d events folded into %d rows in %s, %.0f events/s; swapped in and verified\n",
+		report.Events,
+		report.Rows,
+		report.Took.Round(time.Millisecond),
+		float64(report.Events)/report.Took.Seconds(),
+	)
 	return err
 }
 
@@ -154,6 +160,15 @@ func progressLines(w io.Writer, items string, every time.Duration) projections.P
 		last = now
 		rate := float64(done) / now.Sub(start).Seconds()
 		left := time.Duration(float64(total-done) / rate * float64(time.Second))
-		_, _ = fmt.Fprintf(w, "%d of %d %s, %.0f %s/s, %s left\n", done, total, items, rate, items, left.Round(time.Second))
+		_, _ = fmt.Fprintf(
+			w,
+			"%d of %d %s, %.0f %s/s, %s left\n",
+			done,
+			total,
+			items,
+			rate,
+			items,
+			left.Round(time.Second),
+		)
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"taskledger/projections"
 )
 
-// A read shows what was acknowledged before it, on another server too, while the read model is made anew again and again: also when it
-// queued behind the moment in which the tables are swapped.
+// A read shows what was acknowledged before it, on another server too, while the read model is made anew again and
+// again: also when it queued behind the moment in which the tables are swapped.
 func TestNoReadMissesAWriteDuringRebuilds(t *testing.T) {
 	t.Parallel()
 	const rebuilds, writers = 20, 4
@@ -225,7 +225,8 @@ func TestAReadModelOfAnotherVersion(t *testing.T) {
 		return slices.IndexFunc(servers, func(s *served) bool { return strings.Contains(s.stderr.String(), begun) })
 	}
 	heldRebuild(t, url, "swap", func() error {
-		servers = append(servers, startServer(t, env...), startServer(t, env...)) // both ready, while nothing can be swapped
+		// both ready, while nothing can be swapped
+		servers = append(servers, startServer(t, env...), startServer(t, env...))
 		return nil
 	}, func() error {
 		servers[0].await(1, func() (int, error) { return min(working()+1, 1), nil })

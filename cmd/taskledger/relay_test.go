@@ -55,8 +55,8 @@ func openRelay(t *testing.T, url string) *relay {
 	return r
 }
 
-// silence makes present connections lead nowhere, as in a failover or behind a router that forgot: nothing is refused, nothing is
-// answered. New ones work.
+// silence makes present connections lead nowhere, as in a failover or behind a router that forgot: nothing is refused,
+// nothing is answered. New ones work.
 func (r *relay) silence() { r.dead.Store(r.accepted.Load()) }
 
 func (r *relay) pass(number int64, to, from net.Conn, count *atomic.Int64) {

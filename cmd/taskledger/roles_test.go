@@ -21,8 +21,13 @@ func newRole(t *testing.T, database, attributes string) (name, roleURL string) {
 	name = "role_" + strings.ToLower(rand.Text())
 	execute(t, database, `CREATE ROLE `+name+` LOGIN PASSWORD 'pw' `+attributes)
 	t.Cleanup(func() {
-		execute(t, database, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO CURRENT_USER', current_database()); END $$`,
-			`DROP OWNED BY `+name+` CASCADE`, `DROP ROLE `+name)
+		execute(
+			t,
+			database,
+			`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO CURRENT_USER', current_database()); END $$`,
+			`DROP OWNED BY `+name+` CASCADE`,
+			`DROP ROLE `+name,
+		)
 	})
 	u := parseDatabase(t, database)
 	u.User = url.UserPassword(name, "pw")
@@ -46,7 +51,8 @@ func parseDatabase(t *testing.T, text string) *url.URL {
 	return u
 }
 
-// Whatever the role may do besides, it serves; and the gauge shows whether row level security binds the connections that read.
+// Whatever the role may do besides, it serves; and the gauge shows whether row level security binds the connections
+// that read.
 func TestRolesAndTheSecondLock(t *testing.T) {
 	t.Parallel()
 	const readAll = `GRANT pg_read_all_data TO `
@@ -117,7 +123,8 @@ func hasSetOption(t *testing.T, database string) bool {
 	}
 	defer conn.Close(t.Context())
 	var has bool
-	if err := conn.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::integer >= 160000`).Scan(&has); err != nil {
+	if err := conn.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::integer >= 160000`).
+		Scan(&has); err != nil {
 		t.Fatal(err)
 	}
 	return has
@@ -147,7 +154,10 @@ func checkGauge(t *testing.T, url string, binds bool) {
 	}
 	for _, table := range []string{"tasks", "task_history", "users", "task_events"} {
 		var n int
-		if err := a.reader.Pool().QueryRow(t.Context(), `SELECT count(*) FROM taskledger.`+table).Scan(&n); err != nil || n != rows {
+		if err := a.reader.Pool().
+			QueryRow(t.Context(), `SELECT count(*) FROM taskledger.`+table).
+			Scan(&n); err != nil ||
+			n != rows {
 			t.Errorf("a query of %s without a user sees %d rows, %v; want %d", table, n, err, rows)
 		}
 	}
@@ -165,12 +175,19 @@ func TestOneRoleMigratesAndAnotherServes(t *testing.T) {
 	}
 	serve := []string{"DATABASE_URL=" + server, "BETTER_AUTH_SECRET=" + serveSecret, "PORT=0", "ADMIN_ADDR="}
 	got := finish(t, program(t, serve, "serve"))
-	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "USAGE ON SCHEMA") {
+	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 ||
+		!strings.Contains(got.stderr, "USAGE ON SCHEMA") {
 		t.Errorf("without rights: %+v", got)
 	}
-	execute(t, owner, `GRANT USAGE ON SCHEMA taskledger TO `+name, `GRANT SELECT, INSERT ON taskledger.task_events TO `+name)
+	execute(
+		t,
+		owner,
+		`GRANT USAGE ON SCHEMA taskledger TO `+name,
+		`GRANT SELECT, INSERT ON taskledger.task_events TO `+name,
+	)
 	got = finish(t, program(t, env, "migrate"))
-	if got.code != 0 || !strings.Contains(got.stderr, "other database roles may use the ledger") || !strings.Contains(got.stderr, name) {
+	if got.code != 0 || !strings.Contains(got.stderr, "other database roles may use the ledger") ||
+		!strings.Contains(got.stderr, name) {
 		t.Errorf("migrate: %+v", got)
 	}
 	s := startServer(t, serve...)
@@ -183,7 +200,8 @@ func TestOneRoleMigratesAndAnotherServes(t *testing.T) {
 	}
 	execute(t, owner, `REVOKE INSERT ON taskledger.task_events FROM `+name)
 	got = finish(t, program(t, env, "migrate"))
-	if got.code != 0 || !strings.Contains(got.stderr, "took from other database roles") || !strings.Contains(got.stderr, name) {
+	if got.code != 0 || !strings.Contains(got.stderr, "took from other database roles") ||
+		!strings.Contains(got.stderr, name) {
 		t.Errorf("migrate: %+v", got)
 	}
 	s.await(503, func() (int, error) { return s.status("/readyz") })
@@ -201,7 +219,11 @@ func TestSettingsOfOthersChangeNothing(t *testing.T) {
 			t.Parallel()
 			database := testdb.EmptyURL(t)
 			_, owner := newOwner(t, database, "")
-			execute(t, database, `ALTER DATABASE `+strings.TrimPrefix(parseDatabase(t, database).Path, "/")+` SET `+setting)
+			execute(
+				t,
+				database,
+				`ALTER DATABASE `+strings.TrimPrefix(parseDatabase(t, database).Path, "/")+` SET `+setting,
+			)
 			for _, url := range []string{owner, database} {
 				env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
 				s := startServer(t, env...)
@@ -228,13 +250,30 @@ func TestADatabaseThatIsNotUTF8IsRefused(t *testing.T) {
 	for _, encoding := range []string{"LATIN1", "SQL_ASCII"} {
 		admin := testdb.EmptyURL(t)
 		name := "other_" + strings.ToLower(rand.Text())
-		execute(t, admin, `CREATE DATABASE `+name+` TEMPLATE template0 ENCODING '`+encoding+`' LC_COLLATE 'C' LC_CTYPE 'C'`)
+		execute(
+			t,
+			admin,
+			`CREATE DATABASE `+name+` TEMPLATE template0 ENCODING '`+encoding+`' LC_COLLATE 'C' LC_CTYPE 'C'`,
+		)
 		t.Cleanup(func() { execute(t, admin, `DROP DATABASE `+name+` WITH (FORCE)`) })
 		u := parseDatabase(t, admin)
 		u.Path = "/" + name
 		for _, command := range []string{"serve", "migrate"} {
-			got := finish(t, program(t, []string{"DATABASE_URL=" + u.String(), "BETTER_AUTH_SECRET=" + serveSecret, "PORT=0", "ADMIN_ADDR="}, command))
-			if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "encoding "+encoding) {
+			got := finish(
+				t,
+				program(
+					t,
+					[]string{
+						"DATABASE_URL=" + u.String(),
+						"BETTER_AUTH_SECRET=" + serveSecret,
+						"PORT=0",
+						"ADMIN_ADDR=",
+					},
+					command,
+				),
+			)
+			if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 ||
+				!strings.Contains(got.stderr, "encoding "+encoding) {
 				t.Errorf("%s: %+v", command, got)
 			}
 		}
@@ -246,32 +285,49 @@ func TestTheLedgerStandsBesideOthers(t *testing.T) {
 	t.Parallel()
 	database := testdb.EmptyURL(t)
 	for _, name := range []string{"task", "tasks", "users", "task_events", "goose_db_version", "checkpoints"} {
-		execute(t, database, `CREATE TABLE public.`+name+` (id integer PRIMARY KEY, title text)`, `INSERT INTO public.`+name+` VALUES (1, 'theirs')`)
+		execute(
+			t,
+			database,
+			`CREATE TABLE public.`+name+` (id integer PRIMARY KEY, title text)`,
+			`INSERT INTO public.`+name+` VALUES (1, 'theirs')`,
+		)
 	}
 	u := parseDatabase(t, database)
 	u.RawQuery += "&search_path=public"
 	env := []string{"DATABASE_URL=" + u.String(), "BETTER_AUTH_SECRET=" + serveSecret}
 	s := startServer(t, env...)
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"ours"}`)
-	if status, tasks, err := s.list("u"); status != 200 || err != nil || len(tasks) != 1 || tasks[0]["title"] != "ours" {
+	if status, tasks, err := s.list(
+		"u",
+	); status != 200 || err != nil || len(tasks) != 1 ||
+		tasks[0]["title"] != "ours" {
 		t.Errorf("list: %d %v %v", status, tasks, err)
 	}
 	if got := finish(t, program(t, env, "rebuild")); got.code != 0 {
 		t.Errorf("rebuild: %+v", got)
 	}
 	for _, name := range []string{"task", "tasks", "users", "task_events", "goose_db_version", "checkpoints"} {
-		execute(t, database, `DO $$ BEGIN ASSERT (SELECT count(*) = 1 AND max(title) = 'theirs' FROM public.`+name+`); END $$`)
+		execute(
+			t,
+			database,
+			`DO $$ BEGIN ASSERT (SELECT count(*) = 1 AND max(title) = 'theirs' FROM public.`+name+`); END $$`,
+		)
 	}
 	// What a tool does that wants public to be as its own schema says.
 	execute(t, database, `DROP SCHEMA public CASCADE`, `CREATE SCHEMA public`)
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"ours"}`)
 	s.terminate()
-	if got := finish(t, program(t, env, "verify")); got.code != 0 || !strings.HasPrefix(got.stdout, "compared 1 users, 2 events, 5 rows") {
+	if got := finish(
+		t,
+		program(t, env, "verify"),
+	); got.code != 0 ||
+		!strings.HasPrefix(got.stdout, "compared 1 users, 2 events, 5 rows") {
 		t.Errorf("verify: %+v", got)
 	}
 }
 
-// A database that refuses writes, or us, makes 503 and a server that is not ready, until it is mended; then all is well by itself.
+// A database that refuses writes, or us, makes 503 and a server that is not ready, until it is mended; then all is well
+// by itself.
 func TestADatabaseThatRefuses(t *testing.T) {
 	t.Parallel()
 	const reconnect = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`
@@ -298,7 +354,12 @@ func TestADatabaseThatRefuses(t *testing.T) {
 			t.Parallel()
 			database := testdb.EmptyURL(t)
 			name, owner := newOwner(t, database, "")
-			names := strings.NewReplacer("{owner}", name, "{database}", strings.TrimPrefix(parseDatabase(t, database).Path, "/"))
+			names := strings.NewReplacer(
+				"{owner}",
+				name,
+				"{database}",
+				strings.TrimPrefix(parseDatabase(t, database).Path, "/"),
+			)
 			s := startServer(t, "DATABASE_URL="+owner, "BETTER_AUTH_SECRET="+serveSecret)
 			id := s.must(201, "u", "POST", "/api/tasks", `{"title":"before"}`)["id"].(string)
 			s.must(200, "u", "GET", "/api/tasks/"+id, "")

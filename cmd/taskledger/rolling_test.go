@@ -146,7 +146,11 @@ func TestARollingRestart(t *testing.T) {
 			done.Store(true)
 			work.Wait()
 			stop()
-			t.Logf("%d requests, none failed; the slowest stop took %v", requests.Load(), slowest.Round(time.Millisecond))
+			t.Logf(
+				"%d requests, none failed; the slowest stop took %v",
+				requests.Load(),
+				slowest.Round(time.Millisecond),
+			)
 			got := finish(t, program(t, env[:1], "verify"))
 			want := fmt.Sprintf("compared 4 users, %d events", requests.Load()/2)
 			if got.code != 0 || !strings.HasPrefix(got.stdout, want) {

@@ -13,7 +13,8 @@ import (
 	"taskledger/httpapi/auth"
 )
 
-// secret returns the key of HS256 tokens and of Better Auth's signed sessions; nil when tokens are only verified by a key set.
+// secret returns the key of HS256 tokens and of Better Auth's signed sessions; nil when tokens are only verified by a
+// key set.
 func (s *settings) secret() ([]byte, error) {
 	if s.BetterAuthSecret != nil {
 		return []byte(*s.BetterAuthSecret), nil
@@ -52,8 +53,8 @@ func developmentSecret(dir string) ([]byte, error) {
 	return []byte(secret), nil
 }
 
-// keepSecret writes the file under another name first and then links it, so that of two processes the second finds the whole file of
-// the first. The directory is also the database's: others must be able to pass.
+// keepSecret writes the file under another name first and then links it, so that of two processes the second finds the
+// whole file of the first. The directory is also the database's: others must be able to pass.
 func keepSecret(dir, path string) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err

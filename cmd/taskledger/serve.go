@@ -52,8 +52,8 @@ func (serveCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout
 	return serve(ctx, cfg, log, stdout)
 }
 
-// tuneGC lets the heap grow to several times what is in use, and no further than memory allows: collecting it as often as Go does by
-// default took a tenth of the time of a busy server. Who sets GOGC or GOMEMLIMIT has it that way.
+// tuneGC lets the heap grow to several times what is in use, and no further than memory allows: collecting it as often
+// as Go does by default took a tenth of the time of a busy server. Who sets GOGC or GOMEMLIMIT has it that way.
 func tuneGC() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
@@ -135,8 +135,11 @@ func closeQuietly(l net.Listener) { _ = l.Close() }
 func tellEarlier(ctx context.Context, db *database, log *slog.Logger) error {
 	found, err := migrations.FindEarlier(ctx, db.ledger.Pool())
 	if found {
-		log.Warn("the schema public holds a ledger of a build before version 1: it is not carried over, and left as it is",
-			"schema", db.schema)
+		log.Warn(
+			"the schema public holds a ledger of a build before version 1: it is not carried over, and left as it is",
+			"schema",
+			db.schema,
+		)
 	}
 	return err
 }
@@ -164,7 +167,10 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		}
 	}()
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
 	if a.ledger, err = db.openLedger(ctx, ledgerConnections, events.Settings); err != nil {
 		return nil, err
 	}
@@ -290,7 +296,11 @@ func (a *app) tellSecondLock(ctx context.Context, role traits, registry promethe
 	if role.bypasses {
 		mend = "GRANT " + readingRole + " TO the role, or use one without BYPASSRLS"
 	}
-	a.log.Warn("row level security does not bind this database role: a second lock between users is not there", "mend", mend)
+	a.log.Warn(
+		"row level security does not bind this database role: a second lock between users is not there",
+		"mend",
+		mend,
+	)
 	return nil
 }
 
@@ -304,8 +314,8 @@ const readable = `
 	CROSS JOIN {schema}.checkpoints
 	LIMIT 0`
 
-// ready looks at everything the service needs: a database that takes writes, a schema that this program can work on and rights to, a
-// read model that can be read and follows the log.
+// ready looks at everything the service needs: a database that takes writes, a schema that this program can work on and
+// rights to, a read model that can be read and follows the log.
 func (a *app) ready(ctx context.Context) error {
 	if err := a.events.CheckWritable(ctx); err != nil {
 		return err
@@ -329,8 +339,8 @@ func (a *app) ready(ctx context.Context) error {
 	return a.auth.JWKSReady()
 }
 
-// run serves until ctx ends or a part fails, then stops the parts in the order of what flows through them: requests, events,
-// projections.
+// run serves until ctx ends or a part fails, then stops the parts in the order of what flows through them: requests,
+// events, projections.
 func (a *app) run(ctx context.Context, listener, adminListener net.Listener) error {
 	projecting, stopProjecting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopProjecting()
@@ -396,7 +406,8 @@ func (a *app) banner(w io.Writer, addr net.Addr, cfg *settings, secret []byte) e
 		if err != nil {
 			return fmt.Errorf("sign a token: %w", err)
 		}
-		lines = append(lines,
+		lines = append(
+			lines,
 			"",
 			"A development token, for the user "+strconv.Quote(developer)+":",
 			"",

@@ -227,7 +227,11 @@ func TestAFirstDay(t *testing.T) {
 	if err != nil || status != 200 || found["title"] != "Buy milk" {
 		t.Fatalf("after a restart: %d %v %v", status, found, err)
 	}
-	if got := finish(t, program(t, env, "verify")); got.code != 0 || got.stdout != "compared 1 users, 1 events, 3 rows; 0 parked\n" {
+	if got := finish(
+		t,
+		program(t, env, "verify"),
+	); got.code != 0 ||
+		got.stdout != "compared 1 users, 1 events, 3 rows; 0 parked\n" {
 		t.Errorf("verify beside the server: %+v", got)
 	}
 	second.terminate()
@@ -265,7 +269,11 @@ func TestThreeProcessesOnOneDatabase(t *testing.T) {
 		})
 	}
 	work.Wait()
-	if got := finish(t, program(t, env[:1], "verify")); got.code != 0 || !strings.HasPrefix(got.stdout, "compared 5 users, 180 events, 365 rows") {
+	if got := finish(
+		t,
+		program(t, env[:1], "verify"),
+	); got.code != 0 ||
+		!strings.HasPrefix(got.stdout, "compared 5 users, 180 events, 365 rows") {
 		t.Errorf("verify: %+v", got)
 	}
 	for _, p := range processes {
@@ -273,8 +281,8 @@ func TestThreeProcessesOnOneDatabase(t *testing.T) {
 	}
 }
 
-// PostgreSQL is killed under a server: 503 with Retry-After until it is back, then all is well again, and what was acknowledged is
-// there.
+// PostgreSQL is killed under a server: 503 with Retry-After until it is back, then all is well again, and what was
+// acknowledged is there.
 func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 	t.Parallel()
 	db := testdb.Server(t)
@@ -416,8 +424,20 @@ func (s *served) list(user string) (status int, tasks []map[string]any, err erro
 // Metrics are on an address of their own; no line of a server's log has a token or a title in it.
 func TestNothingPrivateIsLogged(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "DATABASE_URL="+testdb.URL(t), "BETTER_AUTH_SECRET="+serveSecret, "LOG_LEVEL=debug", "LOG_FORMAT=json")
-	task := s.must(201, "u", "POST", "/api/tasks", `{"title":"very private title","description":"very private description"}`)
+	s := startServer(
+		t,
+		"DATABASE_URL="+testdb.URL(t),
+		"BETTER_AUTH_SECRET="+serveSecret,
+		"LOG_LEVEL=debug",
+		"LOG_FORMAT=json",
+	)
+	task := s.must(
+		201,
+		"u",
+		"POST",
+		"/api/tasks",
+		`{"title":"very private title","description":"very private description"}`,
+	)
 	s.must(422, "u", "POST", "/api/tasks", `{"title":"very private title","is_completed":"very private"}`)
 	s.must(400, "u", "POST", "/api/tasks", `{"title":"very private title"`)
 	s.must(200, "u", "PATCH", "/api/tasks/"+task["id"].(string), `{"title":"very private title 2"}`)
@@ -676,16 +696,28 @@ func TestParkedCommands(t *testing.T) {
 	}
 	s.must(201, "v", "POST", "/api/tasks", `{"title":"behind it"}`)
 	s.must(200, "v", "GET", "/api/tasks", "") // shows it when the event has been passed
-	if got := finish(t, program(t, env, "parked", "list")); got.code != exitFailed || strings.Count(got.stdout, `user="u" event=2`) != 1 {
+	if got := finish(
+		t,
+		program(t, env, "parked", "list"),
+	); got.code != exitFailed ||
+		strings.Count(got.stdout, `user="u" event=2`) != 1 {
 		t.Errorf("parked list: %+v", got)
 	}
 	if status, err := s.status("/readyz"); status != 200 || err != nil {
 		t.Errorf("readyz: %d %v", status, err)
 	}
-	if got := finish(t, program(t, env, "parked", "retry")); got.code != exitFailed || strings.Count(got.stdout, "TaskRenamed") != 1 {
+	if got := finish(
+		t,
+		program(t, env, "parked", "retry"),
+	); got.code != exitFailed ||
+		strings.Count(got.stdout, "TaskRenamed") != 1 {
 		t.Errorf("parked retry: %+v", got)
 	}
-	if got := finish(t, program(t, env, "parked", "skip", "--user=u")); got.code != 0 || got.stdout != "nobody is parked\n" {
+	if got := finish(
+		t,
+		program(t, env, "parked", "skip", "--user=u"),
+	); got.code != 0 ||
+		got.stdout != "nobody is parked\n" {
 		t.Errorf("parked skip: %+v", got)
 	}
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"goes on"}`)
@@ -706,8 +738,13 @@ func TestThePageForOperators(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.ledger.Pool().Close()
-	a, err := newApp(t.Context(), &settings{MaxTasksPerUser: 1, AdminAddr: "[::1]:0", AdminToken: "not asked for"}, db, []byte(serveSecret),
-		slog.New(slog.DiscardHandler))
+	a, err := newApp(
+		t.Context(),
+		&settings{MaxTasksPerUser: 1, AdminAddr: "[::1]:0", AdminToken: "not asked for"},
+		db,
+		[]byte(serveSecret),
+		slog.New(slog.DiscardHandler),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -751,8 +788,8 @@ func TestThePageForOperators(t *testing.T) {
 	visit(url.Values{"csrf": {csrf}, "id": {"u"}}, "/verify", "This user has no events")
 }
 
-// A client that goes away in the middle of a statement takes no connection to PostgreSQL along: others would wait for a new one.
-// A statement that does not come to its end is still given up.
+// A client that goes away in the middle of a statement takes no connection to PostgreSQL along: others would wait for a
+// new one. A statement that does not come to its end is still given up.
 func TestWhoLeavesCostsNoConnection(t *testing.T) {
 	t.Parallel()
 	db, err := connect(t.Context(), testdb.URL(t), testdb.Schema)
@@ -760,14 +797,16 @@ func TestWhoLeavesCostsNoConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.ledger.Pool().Close()
-	if err := db.ledger.Pool().Ping(t.Context()); err != nil { // who leaves while a connection is made may leave it to be made
+	// who leaves while a connection is made may leave it to be made
+	if err := db.ledger.Pool().Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	leave := func(seconds float64) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		defer time.AfterFunc(5*time.Millisecond, cancel).Stop()
-		_, _ = db.ledger.Pool().Exec(ctx, `SELECT pg_sleep($1)`, seconds) // whether it comes to its end is of no interest
+		// whether it comes to its end is of no interest
+		_, _ = db.ledger.Pool().Exec(ctx, `SELECT pg_sleep($1)`, seconds)
 	}
 	for range 10 {
 		leave(0.02)
@@ -834,7 +873,10 @@ func TestASkipIsForgottenByRunningServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	if _, err := pool.Exec(t.Context(), `ALTER TABLE taskledger.tasks ADD CONSTRAINT no_poison CHECK (search <> 'poison')`); err != nil {
+	if _, err := pool.Exec(
+		t.Context(),
+		`ALTER TABLE taskledger.tasks ADD CONSTRAINT no_poison CHECK (search <> 'poison')`,
+	); err != nil {
 		t.Fatal(err)
 	}
 	s.must(200, "u", "PATCH", path, `{"title":"poison"}`)
@@ -846,7 +888,14 @@ func TestASkipIsForgottenByRunningServers(t *testing.T) {
 	if read := s.must(200, "u", "GET", path, ""); read["title"] != "a" {
 		t.Errorf("after the skip: %v", read)
 	}
-	if written := s.must(200, "u", "PUT", path, `{"is_completed":false}`); written["title"] != "a" || written["version"] != 1.0 {
+	if written := s.must(
+		200,
+		"u",
+		"PUT",
+		path,
+		`{"is_completed":false}`,
+	); written["title"] != "a" ||
+		written["version"] != 1.0 {
 		t.Errorf("a write that changes nothing: %v", written)
 	}
 	if written := s.must(200, "u", "PATCH", path, `{"title":"b"}`); written["version"] != 3.0 {
@@ -855,8 +904,8 @@ func TestASkipIsForgottenByRunningServers(t *testing.T) {
 	s.terminate()
 }
 
-// The way to PostgreSQL goes dead without a word, as in a failover or behind a router that forgot: nothing is refused, nothing answered.
-// New connections work. Within 10 seconds writes are taken again, and soon read.
+// The way to PostgreSQL goes dead without a word, as in a failover or behind a router that forgot: nothing is refused,
+// nothing answered. New connections work. Within 10 seconds writes are taken again, and soon read.
 func TestADatabaseThatGoesSilentIsLeft(t *testing.T) {
 	t.Parallel()
 	way := openRelay(t, testdb.URL(t))

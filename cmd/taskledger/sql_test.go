@@ -43,6 +43,10 @@ func execute(t *testing.T, url string, texts ...string) {
 // value is the one value that a query gives.
 func value[T any](t *testing.T, url, text string, args ...any) (v T) {
 	t.Helper()
-	onDatabase(t, url, func(ctx context.Context, conn *pgx.Conn) error { return conn.QueryRow(ctx, text, args...).Scan(&v) })
+	onDatabase(
+		t,
+		url,
+		func(ctx context.Context, conn *pgx.Conn) error { return conn.QueryRow(ctx, text, args...).Scan(&v) },
+	)
 	return v
 }

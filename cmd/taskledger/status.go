@@ -224,12 +224,25 @@ func ledgerText(row func(name, format string, args ...any), l *projections.Statu
 }
 
 func tablesText(row func(name, format string, args ...any), l *projections.Status) {
-	row("log", "%s%d events, %s; the last one %s", choose(l.Log.Estimated, "about ", ""), l.Log.Events, size(l.Log.Bytes),
-		ago(l.Log.LastRecordedAt))
+	row(
+		"log",
+		"%s%d events, %s; the last one %s",
+		choose(l.Log.Estimated, "about ", ""),
+		l.Log.Events,
+		size(l.Log.Bytes),
+		ago(l.Log.LastRecordedAt),
+	)
 	row("", "%d in the last minute, %d in the last hour (%.2f/s), %d in the last day (about %s)",
 		l.Log.LastMinute, l.Log.LastHour, float64(l.Log.LastHour)/3600, l.Log.LastDay, size(l.Log.BytesLastDay))
-	row("read model", "%d events and %s behind%s; %s; version %d", l.ReadModel.LagEvents, seconds(l.ReadModel.LagSeconds),
-		choose(l.ReadModel.Stuck, ", not moving", ""), size(l.ReadModel.Bytes), l.ReadModel.Version)
+	row(
+		"read model",
+		"%d events and %s behind%s; %s; version %d",
+		l.ReadModel.LagEvents,
+		seconds(l.ReadModel.LagSeconds),
+		choose(l.ReadModel.Stuck, ", not moving", ""),
+		size(l.ReadModel.Bytes),
+		l.ReadModel.Version,
+	)
 	row("parked", "%s", choose(l.Parked.Users == 0, "nobody", fmt.Sprintf("%d users", l.Parked.Users)))
 	for _, p := range l.Parked.First {
 		row("", "user=%q event=%d since=%s reason=%q", p.UserID, p.Seq, p.Since.UTC().Format(time.RFC3339), p.Reason)

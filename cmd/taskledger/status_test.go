@@ -49,7 +49,8 @@ func TestStatusOfAServiceThatIsWell(t *testing.T) {
 			t.Errorf("exit code %d, problems %q, stderr %s", got.code, st.Problems, got.stderr)
 		}
 		l := st.Ledger
-		if l == nil || l.Log.Events != 1 || l.Log.Estimated || l.Log.LastDay != 1 || l.Log.LastHour != 1 || l.Log.Bytes == 0 {
+		if l == nil || l.Log.Events != 1 || l.Log.Estimated || l.Log.LastDay != 1 || l.Log.LastHour != 1 ||
+			l.Log.Bytes == 0 {
 			t.Fatalf("the log: %s", got.stdout)
 		}
 		if l.ReadModel.Version != l.ReadModel.ProgramVersion || l.ReadModel.LagEvents != 0 ||
@@ -88,7 +89,10 @@ func TestStatusTellsWhatNeedsAPerson(t *testing.T) {
 	if got.code != exitFailed || empty.Ledger != nil || !hasLine(empty.Problems, "run taskledger migrate") {
 		t.Errorf("without a schema: %+v", got)
 	}
-	execute(t, url, `
+	execute(
+		t,
+		url,
+		`
 		INSERT INTO taskledger.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
 		VALUES ('u', 1, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r',
@@ -97,7 +101,8 @@ func TestStatusTellsWhatNeedsAPerson(t *testing.T) {
 		`UPDATE taskledger.checkpoints SET version = 0`,
 		`SELECT taskledger.create_read_model('_rebuild')`,
 		// Nothing is written: the database takes nothing.
-		`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`)
+		`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`,
+	)
 	s, got := statusOf(t, append(env, "JWKS_URL="+keys.URL)...)
 	for _, want := range []string{
 		"fsync off", "users are parked: 1", "does not move", "made by version 0",
@@ -141,7 +146,10 @@ func TestStatusTellsOfLocksAndRebuilds(t *testing.T) {
 		}
 		defer tx.Rollback(ctx)
 		// The rebuild gets as far as a checkpoint of its own.
-		if _, err := tx.Exec(ctx, `INSERT INTO taskledger.checkpoints (projection) VALUES ('tasks_rebuild')`); err != nil {
+		if _, err := tx.Exec(
+			ctx,
+			`INSERT INTO taskledger.checkpoints (projection) VALUES ('tasks_rebuild')`,
+		); err != nil {
 			return err
 		}
 		if err := rebuild.Start(); err != nil {

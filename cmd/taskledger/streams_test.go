@@ -95,7 +95,13 @@ func TestAThousandStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d streams: %.1f MB more than %.1f MB before, %d database connections", len(streams), after-before, before, connections)
+	t.Logf(
+		"%d streams: %.1f MB more than %.1f MB before, %d database connections",
+		len(streams),
+		after-before,
+		before,
+		connections,
+	)
 	if known && after-before >= 100 {
 		t.Errorf("%d streams take %.1f MB", len(streams), after-before)
 	}
@@ -104,7 +110,8 @@ func TestAThousandStreams(t *testing.T) {
 	}
 }
 
-// resident is how much memory the server has, in MB; known where the system tells it, and not where the race detector takes most of it.
+// resident is how much memory the server has, in MB; known where the system tells it, and not where the race detector
+// takes most of it.
 func (s *served) resident() (megabytes float64, known bool) {
 	s.t.Helper()
 	build, _ := debug.ReadBuildInfo()

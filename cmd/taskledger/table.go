@@ -100,7 +100,14 @@ func (e *shownEntry) rows() [][]string {
 		what = string(e.Type)
 	}
 	first := []string{
-		e.RecordedAt.Local().Format(time.DateTime), what, e.TaskID[max(0, len(e.TaskID)-shownID):], "", "", e.Actor, e.RequestID,
+		e.RecordedAt.Local().
+			Format(time.DateTime),
+		what,
+		e.TaskID[max(0, len(e.TaskID)-shownID):],
+		"",
+		"",
+		e.Actor,
+		e.RequestID,
 	}
 	var rows [][]string
 	for _, member := range []string{"title", "description", "is_completed", "deleted"} {

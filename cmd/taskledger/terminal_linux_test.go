@@ -14,7 +14,8 @@ import (
 	"taskledger/migrations/testdb"
 )
 
-// terminal is a pseudo-terminal: what is typed at keyboard is the program's input, and what the program writes to screen is read there.
+// terminal is a pseudo-terminal: what is typed at keyboard is the program's input, and what the program writes to
+// screen is read there.
 func terminal(t *testing.T, columns uint16) (keyboard, screen *os.File) {
 	t.Helper()
 	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -33,7 +34,11 @@ func terminal(t *testing.T, columns uint16) (keyboard, screen *os.File) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = screen.Close() })
-	if err := unix.IoctlSetWinsize(int(screen.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: columns}); err != nil {
+	if err := unix.IoctlSetWinsize(
+		int(screen.Fd()),
+		unix.TIOCSWINSZ,
+		&unix.Winsize{Row: 24, Col: columns},
+	); err != nil {
 		t.Fatal(err)
 	}
 	return keyboard, screen
@@ -57,7 +62,8 @@ func TestEraseAsksOnATerminal(t *testing.T) {
 		cmd := program(t, env, "erase", "--user", "u")
 		cmd.Stdin = screen
 		got := finish(t, cmd)
-		if got.code != tc.code || !strings.HasPrefix(got.stderr, `Erase all of user "u" for good (last event: 1)? Type the user's id: `) {
+		if got.code != tc.code ||
+			!strings.HasPrefix(got.stderr, `Erase all of user "u" for good (last event: 1)? Type the user's id: `) {
 			t.Errorf("%q: %+v", tc.typed, got)
 		}
 	}
@@ -115,7 +121,8 @@ func TestRebuildOnATerminal(t *testing.T) {
 	if err := screen.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if all := <-shown; !regexp.MustCompile(`rebuild +\d+% .*\(\d+/50000, \d+ events/s\) \[\d+s:\d+s\]`).MatchString(all) {
+	if all := <-shown; !regexp.MustCompile(`rebuild +\d+% .*\(\d+/50000, \d+ events/s\) \[\d+s:\d+s\]`).
+		MatchString(all) {
 		t.Errorf("%q", all)
 	}
 }

@@ -14,7 +14,8 @@ type tokenCmd struct {
 	TTL  time.Duration `name:"ttl" default:"24h" help:"How long the token is valid, such as 30m or 24h."`
 }
 
-// Run prints the token alone, so that it can stand in a command: curl -H "Authorization: Bearer $(taskledger token --user me)" …
+// Run prints the token alone, so that it can stand in a command: curl -H "Authorization: Bearer $(taskledger token
+// --user me)" …
 func (c *tokenCmd) Run(cfg *settings, stdout io.Writer) error {
 	if !auth.ValidUserID(c.User) {
 		return fmt.Errorf("--user must have 1 to %d bytes of UTF-8, none of them a control character", auth.MaxUserID)

@@ -193,7 +193,8 @@ func (s *served) logged(traceID, requestID string) bool {
 			TraceID   string `json:"trace_id"`
 			RequestID string `json:"request_id"`
 		}
-		if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "request" && said.TraceID == traceID && said.RequestID == requestID {
+		if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "request" && said.TraceID == traceID &&
+			said.RequestID == requestID {
 			return true
 		}
 	}

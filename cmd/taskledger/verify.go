@@ -48,7 +48,14 @@ func (c *verifyCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 	if printed > maxDifferences {
 		_, _ = fmt.Fprintf(stdout, "… and %d more\n", printed-maxDifferences)
 	}
-	_, err = fmt.Fprintf(stdout, "compared %d users, %d events, %d rows; %d parked\n", report.Users, report.Events, report.Rows, report.Parked)
+	_, err = fmt.Fprintf(
+		stdout,
+		"compared %d users, %d events, %d rows; %d parked\n",
+		report.Users,
+		report.Events,
+		report.Rows,
+		report.Parked,
+	)
 	if err == nil && report.Differences > 0 {
 		err = fmt.Errorf("%d differences between the read model and the log", report.Differences)
 	}
@@ -70,7 +77,11 @@ func verifyExport(name string, stdout io.Writer) (err error) {
 	}
 	if wrong, ok := errors.AsType[*events.LineError](err); ok {
 		_, _ = fmt.Fprintln(stdout, wrong)
-		return fmt.Errorf("the export is wrong at line %d; the %s before it are right", wrong.Line, countOf(audit.Totals))
+		return fmt.Errorf(
+			"the export is wrong at line %d; the %s before it are right",
+			wrong.Line,
+			countOf(audit.Totals),
+		)
 	}
 	if !errors.Is(err, io.EOF) {
 		return err
@@ -82,6 +93,12 @@ func verifyExport(name string, stdout io.Writer) (err error) {
 	if user, seq, hash := audit.Head(); audit.Users == 1 {
 		last = fmt.Sprintf("user %q ends with seq %d, hash %s\n", user, seq, hash)
 	}
-	_, err = fmt.Fprintf(stdout, "checked %s: the chain holds\n%s%s", countOf(audit.Totals), last, cutNote(audit.Whole()))
+	_, err = fmt.Fprintf(
+		stdout,
+		"checked %s: the chain holds\n%s%s",
+		countOf(audit.Totals),
+		last,
+		cutNote(audit.Whole()),
+	)
 	return err
 }

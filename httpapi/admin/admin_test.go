@@ -315,7 +315,11 @@ func TestWhatIsAskedForIsBounded(t *testing.T) {
 		t.Errorf("%d users", n)
 	}
 	page = s.must(200, "/verify", url.Values{"csrf": {s.csrf}, "id": {"u"}}, "500 differences").Body.String()
-	if n := strings.Count(page, "<li><code"); n != maxDifferences || !strings.Contains(page, "These are the first 100") {
+	if n := strings.Count(
+		page,
+		"<li><code",
+	); n != maxDifferences ||
+		!strings.Contains(page, "These are the first 100") {
 		t.Errorf("%d differences", n)
 	}
 	s.busy <- struct{}{}
@@ -403,7 +407,9 @@ func audited(t *testing.T) (*site, *command.Handler, *events.DB) {
 		r, err := projections.Verify(ctx, db, user, func(d projections.Difference) { found(d.String()) })
 		return Verified{Events: r.Events, Rows: r.Rows, Differences: r.Differences}, err
 	}
-	return s, command.NewHandler(command.Config{Log: log, Stored: s.Queries.Wrote, Quota: 1000, CacheBytes: 1 << 20}), db
+	return s, command.NewHandler(
+		command.Config{Log: log, Stored: s.Queries.Wrote, Quota: 1000, CacheBytes: 1 << 20},
+	), db
 }
 
 // The history has from and to side by side, the list is what it was after each event, and both come in pages.

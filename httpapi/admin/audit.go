@@ -318,7 +318,10 @@ func rowsOf(changes map[string]*fromTo) (rows []change) {
 		rows = append(rows, change{Member: member, From: shownOf(c.From), To: shownOf(c.To)})
 	}
 	slices.SortFunc(rows, func(a, b change) int {
-		return cmp.Or(slices.Index(members, a.Member)-slices.Index(members, b.Member), strings.Compare(a.Member, b.Member))
+		return cmp.Or(
+			slices.Index(members, a.Member)-slices.Index(members, b.Member),
+			strings.Compare(a.Member, b.Member),
+		)
 	})
 	return rows
 }

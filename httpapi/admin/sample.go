@@ -52,11 +52,19 @@ var plots = []plot{
 		{"appended to the log", "taskledger_append_batch_events", meanOf},
 		{"applied to the read model", "taskledger_projection_batch_events", meanOf},
 	}},
-	{"Growth of the log, by this process", perSecond, []line{
-		{"events appended", "taskledger_append_batch_events", func(now, before *dto.MetricFamily, seconds float64) float64 {
-			return max(observed(now)-observed(before), 0) / seconds
-		}},
-	}},
+	{
+		"Growth of the log, by this process",
+		perSecond,
+		[]line{
+			{
+				"events appended",
+				"taskledger_append_batch_events",
+				func(now, before *dto.MetricFamily, seconds float64) float64 {
+					return max(observed(now)-observed(before), 0) / seconds
+				},
+			},
+		},
+	},
 	{"Events into the read model", perSecond, []line{
 		{"events applied", "taskledger_projection_events_total", rateOf(everything)},
 	}},

@@ -13,8 +13,10 @@ import (
 func TestSamplesBecomePlots(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
-	requests := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: requestsMetric, Buckets: []float64{.1, .2, 1}},
-		[]string{"route", "status"})
+	requests := prometheus.NewHistogramVec(
+		prometheus.HistogramOpts{Name: requestsMetric, Buckets: []float64{.1, .2, 1}},
+		[]string{"route", "status"},
+	)
 	registry.MustRegister(requests)
 	s, now := newSamples(), time.Unix(1e9, 0)
 	take := func() {

@@ -606,7 +606,10 @@ func TestStartsWithoutItsJWKSAndRecovers(t *testing.T) {
 		synctest.Wait()
 		lines := strings.Split(strings.TrimSpace(logged.String()), "\n")
 		if len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") ||
-			!strings.Contains(lines[0], "answered with 503 until it is") || !strings.Contains(lines[1], "serves keys again") {
+			!strings.Contains(
+				lines[0],
+				"answered with 503 until it is",
+			) || !strings.Contains(lines[1], "serves keys again") {
 			t.Errorf("logged %q, want a line when it is away and one when it is back", lines)
 		}
 	})

@@ -35,13 +35,17 @@ func accountFor(data string) (*account, error) {
 			return newAccount(u)
 		}
 	}
-	return nil, errors.New("PostgreSQL refuses to run as root, and there is no other user to run it as: useradd --system postgres")
+	return nil, errors.New(
+		"PostgreSQL refuses to run as root, and there is no other user to run it as: useradd --system postgres",
+	)
 }
 
 func ownerOf(info fs.FileInfo) (*account, error) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || stat.Uid == 0 {
-		return nil, errors.New("PostgreSQL refuses to run as root, and root owns its " + info.Name() + " directory: chown it to another user")
+		return nil, errors.New(
+			"PostgreSQL refuses to run as root, and root owns its " + info.Name() + " directory: chown it to another user",
+		)
 	}
 	u, err := user.LookupId(strconv.Itoa(int(stat.Uid)))
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// reachable tells early, and in words, what PostgreSQL would only hint at: that the user it runs as cannot get to the directory
-// or to the programs.
+// reachable tells early, and in words, what PostgreSQL would only hint at: that the user it runs as cannot get to the
+// directory or to the programs.
 func (s *Server) reachable(ctx context.Context) error {
 	if s.account == nil {
 		return nil
@@ -27,8 +27,12 @@ func (s *Server) reachable(ctx context.Context) error {
 	s.account.apply(cmd)
 	cmd.Dir = s.dir
 	if err := cmd.Run(); errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("user %s, as whom PostgreSQL runs because it refuses root, cannot enter %s: choose another directory or "+
-			"open the way to it (chmod o+x)", s.account.name, s.dir)
+		return fmt.Errorf(
+			"user %s, as whom PostgreSQL runs because it refuses root, cannot enter %s: choose another directory or "+
+				"open the way to it (chmod o+x)",
+			s.account.name,
+			s.dir,
+		)
 	}
 	return nil
 }
@@ -72,7 +76,19 @@ func (s *Server) initdb(ctx context.Context, dir string) error {
 	}
 	defer out.Close()
 
-	args := []string{"-D", dir, "-U", superuser, "-E", "UTF8", "--locale=C", "-A", "scram-sha-256", "--pwfile", passwordPath(s.dir)}
+	args := []string{
+		"-D",
+		dir,
+		"-U",
+		superuser,
+		"-E",
+		"UTF8",
+		"--locale=C",
+		"-A",
+		"scram-sha-256",
+		"--pwfile",
+		passwordPath(s.dir),
+	}
 	if s.ephemeral {
 		args = append(args, "--no-sync")
 	}
@@ -160,9 +176,10 @@ func (s *Server) leftover() int {
 	return pid
 }
 
-// vacate takes the number of a dead postmaster out of postmaster.pid when another process, or a thread of one, has that number now, as
-// happens in containers: PostgreSQL can't tell and would refuse to start. It gets our number instead, which it passes over as its
-// parent's. All else that PostgreSQL looks at, above all whether the shared memory named there is in use, it looks at still.
+// vacate takes the number of a dead postmaster out of postmaster.pid when another process, or a thread of one, has that
+// number now, as happens in containers: PostgreSQL can't tell and would refuse to start. It gets our number instead,
+// which it passes over as its parent's. All else that PostgreSQL looks at, above all whether the shared memory named
+// there is in use, it looks at still.
 func (s *Server) vacate() error {
 	path := filepath.Join(s.data, "postmaster.pid")
 	content, err := os.ReadFile(path)

@@ -9,8 +9,9 @@ import (
 
 const appName = "taskledger"
 
-// DefaultDir is where data of the present user belongs: XDG_DATA_HOME or ~/.local/share, on macOS ~/Library/Application Support, on
-// Windows %LocalAppData%, for root (a container, mostly) /var/lib; in a folder named taskledger. It asks getenv, which is os.Getenv.
+// DefaultDir is where data of the present user belongs: XDG_DATA_HOME or ~/.local/share, on macOS ~/Library/Application
+// Support, on Windows %LocalAppData%, for root (a container, mostly) /var/lib; in a folder named taskledger. It asks
+// getenv, which is os.Getenv.
 func DefaultDir(getenv func(string) string) (string, error) {
 	return defaultDir(runtime.GOOS, os.Geteuid(), getenv)
 }

@@ -46,8 +46,8 @@ func (s search) download(ctx context.Context, dir string, major int, log *slog.L
 	return found, nil
 }
 
-// fetch makes home, whole or not at all. The library only knows how to start a server; that it cannot (as root, say) is no matter
-// once the programs are there.
+// fetch makes home, whole or not at all. The library only knows how to start a server; that it cannot (as root, say) is
+// no matter once the programs are there.
 func (s search) fetch(home string, version embedded.PostgresVersion) error {
 	temp := home + ".new"
 	if err := os.RemoveAll(temp); err != nil {

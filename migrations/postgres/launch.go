@@ -16,8 +16,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// launch starts a postmaster on s.port and returns when its database can be used. When it does not come up, no process is left and
-// the error ends with what PostgreSQL said last.
+// launch starts a postmaster on s.port and returns when its database can be used. When it does not come up, no process
+// is left and the error ends with what PostgreSQL said last.
 func (s *Server) launch(ctx context.Context) (*process, error) {
 	out, err := openLog(s.logPath())
 	if err != nil {
@@ -43,8 +43,8 @@ func (s *Server) launch(ctx context.Context) (*process, error) {
 	return p, nil
 }
 
-// settings go on the command line, where they win over postgresql.conf. Messages of level ERROR stay out of the log: they carry
-// the rows they complain of, the client that caused them gets them anyway.
+// settings go on the command line, where they win over postgresql.conf. Messages of level ERROR stay out of the log:
+// they carry the rows they complain of, the client that caused them gets them anyway.
 func (s *Server) settings() []string {
 	settings := []string{
 		"listen_addresses=" + host, "port=" + strconv.Itoa(s.port), "unix_socket_directories=", "max_connections=200",
@@ -89,8 +89,8 @@ func (s *Server) acceptsConnections(p *process) bool {
 	return len(lines) >= 8 && lines[0] == strconv.Itoa(p.pid()) && lines[7] == "ready"
 }
 
-// pidFile returns the lines of postmaster.pid: process id, data directory, start time, port, socket directory, address, shared
-// memory, state.
+// pidFile returns the lines of postmaster.pid: process id, data directory, start time, port, socket directory, address,
+// shared memory, state.
 func pidFile(data string) []string {
 	content, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if err != nil {
@@ -109,7 +109,10 @@ func (s *Server) ensureDatabase(ctx context.Context) error {
 	if err == nil {
 		return conn.Close(ctx)
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != noSuchRole && pgErr.Code != noSuchDatabase {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](
+		err,
+	); !ok ||
+		pgErr.Code != noSuchRole && pgErr.Code != noSuchDatabase {
 		return err
 	}
 	conn, err = pgx.Connect(ctx, connURL(superuser, s.password, s.port, "postgres"))
@@ -141,8 +144,8 @@ func (s *Server) ensureDatabase(ctx context.Context) error {
 // SQLSTATEs. PostgreSQL does not tell a role that is missing from a password that is wrong.
 const noSuchRole, noSuchDatabase = "28P01", "3D000"
 
-// freePort draws from below the ports that systems hand out for outgoing connections: from those, one could be taken while the
-// server restarts, and a client that dials a closed one can even be connected to itself.
+// freePort draws from below the ports that systems hand out for outgoing connections: from those, one could be taken
+// while the server restarts, and a client that dials a closed one can even be connected to itself.
 func freePort() (int, error) {
 	for range 100 {
 		port := 15000 + rand.IntN(32000-15000)

@@ -28,8 +28,8 @@ type lock struct {
 	file *os.File
 }
 
-// acquire looks again for a moment when the holder has no name or no life: that is somebody who is just looking (Attach), or who has
-// the lock since an instant.
+// acquire looks again for a moment when the holder has no name or no life: that is somebody who is just looking
+// (Attach), or who has the lock since an instant.
 func acquire(ctx context.Context, dir string) (*lock, error) {
 	file, err := os.OpenFile(lockPath(dir), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -90,8 +90,8 @@ func holder(dir string) (pid, port int) {
 	return pid, port
 }
 
-// Attach returns the URL of the server that another process runs on the directory, waiting for one that is just starting.
-// It returns ErrNotRunning when there is none.
+// Attach returns the URL of the server that another process runs on the directory, waiting for one that is just
+// starting. It returns ErrNotRunning when there is none.
 func Attach(ctx context.Context, dir string) (string, error) {
 	dir, err := filepath.EvalSymlinks(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -29,7 +29,8 @@ func openLog(path string) (logFile, error) {
 	return logFile{File: f, from: from}, nil
 }
 
-// said returns what this run complained of last and the lines that led there, else its last words, as the end of an error message.
+// said returns what this run complained of last and the lines that led there, else its last words, as the end of an
+// error message.
 func (f logFile) said() string {
 	content, err := io.ReadAll(io.NewSectionReader(f.File, f.from, maxLog))
 	if err != nil {

@@ -1,10 +1,11 @@
-// Package postgres runs a PostgreSQL of our own, so that nobody has to install and configure a database to use taskledger or to
-// run its tests.
+// Package postgres runs a PostgreSQL of our own, so that nobody has to install and configure a database to use
+// taskledger or to run its tests.
 //
-// A directory holds one server: its cluster (data), its log (postgres.log), its password and a lock. Whoever has the lock owns the
-// server: starts it on a free loopback port, starts it again on the same port when it dies, and stops it. On Linux the kernel stops
-// it when its owner is killed; elsewhere the next owner does. The server runs in a session of its own, so a Ctrl-C in a terminal
-// reaches the owner alone, which can then finish its work before it stops the database.
+// A directory holds one server: its cluster (data), its log (postgres.log), its password and a lock. Whoever has the
+// lock owns the server: starts it on a free loopback port, starts it again on the same port when it dies, and stops it.
+// On Linux the kernel stops it when its owner is killed; elsewhere the next owner does. The server runs in a session of
+// its own, so a Ctrl-C in a terminal reaches the owner alone, which can then finish its work before it stops the
+// database.
 package postgres
 
 import (
@@ -23,7 +24,8 @@ import (
 
 const (
 	host = "127.0.0.1"
-	// superuser owns the cluster. roleName is what the database is used as: an ordinary role, which row level security binds.
+	// superuser owns the cluster. roleName is what the database is used as: an ordinary role, which row level security
+	// binds.
 	superuser    = "postgres"
 	roleName     = "taskledger"
 	databaseName = "taskledger"
@@ -35,9 +37,11 @@ const (
 type Options struct {
 	// Dir holds everything of the server, and nothing of it is elsewhere. It is made when it is missing.
 	Dir string
-	// Logger hears of starts, stops and restarts; nil is silence. What PostgreSQL itself says goes to postgres.log in Dir.
+	// Logger hears of starts, stops and restarts; nil is silence. What PostgreSQL itself says goes to postgres.log in
+	// Dir.
 	Logger *slog.Logger
-	// Ephemeral trades the survival of a power cut for speed (no fsync): for tests. A commit still survives a kill -9 of PostgreSQL.
+	// Ephemeral trades the survival of a power cut for speed (no fsync): for tests. A commit still survives a kill -9
+	// of PostgreSQL.
 	Ephemeral bool
 }
 
@@ -60,8 +64,8 @@ type Server struct {
 	done    chan struct{} // closed when no postmaster is left and the lock is free
 }
 
-// Start starts the server of opts.Dir, making its cluster at the first time. The context bounds the start, not the life of the
-// server. The error is a *HeldError when another owner runs a server on the directory.
+// Start starts the server of opts.Dir, making its cluster at the first time. The context bounds the start, not the life
+// of the server. The error is a *HeldError when another owner runs a server on the directory.
 func Start(ctx context.Context, opts Options) (*Server, error) {
 	return start(ctx, opts, usualPlaces())
 }
@@ -107,8 +111,8 @@ func newServer(opts Options) (*Server, error) {
 	}, nil
 }
 
-// makeDir lets everybody pass, for the user that PostgreSQL runs as instead of root, but not look around. It returns the directory's
-// real path: the one name by which a leftover postmaster of it is recognised.
+// makeDir lets everybody pass, for the user that PostgreSQL runs as instead of root, but not look around. It returns
+// the directory's real path: the one name by which a leftover postmaster of it is recognised.
 func makeDir(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -144,8 +148,8 @@ func (s *Server) open(ctx context.Context, places search) (*process, error) {
 	return s.firstLaunch(ctx)
 }
 
-// firstLaunch tries a few ports, because one that was free can be taken a moment later, and a few times, because the backends of a
-// killed postmaster hold its shared memory until they notice.
+// firstLaunch tries a few ports, because one that was free can be taken a moment later, and a few times, because the
+// backends of a killed postmaster hold its shared memory until they notice.
 func (s *Server) firstLaunch(ctx context.Context) (*process, error) {
 	pause := newBackoff()
 	for attempt := 1; ; attempt++ {
@@ -164,8 +168,8 @@ func (s *Server) firstLaunch(ctx context.Context) (*process, error) {
 	}
 }
 
-// URL is where the server listens, for the owner of its database, who is no superuser; it stays valid until Stop, across restarts. It has
-// the password in it: not for logs.
+// URL is where the server listens, for the owner of its database, who is no superuser; it stays valid until Stop,
+// across restarts. It has the password in it: not for logs.
 func (s *Server) URL() string { return connURL(roleName, s.password, s.port, databaseName) }
 
 // AdminURL is URL for the superuser.
@@ -174,8 +178,8 @@ func (s *Server) AdminURL() string { return connURL(superuser, s.password, s.por
 // PID is the process id of the postmaster that runs now.
 func (s *Server) PID() int { return int(s.pid.Load()) }
 
-// Stop ends supervision and shuts the server down: sessions are ended, what was committed is on disk. When ctx ends first, the
-// server is stopped the hard way and recovers at its next start. It can be called more than once.
+// Stop ends supervision and shuts the server down: sessions are ended, what was committed is on disk. When ctx ends
+// first, the server is stopped the hard way and recovers at its next start. It can be called more than once.
 func (s *Server) Stop(ctx context.Context) error {
 	s.cancel()
 	select {

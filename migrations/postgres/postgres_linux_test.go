@@ -52,7 +52,11 @@ func TestNumberOfADeadPostmasterIsAnothersNow(t *testing.T) {
 			kill9(t, owner.Process.Pid)
 			// The error is the kill.
 			_ = owner.Wait()
-			eventually(t, "PostgreSQL to end with its owner", func() bool { return pidFile(filepath.Join(dir, "data")) == nil })
+			eventually(
+				t,
+				"PostgreSQL to end with its owner",
+				func() bool { return pidFile(filepath.Join(dir, "data")) == nil },
+			)
 			left[0] = strconv.Itoa(number)
 			writePIDFile(t, dir, left)
 

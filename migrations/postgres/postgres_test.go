@@ -66,7 +66,12 @@ func TestStartIsDurable(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, Options{Dir: tempDir(t)})
 	for _, setting := range []string{"fsync", "synchronous_commit", "full_page_writes"} {
-		if got := queryInt(t, s.URL(), `SELECT count(*)::int FROM pg_settings WHERE name = $1 AND setting = 'on'`, setting); got != 1 {
+		if got := queryInt(
+			t,
+			s.URL(),
+			`SELECT count(*)::int FROM pg_settings WHERE name = $1 AND setting = 'on'`,
+			setting,
+		); got != 1 {
 			t.Errorf("%s is not on", setting)
 		}
 	}
@@ -251,7 +256,8 @@ func TestWithoutBinariesTheErrorSaysWhatToInstall(t *testing.T) {
 				pin(t, dir, pinned)
 			}
 			_, err := start(t.Context(), Options{Dir: dir}, search{repository: nothing.URL})
-			if err == nil || !strings.Contains(err.Error(), "install postgresql") || !strings.Contains(err.Error(), pinned) {
+			if err == nil || !strings.Contains(err.Error(), "install postgresql") ||
+				!strings.Contains(err.Error(), pinned) {
 				t.Errorf("got %v, want what to install", err)
 			}
 			if err != nil && strings.Contains(err.Error(), "\n") {

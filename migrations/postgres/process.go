@@ -12,8 +12,8 @@ type process struct {
 	err  error         // how it ended; to be read after done
 }
 
-// spawn starts cmd in a goroutine that lives as long as the process and keeps its thread to itself: Linux ties "end with your
-// parent" to the thread that forked, and the Go runtime ends threads as it likes.
+// spawn starts cmd in a goroutine that lives as long as the process and keeps its thread to itself: Linux ties "end
+// with your parent" to the thread that forked, and the Go runtime ends threads as it likes.
 func spawn(cmd *exec.Cmd) (*process, error) {
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error, 1)

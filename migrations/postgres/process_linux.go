@@ -8,10 +8,12 @@ import (
 	"syscall"
 )
 
-// endWithParent makes the kernel shut the child down (fast, in PostgreSQL's terms) when its owner is gone, however it went.
+// endWithParent makes the kernel shut the child down (fast, in PostgreSQL's terms) when its owner is gone, however it
+// went.
 func endWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = fastShutdown }
 
-// runsOn reports whether the process has path as one of its arguments. Everybody may read them, unlike its working directory.
+// runsOn reports whether the process has path as one of its arguments. Everybody may read them, unlike its working
+// directory.
 func runsOn(pid int, path string) bool {
 	args, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
 	if err != nil {
@@ -25,8 +27,8 @@ func runsOn(pid int, path string) bool {
 	return false
 }
 
-// isStranger reports whether there is a process, or a thread, of that number which is surely no postmaster on the directory: those are
-// called so, and work in it. In a container not even root may see where.
+// isStranger reports whether there is a process, or a thread, of that number which is surely no postmaster on the
+// directory: those are called so, and work in it. In a container not even root may see where.
 func isStranger(pid int, data string) bool {
 	proc := filepath.Join("/proc", strconv.Itoa(pid))
 	name, err := os.ReadFile(filepath.Join(proc, "comm"))

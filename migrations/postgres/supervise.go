@@ -15,7 +15,15 @@ func (s *Server) supervise(ctx context.Context, p *process) {
 			s.shutDown(p)
 			return
 		case <-p.done:
-			s.log.Warn("postgresql ended by itself, starting it again", "pid", p.pid(), "err", p.err, "log_file", s.logPath())
+			s.log.Warn(
+				"postgresql ended by itself, starting it again",
+				"pid",
+				p.pid(),
+				"err",
+				p.err,
+				"log_file",
+				s.logPath(),
+			)
 			p = s.relaunch(ctx)
 		}
 	}
@@ -39,8 +47,8 @@ func (s *Server) relaunch(ctx context.Context) *process {
 	}
 }
 
-// shutDown returns when the postmaster is gone: asked to end its sessions first, told to drop everything when there is no time, and
-// killed when it does not listen.
+// shutDown returns when the postmaster is gone: asked to end its sessions first, told to drop everything when there is
+// no time, and killed when it does not listen.
 func (s *Server) shutDown(p *process) {
 	p.signal(s.bin, fastShutdown)
 	select {

@@ -1,7 +1,7 @@
 // Package testdb gives every test a database of its own on a real PostgreSQL.
 //
-// A test binary has one server, started by the first test that asks for a database and stopped by Main. A database is a copy of one
-// that was migrated once, which takes some ten milliseconds.
+// A test binary has one server, started by the first test that asks for a database and stopped by Main. A database is a
+// copy of one that was migrated once, which takes some ten milliseconds.
 package testdb
 
 import (
@@ -37,8 +37,12 @@ const (
 
 // settings are those that the program gives its connections (events.Settings, which this package must not import).
 var settings = map[string]string{
-	"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
-	"plan_cache_mode": "force_generic_plan",
+	"enable_seqscan":    "off",
+	"enable_bitmapscan": "off",
+	"enable_hashjoin":   "off",
+	"enable_mergejoin":  "off",
+	"jit":               "off",
+	"plan_cache_mode":   "force_generic_plan",
 }
 
 var shared cluster
@@ -64,8 +68,8 @@ func New(t testing.TB) *pgxpool.Pool {
 	return pool
 }
 
-// URL returns the URL of a new migrated database, which is dropped at the end of the test: for tests that start processes, or need
-// pools of their own. The server takes 200 connections, those of all parallel tests together.
+// URL returns the URL of a new migrated database, which is dropped at the end of the test: for tests that start
+// processes, or need pools of their own. The server takes 200 connections, those of all parallel tests together.
 func URL(t testing.TB) string {
 	t.Helper()
 	return newDatabase(t, template)
@@ -97,8 +101,8 @@ func newDatabase(t testing.TB, from string) string {
 	return withDatabase(server.AdminURL(), name)
 }
 
-// Server returns a server that is the test's alone, with an empty database, for a test that kills PostgreSQL. It is stopped at the
-// end of the test.
+// Server returns a server that is the test's alone, with an empty database, for a test that kills PostgreSQL. It is
+// stopped at the end of the test.
 func Server(t testing.TB) *postgres.Server {
 	t.Helper()
 	dir, err := makeDir()
@@ -179,7 +183,8 @@ func stop(server *postgres.Server) error {
 	return server.Stop(ctx)
 }
 
-// makeDir does not use t.TempDir, whose parents are closed to the user that PostgreSQL runs as when the tests run as root.
+// makeDir does not use t.TempDir, whose parents are closed to the user that PostgreSQL runs as when the tests run as
+// root.
 func makeDir() (string, error) {
 	dir, err := os.MkdirTemp("", prefix)
 	if err != nil {
