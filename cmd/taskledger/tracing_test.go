@@ -113,7 +113,7 @@ func TestATraceLeadsFromAWriteToTheReadThatWaitedForIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const write, read, wait = "POST /api/tasks", "GET /api/tasks/:id", "wait for the read model"
+	const write, read, wait = "POST /api/tasks", "GET /api/tasks", "wait for the read model"
 	const caller = "00f067aa0ba902b7"
 	traceID, id, n := "", "", 0
 	pair := func() (int, error) {
@@ -126,7 +126,7 @@ func TestATraceLeadsFromAWriteToTheReadThatWaitedForIt(t *testing.T) {
 			return made.status, err
 		}
 		id = strings.TrimPrefix(made.header.Get("Location"), "/api/tasks/")
-		got, err := s.send(token, "GET", "/api/tasks/"+id+"?min_version=1", "", "traceparent", parent)
+		got, err := s.send(token, "GET", "/api/tasks?q=private", "", "traceparent", parent)
 		return got.status, err
 	}
 	// A read that comes late has nothing to wait for, and a batch that was read from the log is nobody's: again, until
@@ -172,7 +172,7 @@ func TestATraceLeadsFromAWriteToTheReadThatWaitedForIt(t *testing.T) {
 	if got := attributesOf(spans[write]); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("the write has the attributes %v, want %v", got, want)
 	}
-	for _, private := range []string{"private", token, id, "min_version"} {
+	for _, private := range []string{"private", token, id, "?q="} {
 		if strings.Contains(c.text(), private) {
 			t.Errorf("a trace has %q in it", private)
 		}
