@@ -37,8 +37,8 @@ type Delivery struct {
 type SubscriberConfig struct {
 	// Projection names the checkpoint.
 	Projection string
-	// Linger is how long a batch waits for more events, when nobody waits for it.
-	Linger time.Duration
+	// Linger tells how long a batch waits for more events, when nobody waits for it. It must not block.
+	Linger func() time.Duration
 	// MaxEvents bounds the events of one message.
 	MaxEvents int
 	// Confirm is told each checkpoint that was read. It must not block.
@@ -315,6 +315,7 @@ func (s *Subscriber) wait(ctx context.Context, lingering time.Duration) error {
 // handedOver returns what was handed over in memory, if it joins on to the checkpoint and has lingered. Else it tells
 // how long to wait for that, or that the log must be read.
 func (s *Subscriber) handedOver(at *Checkpoint) (d *Delivery, lingering time.Duration, unread bool) {
+	linger := s.cfg.Linger()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if at == nil || s.unread {
@@ -328,8 +329,8 @@ func (s *Subscriber) handedOver(at *Checkpoint) (d *Delivery, lingering time.Dur
 		s.drop()
 		return nil, 0, true
 	}
-	if lingered := time.Since(s.since); !s.hurried && lingered < s.cfg.Linger && s.queued < s.cfg.MaxEvents {
-		return nil, s.cfg.Linger - lingered, false
+	if lingered := time.Since(s.since); !s.hurried && lingered < linger && s.queued < s.cfg.MaxEvents {
+		return nil, linger - lingered, false
 	}
 	d = &Delivery{Batch: Batch{From: at.Position}, Generation: at.Generation}
 	for len(s.queue) > 0 && s.queue[0].From == max(d.To, d.From) {

@@ -14,7 +14,7 @@ func subscribe(t *testing.T, l *Log) (*Subscriber, <-chan *message.Message) {
 	t.Helper()
 	s := l.NewSubscriber(SubscriberConfig{
 		Projection: "tasks",
-		Linger:     time.Millisecond,
+		Linger:     func() time.Duration { return time.Millisecond },
 		MaxEvents:  100,
 		Confirm:    func(Checkpoint) {},
 		Report:     func(error) {},

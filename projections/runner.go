@@ -22,6 +22,8 @@ const (
 	// statements. Measured (create, as a multiple of a CRUD server's, at 1, 16 and 64 connections): without .42, .56,
 	// .89; with .46, .68, 1.10.
 	linger = 10 * time.Millisecond
+	// watchedLinger is that while streams are open, which wait for all that happens.
+	watchedLinger = 2 * time.Millisecond
 	// statementTimeout bounds one statement: a PostgreSQL that went away without a word would never answer it.
 	statementTimeout = 5 * time.Second
 )
@@ -47,6 +49,13 @@ func NewRunner(log *events.Log, logger *slog.Logger, metrics *Metrics) *Runner {
 }
 
 // newRunner takes the projections; the first is the one that readers wait for.
+func (r *Runner) linger() time.Duration {
+	if r.watch.none() {
+		return linger
+	}
+	return watchedLinger
+}
+
 func newRunner(log *events.Log, logger *slog.Logger, metrics *Metrics, projections ...projection) *Runner {
 	r := &Runner{db: log.DB(), events: log, log: logger, watch: newWatch(), moved: make(chan struct{}, 1),
 		metrics: metrics, active: make(chan struct{}, 1)}
@@ -64,7 +73,7 @@ func newRunner(log *events.Log, logger *slog.Logger, metrics *Metrics, projectio
 		}
 		f.subscriber = log.NewSubscriber(events.SubscriberConfig{
 			Projection: p.name(),
-			Linger:     linger,
+			Linger:     r.linger,
 			MaxEvents:  maxEvents,
 			Confirm:    confirm,
 			Report: func(err error) {
