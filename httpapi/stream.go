@@ -355,6 +355,10 @@ func (s *Server) sendNext(ctx context.Context, caller auth.Caller, st *stream) e
 		}
 		return ctx.Err()
 	}
+	if len(changes) > 0 && changes[0].Seq != st.last+1 && changes[0].Type != events.TypeUserErased {
+		time.AfterFunc(streamRetry, st.look) // what was between has been erased, and that is about to be shown
+		return nil
+	}
 	return st.sendChanges(changes)
 }
 

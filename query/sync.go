@@ -2,6 +2,7 @@ package query
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -116,7 +117,20 @@ const linkAt = `
 // Link answers with a link of the user's chain, that of an event or, where seq is nil, of the last one:
 // {"seq":n,"hash":"…","recorded_at":"…"}. Before the first event the link is zero. ErrNotFound: the event is one from
 // before an erasure.
-func (r *Reader) Link(ctx context.Context, ask Ask, seq *int64) (Answer, error) {
+func (r *Reader) Link(ctx context.Context, ask Ask, seq *int64) (a Answer, err error) {
+	for range linkAttempts {
+		// The last event may be erased while it is looked for. A read that begins behind that waits for the erasure.
+		if a, err = r.link(ctx, ask, seq); seq != nil || !errors.Is(err, ErrNotFound) {
+			return a, err
+		}
+	}
+	return a, err
+}
+
+// linkAttempts bounds how often the last link is looked for.
+const linkAttempts = 3
+
+func (r *Reader) link(ctx context.Context, ask Ask, seq *int64) (Answer, error) {
 	key := "link"
 	if seq != nil {
 		key = fmt.Sprintf("link %d", *seq)
