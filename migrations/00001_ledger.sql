@@ -230,6 +230,7 @@ CREATE FUNCTION {schema}.swap_read_model(suffix text) RETURNS void LANGUAGE plpg
 DECLARE
     name text;
     index_name text;
+    not_null text;
 BEGIN
     PERFORM {schema}.drop_read_model('');
     FOREACH name IN ARRAY {schema}.read_model() LOOP
@@ -242,6 +243,14 @@ BEGIN
         LOOP
             EXECUTE pg_catalog.format('ALTER INDEX {schema}.%I RENAME TO %I',
                 index_name, pg_catalog.left(index_name, -pg_catalog.length(suffix)));
+        END LOOP;
+        FOR not_null IN -- which has a name since PostgreSQL 18
+            SELECT conname
+            FROM pg_catalog.pg_constraint
+            WHERE conrelid = pg_catalog.format('{schema}.%I', name)::pg_catalog.regclass AND contype = 'n'
+        LOOP
+            EXECUTE pg_catalog.format('ALTER TABLE {schema}.%I RENAME CONSTRAINT %I TO %I',
+                name, not_null, pg_catalog.replace(not_null, suffix, ''));
         END LOOP;
     END LOOP;
     PERFORM {schema}.settle();
