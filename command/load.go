@@ -27,8 +27,8 @@ const loadStream = `
 		ORDER BY e.seq DESC
 		LIMIT 1
 	)
-	SELECT NULL::bigint, NULL::text, NULL::bigint AS seq, NULL::uuid, NULL::text, NULL::integer, NULL::jsonb, NULL::uuid, NULL::uuid,
-		NULL::text, NULL::text, NULL::timestamptz, NULL::boolean,
+	SELECT NULL::bigint, NULL::text, NULL::bigint AS seq, NULL::uuid, NULL::text, NULL::integer, NULL::jsonb,
+		NULL::uuid, NULL::uuid, NULL::text, NULL::text, NULL::timestamptz, NULL::boolean,
 		s.live, s.generation, h.seq, h.position, h.event_id, t.body
 	FROM shown s
 	LEFT JOIN head h ON true
@@ -110,8 +110,9 @@ type moment struct {
 
 // readAsOf finds tasks as they were, as far as the read model shows them.
 const readAsOf = `
-	SELECT m.n, s.seq, h.seq IS NOT NULL, coalesce(h.task_id, m.task_id), coalesce(h.version, 0), coalesce(h.title, ''), h.description,
-		coalesce(h.is_completed, false), coalesce(h.created_at, now()), coalesce(h.updated_at, h.recorded_at, now()), h.deleted_at
+	SELECT m.n, s.seq, h.seq IS NOT NULL, coalesce(h.task_id, m.task_id), coalesce(h.version, 0),
+		coalesce(h.title, ''), h.description, coalesce(h.is_completed, false), coalesce(h.created_at, now()),
+		coalesce(h.updated_at, h.recorded_at, now()), h.deleted_at
 	FROM unnest($2::uuid[], $3::bigint[]) WITH ORDINALITY m(task_id, seq, n)
 	CROSS JOIN (SELECT coalesce(max(u.seq), 0) AS seq FROM {schema}.users u WHERE u.user_id = $1) s
 	LEFT JOIN LATERAL (

@@ -208,6 +208,7 @@ func TestABatchIsReadStrictly(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	id := s.titled("u", "mine").ID
+	known := `"id":"` + id.String() + `"`
 	for body, pointers := range map[string]string{
 		`{}`:                       "/commands",
 		`{"commands":null}`:        "/commands",
@@ -222,27 +223,29 @@ func TestABatchIsReadStrictly(t *testing.T) {
 		`{"commands":[{}]}`:        "0 /commands/0/op",
 		`{"commands":[{"op":1}]}`:  "0 /commands/0/op",
 		`{"commands":[{"op":""}]}`: "0 /commands/0/op",
-		`{"commands":[{"op":"toggle","id":"` + id.String() + `"}]}`:                      "0 /commands/0/op",
-		`{"commands":[{"op":"revert","id":"` + id.String() + `","data":{"version":1}}]}`: "0 /commands/0/op",
-		`{"commands":[{"op":"complete"}]}`:                                               "0 /commands/0/id",
-		`{"commands":[{"op":"complete","id":null}]}`:                                     "0 /commands/0/id",
-		`{"commands":[{"op":"complete","id":7}]}`:                                        "0 /commands/0/id",
-		`{"commands":[{"op":"complete","id":"x"}]}`:                                      "0 /commands/0/id",
-		`{"commands":[{"op":"complete","id":"00000000-0000-0000-0000-000000000000"}]}`:   "0 /commands/0/id",
-		`{"commands":[{"op":"create"}]}`:                                                 "0 /commands/0/data/title",
-		`{"commands":[{"op":"create","title":"x"}]}`:                                     "0 /commands/0/data/title",
-		`{"commands":[{"op":"create","data":null}]}`:                                     "0 /commands/0/data /commands/0/data/title",
-		`{"commands":[{"op":"create","data":{"title":"\ud800"}}]}`:                       "0 /commands/0/data/title",
-		`{"commands":[{"op":"create","data":{"title":"a\u0000"}}]}`:                      "0 /commands/0/data/title",
-		`{"commands":[{"op":"create","data":{"title":"a"}},{"op":"create","data":{"title":"","description":1,"is_completed":null}}]}`: "1 /commands/1/data/title /commands/1/data/description /commands/1/data/is_completed",
-		`{"commands":[{"op":"update","id":"` + id.String() + `","data":{"title":null}}]}`:                                             "0 /commands/0/data/title",
-		`{"commands":[{"op":"update","id":"` + id.String() + `","data":[]}]}`:                                                         "0 /commands/0/data",
-		`{"commands":[{"op":"complete","id":"` + id.String() + `","if_match":"1"}]}`:                                                  "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete","id":"` + id.String() + `","if_match":0}]}`:                                                    "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete","id":"` + id.String() + `","if_match":null}]}`:                                                 "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete","id":"` + id.String() + `","if_match":1.5}]}`:                                                  "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete","id":"` + id.String() + `","if_match":9223372036854775808}]}`:                                  "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete","id":"` + id.String() + `"},{"op":"x"},{"op":"delete","id":"y"}]}`:                             "1 /commands/1/op /commands/2/id",
+		`{"commands":[{"op":"toggle",` + known + `}]}`:                                 "0 /commands/0/op",
+		`{"commands":[{"op":"revert",` + known + `,"data":{"version":1}}]}`:            "0 /commands/0/op",
+		`{"commands":[{"op":"complete"}]}`:                                             "0 /commands/0/id",
+		`{"commands":[{"op":"complete","id":null}]}`:                                   "0 /commands/0/id",
+		`{"commands":[{"op":"complete","id":7}]}`:                                      "0 /commands/0/id",
+		`{"commands":[{"op":"complete","id":"x"}]}`:                                    "0 /commands/0/id",
+		`{"commands":[{"op":"complete","id":"00000000-0000-0000-0000-000000000000"}]}`: "0 /commands/0/id",
+		`{"commands":[{"op":"create"}]}`:                                               "0 /commands/0/data/title",
+		`{"commands":[{"op":"create","title":"x"}]}`:                                   "0 /commands/0/data/title",
+		`{"commands":[{"op":"create","data":null}]}`:                                   "0 /commands/0/data /commands/0/data/title",
+		`{"commands":[{"op":"create","data":{"title":"\ud800"}}]}`:                     "0 /commands/0/data/title",
+		`{"commands":[{"op":"create","data":{"title":"a\u0000"}}]}`:                    "0 /commands/0/data/title",
+		`{"commands":[{"op":"create","data":{"title":"a"}},` +
+			`{"op":"create","data":{"title":"","description":1,"is_completed":null}}]}`: "1 /commands/1/data/title " +
+			"/commands/1/data/description /commands/1/data/is_completed",
+		`{"commands":[{"op":"update",` + known + `,"data":{"title":null}}]}`:                 "0 /commands/0/data/title",
+		`{"commands":[{"op":"update",` + known + `,"data":[]}]}`:                             "0 /commands/0/data",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":"1"}]}`:                      "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":0}]}`:                        "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":null}]}`:                     "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":1.5}]}`:                      "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":9223372036854775808}]}`:      "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `},{"op":"x"},{"op":"delete","id":"y"}]}`: "1 /commands/1/op /commands/2/id",
 	} {
 		p := s.refused(422, "validation_error", call{method: "POST", path: "/api/batch", user: "u", body: body})
 		var got []string

@@ -29,7 +29,8 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 	s.want(204, call{method: "DELETE", path: "/api/tasks/" + b.ID.String(), user: "u"}) // 6
 	c := s.titled("u", "Mango")                                                         // 7
 	for _, query := range []string{
-		"", "?sort=title", "?sort=title&order=desc", "?sort=updated_at", "?order=asc", "?status=completed", "?status=pending&limit=1",
+		"", "?sort=title", "?sort=title&order=desc", "?sort=updated_at", "?order=asc",
+		"?status=completed", "?status=pending&limit=1",
 		"?q=ZEB", "?q=nothing", "?limit=1",
 	} {
 		now := s.want(200, call{method: "GET", path: "/api/tasks" + query, user: "u"})
@@ -76,10 +77,14 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 		t.Errorf("one task: %s, %v", one.body, one.Header)
 	}
 	s.want(304, call{method: "GET", path: path + "?as_of=3", user: "u", header: http.Header{"If-None-Match": {`"1"`}}})
-	for _, gone := range []string{path + "?as_of=0", "/api/tasks/" + b.ID.String() + "?as_of=7", "/api/tasks/" + c.ID.String() + "?as_of=6"} {
+	for _, gone := range []string{
+		path + "?as_of=0", "/api/tasks/" + b.ID.String() + "?as_of=7", "/api/tasks/" + c.ID.String() + "?as_of=6",
+	} {
 		s.refused(404, "not_found", call{method: "GET", path: gone, user: "u"})
 	}
-	for _, future := range []string{"8", "9223372036854775807", url.QueryEscape(time.Now().Add(time.Minute).Format(time.RFC3339Nano)), "-1", "x", ""} {
+	for _, future := range []string{
+		"8", "9223372036854775807", url.QueryEscape(time.Now().Add(time.Minute).Format(time.RFC3339Nano)), "-1", "x", "",
+	} {
 		for _, p := range []string{"/api/tasks", path} {
 			if p := s.refused(
 				422,
@@ -129,7 +134,10 @@ func TestPagesOfThePast(t *testing.T) {
 	for i := range 9 {
 		s.create("u", fmt.Sprintf(`{"title":"%d same %d","is_completed":%t}`, i%2, i%3, i%2 == 0))
 	}
-	for _, query := range []string{"as_of=11", "as_of=11&sort=title", "as_of=11&sort=updated_at&order=asc", "as_of=11&sort=title&order=desc&status=pending"} {
+	for _, query := range []string{
+		"as_of=11", "as_of=11&sort=title", "as_of=11&sort=updated_at&order=asc",
+		"as_of=11&sort=title&order=desc&status=pending",
+	} {
 		whole := s.follow("/api/tasks?" + query)
 		for limit := 1; limit <= len(whole)+1; limit++ {
 			pages := s.follow("/api/tasks?" + query + "&limit=" + strconv.Itoa(limit))
@@ -396,7 +404,9 @@ func TestSyncFromEveryVersion(t *testing.T) {
 		) {
 		t.Errorf("from nothing: %+v", whole)
 	}
-	for _, wrong := range []string{"?since=13", "?since=-1", "?since=x", "?since=", "?limit=0", "?limit=501", "?since=9223372036854775808"} {
+	for _, wrong := range []string{
+		"?since=13", "?since=-1", "?since=x", "?since=", "?limit=0", "?limit=501", "?since=9223372036854775808",
+	} {
 		s.refused(422, "validation_error", call{method: "GET", path: "/api/sync" + wrong, user: "u"})
 	}
 	a := s.want(200, call{method: "GET", path: "/api/sync?since=3", user: "u"})
@@ -505,7 +515,9 @@ func TestConditionsAndKeysOnThePast(t *testing.T) {
 		200,
 		with(call{method: "POST", path: path + "/revert", user: "u", body: `{"version":3}`}, "Idempotency-Key", "same"),
 	)
-	for body, status := range map[string]int{`{"version":1`: 400, `{"version":1}x`: 400, `{"version":1,"version":2}`: 400, `[1]`: 422, ``: 400} {
+	for body, status := range map[string]int{
+		`{"version":1`: 400, `{"version":1}x`: 400, `{"version":1,"version":2}`: 400, `[1]`: 422, ``: 400,
+	} {
 		if a := s.do(call{method: "POST", path: path + "/revert", user: "u", body: body}); a.StatusCode != status {
 			t.Errorf("%s: %d, want %d", body, a.StatusCode, status)
 		}

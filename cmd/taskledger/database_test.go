@@ -80,7 +80,9 @@ func works(t *testing.T, url string) {
 		return task.ID
 	}
 	id := write("before")
-	for _, command := range [][]string{{"migrate"}, {"rebuild"}, {"rebuild", "--user=u"}, {"parked", "retry"}, {"parked"}, {"verify"}} {
+	for _, command := range [][]string{
+		{"migrate"}, {"rebuild"}, {"rebuild", "--user=u"}, {"parked", "retry"}, {"parked"}, {"verify"},
+	} {
 		if got := finish(t, program(t, env[:1], command...)); got.code != 0 {
 			t.Errorf("%v: %+v", command, got)
 		}
@@ -125,7 +127,9 @@ func ownedBy(t *testing.T, base string) (owned string) {
 		`ALTER DATABASE `+u.Path[1:]+` OWNER TO `+name)
 	t.Cleanup(func() {
 		conn, err := pgx.Connect(context.Background(), base)
-		for _, text := range []string{`REASSIGN OWNED BY ` + name + ` TO CURRENT_USER`, `DROP OWNED BY ` + name, `DROP ROLE ` + name} {
+		for _, text := range []string{
+			`REASSIGN OWNED BY ` + name + ` TO CURRENT_USER`, `DROP OWNED BY ` + name, `DROP ROLE ` + name,
+		} {
 			if err == nil {
 				_, err = conn.Exec(context.Background(), text)
 			}

@@ -146,7 +146,9 @@ func openDatabase(t *testing.T) (server *postgres.Server, disk string) {
 func mountDisk(t *testing.T) (string, error) {
 	t.Helper()
 	dir := dataDir(t)
-	out, err := exec.Command("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=0711", diskSize), "taskledger-fault", dir).
+	out, err := exec.Command(
+		"mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=0711", diskSize), "taskledger-fault", dir,
+	).
 		CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("mount: %w: %s", err, bytes.TrimSpace(out))

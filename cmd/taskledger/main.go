@@ -37,12 +37,12 @@ type cli struct {
 	Settings settings `embed:""`
 
 	Serve   serveCmd   `cmd:"" default:"withargs" help:"Run the server (the default command)."`
-	Migrate migrateCmd `cmd:"" help:"Bring the schema of the database to the version of this program. The server does so too when it starts."`
-	Verify  verifyCmd  `cmd:"" help:"Compare every row of the read models with the fold of the log, or check the chain of an export."`
+	Migrate migrateCmd `cmd:"" help:"Bring the schema to the version of this program. The server does so too."`
+	Verify  verifyCmd  `cmd:"" help:"Compare the read models with the fold of the log, or check the chain of an export."`
 	Rebuild rebuildCmd `cmd:"" help:"Make the read models anew from the log, while servers run, and swap them in."`
 	Status  statusCmd  `cmd:"" help:"How the service stands. Exit 0: nothing needs anybody; 1: something does."`
-	Adopt   adoptCmd   `cmd:"" help:"Take over the tasks of the backend that was there before, from its table. Can be run again: it takes what is new."`
-	Parked  parkedCmd  `cmd:"" help:"Users whom a read model no longer follows, because an event of theirs could not be applied."`
+	Adopt   adoptCmd   `cmd:"" help:"Take over the tasks of the backend before. Run again it takes what is new."`
+	Parked  parkedCmd  `cmd:"" help:"Users whom a read model no longer follows, as an event could not be applied."`
 	History historyCmd `cmd:"" help:"Print a user's audit trail."`
 	Export  exportCmd  `cmd:"" help:"Print the log as NDJSON: records with their hashes."`
 	Import  importCmd  `cmd:"" help:"Take an export into a ledger that has none of its users."`
