@@ -43,15 +43,17 @@ func (p page) tag(h query.Head) string {
 	if p.After != nil {
 		b = fmt.Appendf(b, " %d %x %s %d", p.After.Time.UnixNano(), p.After.Title, p.After.ID, p.After.Seq)
 	}
-	return headTag(h, b)
+	return headTag(h, b, p.user)
 }
 
-// headTag is the weak entity tag of an answer that reflects the head; what tells it from other answers is in name.
-func headTag(h query.Head, name []byte) string {
+// headTag is the weak entity tag of a user's answer that reflects the head; what tells it from other answers of that
+// user is in name. Users without events have one head.
+func headTag(h query.Head, name []byte, user string) string {
 	b := append(name, h.EventID[:]...)
 	for _, n := range []int64{events.TaskForm, h.Seq, h.Generation} {
 		b = strconv.AppendInt(append(b, ' '), n, 10)
 	}
+	b = append(append(b, ' '), user...)
 	return `W/"` + strconv.FormatInt(h.Seq, 10) + "-" + digest(b) + `"`
 }
 

@@ -75,6 +75,9 @@ func payloadTooLarge(limit int64) *problem {
 		with("Connection", "close")
 }
 
+// charsets are those of JSON, and none. Single quotes are no quotes of RFC 9110, but there are clients that send them.
+var charsets = []string{"", "utf-8", "utf8", "'utf-8'", "'utf8'"}
+
 func checkMediaType(sent, accepted []string) error {
 	if len(sent) == 0 {
 		return nil
@@ -82,7 +85,7 @@ func checkMediaType(sent, accepted []string) error {
 	mediaType, params, err := mime.ParseMediaType(strings.Join(sent, ","))
 	if err == nil {
 		charset := strings.ToLower(params["charset"])
-		if slices.Contains(accepted, mediaType) && slices.Contains([]string{"", "utf-8", "utf8"}, charset) {
+		if slices.Contains(accepted, mediaType) && slices.Contains(charsets, charset) {
 			return nil
 		}
 	}

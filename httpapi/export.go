@@ -25,7 +25,7 @@ func (s *Server) export(c echo.Context, caller auth.Caller) error {
 	if err != nil {
 		return err
 	}
-	tag := headTag(a.Head, []byte("export"))
+	tag := headTag(a.Head, []byte("export"), caller.UserID)
 	if noneMatches(c.Request(), tag) {
 		c.Response().Header().Set("ETag", tag)
 		return c.NoContent(http.StatusNotModified)

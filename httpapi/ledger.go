@@ -25,7 +25,7 @@ func (s *Server) sync(c echo.Context, caller auth.Caller) error {
 		since = new(int64)
 	}
 	a, err := s.queries.Sync(c.Request().Context(), ask, *since, limit)
-	return s.sendObject(c, a, err, "since", "sync "+strconv.FormatInt(*since, 10)+" "+strconv.Itoa(limit))
+	return s.sendObject(c, caller.UserID, a, err, "since", "sync "+strconv.FormatInt(*since, 10)+" "+strconv.Itoa(limit))
 }
 
 // link answers with a link of the user's chain.
@@ -41,16 +41,16 @@ func (s *Server) link(c echo.Context, caller auth.Caller) error {
 	if errors.Is(err, query.ErrNotFound) {
 		err = newProblem(http.StatusNotFound, "not_found", "the event was erased, or can't be shown yet")
 	}
-	return s.sendObject(c, a, err, "seq", "link "+values.Get("seq"))
+	return s.sendObject(c, caller.UserID, a, err, "seq", "link "+values.Get("seq"))
 }
 
 // sendObject sends an answer that is no task and no list. Its tag is weak, as that of a list.
-func (s *Server) sendObject(c echo.Context, a query.Answer, err error, parameter, name string) error {
+func (s *Server) sendObject(c echo.Context, user string, a query.Answer, err error, parameter, name string) error {
 	setHead(c, a.Head)
 	if err != nil {
 		return future(err, parameter)
 	}
-	tag := headTag(a.Head, []byte(name))
+	tag := headTag(a.Head, []byte(name), user)
 	c.Response().Header().Set("ETag", tag)
 	if noneMatches(c.Request(), tag) {
 		return c.NoContent(http.StatusNotModified)

@@ -102,6 +102,7 @@ func TestMediaTypes(t *testing.T) {
 	for _, taken := range []string{
 		"application/json", "application/json; charset=UTF-8", "Application/JSON;charset=\"utf-8\"",
 		"application/json; charset=utf8", "application/json;charset=UTF8", "application/json; charset=\"Utf8\"",
+		"application/json; charset='UTF-8'",
 	} {
 		if a := post(http.Header{"Content-Type": {taken}}); a.StatusCode != 201 {
 			t.Errorf("%s: %d %s", taken, a.StatusCode, a.body)
@@ -111,7 +112,7 @@ func TestMediaTypes(t *testing.T) {
 		t.Errorf("no content type: %d %s", a.StatusCode, a.body)
 	}
 	for _, refused := range []string{
-		"text/plain", "", "application/json; charset=latin1", "application/json; charset=utf-16",
+		"text/plain", "", "application/json; charset=latin1", "application/json; charset='utf-8", "application/json; charset=utf-16",
 		"application/x-www-form-urlencoded", "json", "application/merge-patch+json",
 	} {
 		if a := post(http.Header{"Content-Type": {refused}}); a.StatusCode != 415 {

@@ -316,6 +316,14 @@ func TestConditionalRequests(t *testing.T) {
 		t.Errorf("the tag of a list is %s", tag)
 	}
 
+	// Also of users that look the same.
+	for _, path := range []string{"/api/tasks", "/api/history", "/api/trash", "/api/sync", "/api/ledger", "/api/export"} {
+		theirs := http.Header{}
+		theirs.Set("If-None-Match", s.want(200, call{method: "GET", path: path, user: "nobody"}).Header.Get("ETag"))
+		s.want(304, call{method: "GET", path: path, user: "nobody", header: theirs})
+		s.want(200, call{method: "GET", path: path, user: "no one", header: theirs})
+	}
+
 	match := func(value string) http.Header { return http.Header{"If-Match": {value}} }
 	p := s.refused(
 		412,

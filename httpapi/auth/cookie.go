@@ -113,6 +113,9 @@ func originIsHost(origin, host string) bool {
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return false
 	}
+	if !strings.EqualFold(origin, u.Scheme+"://"+u.Host) { // more than an origin: no browser sent it
+		return false
+	}
 	port := ":80"
 	if u.Scheme == "https" {
 		port = ":443"
