@@ -2,9 +2,11 @@ package events
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -227,28 +229,38 @@ func One(ctx context.Context, from Querier, text string, args []any, places ...a
 // Cause is what may be logged of an error: SafeText, of what PostgreSQL says of the data only the code and the
 // constraint, because the message may quote a title.
 func Cause(err error) string {
-	if refused := (*pgconn.PgError)(nil); len(connectErrors(err)) == 0 && errors.As(err, &refused) {
+	var (
+		failed  *pgconn.ConnectError
+		refused *pgconn.PgError
+	)
+	if !errors.As(err, &failed) && errors.As(err, &refused) {
 		return strings.TrimSpace("SQLSTATE " + refused.Code + " " + refused.ConstraintName)
 	}
 	return SafeText(err)
 }
 
-// SafeText is the text of an error without what pgx tells of a connection that could not be made. That has the user in
-// it, and PostgreSQL's own words; this says where the connection was to go, and why it is not there.
+// SafeText is the text of an error without what it tells of a connection: that has values of the database's URL in it,
+// such as host and user, and PostgreSQL's own words. This says why there is none.
 func SafeText(err error) string {
 	text := err.Error()
-	for _, failed := range connectErrors(err) {
-		text = strings.ReplaceAll(text, failed.Error(), connectText(failed))
+	for _, failed := range connectionErrors(err) {
+		text = strings.ReplaceAll(text, failed.Error(), connectionText(failed))
 	}
 	return text
 }
 
-func connectErrors(err error) (found []*pgconn.ConnectError) {
-	if failed, ok := err.(*pgconn.ConnectError); ok { // not errors.As: there may be more than one
-		return append(found, failed)
+// connectionErrors are those of an error that name a host.
+func connectionErrors(err error) (found []error) {
+	switch err := err.(type) { // not errors.As: there may be more than one
+	case *pgconn.ConnectError, *net.DNSError, x509.HostnameError:
+		return append(found, err)
+	case *net.OpError:
+		if err.Op != "listen" { // which is our own address
+			return append(found, err)
+		}
 	}
 	for _, cause := range causes(err) {
-		found = append(found, connectErrors(cause)...)
+		found = append(found, connectionErrors(cause)...)
 	}
 	return found
 }
@@ -266,23 +278,18 @@ func causes(err error) []error {
 	return nil
 }
 
-func connectText(failed *pgconn.ConnectError) string {
-	var hosts, reasons []string
-	add := func(list *[]string, text string) {
-		if !slices.Contains(*list, text) {
-			*list = append(*list, text)
+func connectionText(failed error) string {
+	var reasons []string
+	eachFirst(failed, func(first error) {
+		if why := firstText(first); !slices.Contains(reasons, why) {
+			reasons = append(reasons, why)
 		}
+	})
+	text := strings.Join(reasons, "; ")
+	if _, ok := failed.(*pgconn.ConnectError); ok {
+		text = "no connection to the database: " + text
 	}
-	config := failed.Config
-	_, address := pgconn.NetworkAddress(config.Host, config.Port)
-	add(&hosts, address)
-	for _, f := range config.Fallbacks {
-		_, address := pgconn.NetworkAddress(f.Host, f.Port)
-		add(&hosts, address)
-	}
-	eachFirst(failed.Unwrap(), func(first error) { add(&reasons, firstText(first)) })
-	return fmt.Sprintf("no connection to the database %q at %s: %s",
-		config.Database, strings.Join(hosts, ", "), strings.Join(reasons, "; "))
+	return text
 }
 
 // eachFirst calls do with each error that no other one is the cause of: what came first.
@@ -309,12 +316,16 @@ var refusals = map[string]string{
 }
 
 func firstText(err error) string {
-	refused, ok := err.(*pgconn.PgError)
-	if !ok {
-		return err.Error()
+	switch err := err.(type) {
+	case *pgconn.PgError:
+		if why := refusals[err.Code]; why != "" {
+			return why + " (SQLSTATE " + err.Code + ")"
+		}
+		return "SQLSTATE " + err.Code
+	case *net.DNSError:
+		return err.Err
+	case x509.HostnameError:
+		return "the certificate is for other hosts"
 	}
-	if why := refusals[refused.Code]; why != "" {
-		return why + " (SQLSTATE " + refused.Code + ")"
-	}
-	return "SQLSTATE " + refused.Code
+	return err.Error()
 }

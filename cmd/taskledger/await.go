@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"taskledger/events"
 )
 
 const (
@@ -39,9 +41,7 @@ func patiently(
 			return nil, fmt.Errorf("%w (waited for it for %v)", err, patience)
 		}
 		if why := awayReason(err); why != told {
-			log.Warn(
-				"waiting for the database",
-				append(whereabouts(err), "because", why, "at_most", patience.String())...)
+			log.Warn("waiting for the database", "because", why, "at_most", patience.String())
 			told = why
 		}
 		select {
@@ -66,21 +66,13 @@ func isAway(err error) bool {
 	return network || pgconn.Timeout(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// whereabouts are, for a log, which database it is.
-func whereabouts(err error) []any {
-	if failed, ok := errors.AsType[*pgconn.ConnectError](err); ok {
-		return []any{"host", failed.Config.Host, "database", failed.Config.Database}
-	}
-	return nil
-}
-
 // awayReason is what keeps a database away, without anything of its URL.
 func awayReason(err error) string {
 	if pgconn.Timeout(err) {
 		return "it does not answer"
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return pgErr.Message
+	if _, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return events.Cause(err) // PostgreSQL's own words may name the role or the database
 	}
 	if lookup, ok := errors.AsType[*net.DNSError](err); ok {
 		return lookup.Err

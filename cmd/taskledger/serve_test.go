@@ -334,7 +334,7 @@ func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 	}
 	said := s.stderr.String()
 	if !strings.Contains(said, "no connection to the database") || strings.Contains(said, "user=") {
-		t.Errorf("the log does not say where PostgreSQL should be, or says more: %s", said)
+		t.Errorf("the log does not say that PostgreSQL is away, or says more: %s", said)
 	}
 }
 
