@@ -164,12 +164,10 @@ func TestExportAndImport(t *testing.T) {
 		t.Errorf("rebuild: %s", out)
 	}
 
-	for _, user := range []string{"nobody", ""} {
-		got := finish(t, program(t, from, "export", "--user", user))
-		if got.code != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, "there is no user") ||
-			strings.Count(got.stderr, "\n") != 1 {
-			t.Errorf("export of %q: %+v", user, got)
-		}
+	got := finish(t, program(t, from, "export", "--user", "nobody"))
+	if got.code != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, "there is no user") ||
+		strings.Count(got.stderr, "\n") != 1 {
+		t.Errorf("export of nobody: %+v", got)
 	}
 
 	// From a pipe, into another schema, as somebody who is not a superuser; a user's own export too.
