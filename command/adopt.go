@@ -32,7 +32,7 @@ type OldTask struct {
 
 // Adoption takes over the tasks of another backend, as a command of the operator's.
 type Adoption struct {
-	Log       *events.Log
+	Log       *events.Log // nil in a dry run when there is no ledger yet
 	RequestID string
 	DryRun    bool // find out what would become of the tasks, and append nothing
 }
@@ -50,6 +50,14 @@ type Adopted struct {
 // this program can't read. After any other error it is unknown whether the events were stored; the same call again
 // takes over what was not.
 func (a *Adoption) Adopt(ctx context.Context, user string, tasks []OldTask) (done Adopted, err error) {
+	if a.Log == nil {
+		s := newStream(0)
+		for i := range tasks {
+			s.know(tasks[i].ID, events.Task{})
+		}
+		_, done, err = a.decide(s, user, tasks)
+		return done, err
+	}
 	for n := range optimisticAttempts {
 		done, err = a.once(ctx, a.Log.DB(), a.Log.Submit, user, tasks)
 		if !errors.Is(err, events.ErrConflict) {

@@ -123,9 +123,9 @@ func (in *input) moment(values url.Values, name string) *query.Moment {
 	}
 	s = strings.Replace(s, " ", "+", 1) // a + that was not percent-encoded
 	at, err := time.Parse(time.RFC3339Nano, strings.ToUpper(s))
-	if err != nil || !rfc3339.MatchString(s) || at.IsZero() {
+	if err != nil || !rfc3339.MatchString(s) {
 		in.parameter(name, "invalid_value", "must be a seq or an RFC 3339 time")
 		return nil
 	}
-	return &query.Moment{Time: at}
+	return &query.Moment{Time: at} // the zero time is seq 0: both are before every event
 }

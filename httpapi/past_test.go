@@ -51,6 +51,7 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 		{"5", []string{"apple", "zebra"}},
 		{"6", []string{"zebra"}},
 		{"1970-01-01T00:00:00Z", []string{}},
+		{"0001-01-01T00:00:00Z", []string{}},
 		{a.CreatedAt, []string{"Änderung"}},
 		{b.CreatedAt, []string{"apple", "Änderung"}},
 		{a2.UpdatedAt, []string{"apple", "zebra"}},

@@ -127,7 +127,7 @@ func (u *userFold) apply(changes []change, e *events.Event) ([]change, error) {
 	var refused *events.FoldError
 	switch {
 	case errors.As(err, &refused) && refused.Unknown:
-		return changes, err
+		return changes, fmt.Errorf("user %q: %w", u.user, err)
 	case err == nil && e.Seq != u.seq+1:
 		err = fmt.Errorf("event %d does not follow event %d", e.Seq, u.seq)
 	}

@@ -41,8 +41,8 @@ type Status struct {
 	PostgreSQL PostgreSQLStatus `json:"postgresql"`
 }
 
-// LogStatus is the size of the log and how it grows. What was appended of late is counted by positions: of users who
-// were erased since too.
+// LogStatus is the size of the log and how it grows. What was appended of late is counted by positions, of users who
+// were erased since too, as long as it is less than countedEvents.
 type LogStatus struct {
 	Events         int64      `json:"events"`
 	Estimated      bool       `json:"events_estimated"`
@@ -190,8 +190,9 @@ func (r *statusReader) readTables(ctx context.Context, tx *events.Tx) error {
 		})
 }
 
-// readLog counts without reading the log: positions have few gaps, and later events have later positions, so that the
-// first one since a time is found by halving. An import brings old times with it: then that is a guess.
+// readLog counts without reading the whole log: positions have few gaps, but for the large one before an import, and
+// later events have later positions, so that the first one since a time is found by halving. An import brings old times
+// with it: then that is a guess.
 func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 	for _, t := range r.Tables {
 		if t.Name == events.Topic {
@@ -210,11 +211,14 @@ func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 	if err != nil {
 		return err
 	}
-	if last-first < countedEvents {
-		r.Log.Estimated = false
-		if _, err := events.One(ctx, tx, `SELECT count(*) FROM {schema}.task_events`, nil, &r.Log.Events); err != nil {
-			return err
-		}
+	var counted int64
+	_, err = events.One(ctx, tx, `SELECT count(*) FROM (SELECT FROM {schema}.task_events LIMIT $1) counted`,
+		[]any{countedEvents}, &counted)
+	if err != nil {
+		return err
+	}
+	if r.Log.Events = max(r.Log.Events, counted); counted < countedEvents {
+		r.Log.Events, r.Log.Estimated = counted, false
 	}
 	_, err = events.One(ctx, tx, `
 		WITH RECURSIVE search (age, since, low, high) AS (
@@ -235,11 +239,19 @@ func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 			) step
 		)
 		SELECT
-			coalesce(max($2::bigint + 1 - low) FILTER (WHERE age = '1 minute'), 0),
-			coalesce(max($2::bigint + 1 - low) FILTER (WHERE age = '1 hour'), 0),
-			coalesce(max($2::bigint + 1 - low) FILTER (WHERE age = '1 day'), 0)
-		FROM search
-		WHERE low = high`, []any{first, last}, &r.Log.LastMinute, &r.Log.LastHour, &r.Log.LastDay)
+			coalesce(max(n) FILTER (WHERE age = '1 minute'), 0),
+			coalesce(max(n) FILTER (WHERE age = '1 hour'), 0),
+			coalesce(max(n) FILTER (WHERE age = '1 day'), 0)
+		FROM search s
+		CROSS JOIN LATERAL (SELECT $2::bigint + 1 - s.low AS positions) p
+		CROSS JOIN LATERAL (
+			SELECT CASE WHEN p.positions < $3::bigint THEN p.positions ELSE (
+				SELECT CASE WHEN count(*) < $3::bigint THEN count(*) ELSE least(p.positions, $4::bigint) END
+				FROM (SELECT FROM {schema}.task_events e WHERE e.position >= s.low LIMIT $3::bigint) counted
+			) END AS n
+		) n
+		WHERE low = high`,
+		[]any{first, last, countedEvents, r.Log.Events}, &r.Log.LastMinute, &r.Log.LastHour, &r.Log.LastDay)
 	if r.Log.Events > 0 {
 		r.Log.BytesLastDay = int64(float64(r.Log.Bytes) / float64(r.Log.Events) * float64(r.Log.LastDay))
 	}

@@ -52,30 +52,33 @@ func (c *adoptCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, std
 	if err != nil {
 		return err
 	}
+	there := true
 	if c.DryRun {
-		err = migrations.Check(ctx, db.ledger.Pool(), db.schema)
+		there, err = hasLedger(ctx, db)
 	} else {
 		err = db.migrate(ctx, log)
 	}
 	if err != nil {
 		return err
 	}
-	ledger, err := db.openLedger(ctx, ledgerConnections, events.Settings)
-	if err != nil {
-		return err
-	}
-	defer ledger.Pool().Close()
-	taskLog := events.Open(ledger)
-	defer taskLog.Close()
 	a := &adoption{
 		old: old, db: db, room: semaphore.NewWeighted(adoptMemory), unfit: map[string]int{},
-		into: command.Adoption{Log: taskLog, RequestID: "adopt-" + uuid.NewString(), DryRun: c.DryRun},
+		into: command.Adoption{RequestID: "adopt-" + uuid.NewString(), DryRun: c.DryRun},
+	}
+	if there {
+		ledger, err := db.openLedger(ctx, ledgerConnections, events.Settings)
+		if err != nil {
+			return err
+		}
+		defer ledger.Pool().Close()
+		a.into.Log = events.Open(ledger)
+		defer a.into.Log.Close()
 	}
 	began := time.Now()
 	if c.DryRun {
 		err = a.run(ctx, nil)
 	} else {
-		err = projections.Bulk(ctx, taskLog, log, func(shown *projections.Runner) error { return a.run(ctx, shown) })
+		err = projections.Bulk(ctx, a.into.Log, log, func(shown *projections.Runner) error { return a.run(ctx, shown) })
 	}
 	if err != nil && ctx.Err() != nil {
 		err = errors.New("stopped before the end: run adopt again for the rest")
@@ -86,16 +89,29 @@ func (c *adoptCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, std
 	return a.report(stdout, time.Since(began))
 }
 
+// hasLedger tells whether the database has a ledger: who tries a dry run first has none yet. One that another version
+// made is an error.
+func hasLedger(ctx context.Context, db *database) (bool, error) {
+	err := migrations.Check(ctx, db.ledger.Pool(), db.schema)
+	if v, other := errors.AsType[*migrations.VersionError](err); other && v.Database == 0 {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // find finds the table, which this role may read.
 func (c *adoptCmd) find(ctx context.Context, db *database) (old *predecessor, err error) {
 	if c.Table != "" {
 		old, err = namedPredecessor(ctx, db, c.Table)
 	} else {
 		old, err = findPredecessor(ctx, db)
+		if err == nil && old != nil {
+			err = old.check()
+		}
 	}
 	if err == nil && old == nil {
-		err = errors.New("there is nothing to adopt: beside the ledger the database has no table task or tasks " +
-			"with the columns id, title and user_id; --table names another one")
+		err = errors.New("there is nothing to adopt: beside the ledger the database has no table task or tasks; " +
+			"--table names another one")
 	}
 	if err == nil {
 		err = old.readable()
@@ -300,7 +316,7 @@ func tellPredecessor(ctx context.Context, db *database, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout) // a stop can wait for so short a look
 	defer cancel()
 	old, err := findPredecessor(ctx, db)
-	if err == nil && old != nil && old.readable() == nil {
+	if err == nil && old != nil && old.check() == nil && old.readable() == nil {
 		var found bool
 		if found, err = old.unadopted(ctx, db, lookTimeout); found {
 			log.Warn("there are tasks of another backend that are not taken over",

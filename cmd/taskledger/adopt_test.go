@@ -378,7 +378,9 @@ func TestAdoptWithNothingToTakeOver(t *testing.T) {
 	s.refuse(`--table must be`, "--table", `"a`)
 	s.exec(`CREATE TABLE task (id uuid, title text, user_id text, created_at bigint)`)
 	s.wantSilence()
-	s.refuse("column created_at has the type integer, it must be timestamp or timestamptz", "--table", "task")
+	for _, args := range [][]string{nil, {"--table", "task"}} {
+		s.refuse("column created_at has the type integer, it must be timestamp or timestamptz", args...)
+	}
 	s.exec(`DROP TABLE task; CREATE TABLE task (id uuid, title text, user_id text)`)
 	s.wantSilence()
 	s.refuse("public.task has no rows")
@@ -387,9 +389,21 @@ func TestAdoptWithNothingToTakeOver(t *testing.T) {
 	url := testdb.EmptyURL(t)
 	unmigrated := &site{t: t, url: url, env: []string{"DATABASE_URL=" + url}}
 	unmigrated.refuse("nothing to adopt")
-	execute(t, url, sqlModel, `INSERT INTO task VALUES (gen_random_uuid(), 'a', NULL, false, 'ann', now(), now())`)
-	unmigrated.refuse("run taskledger migrate", "--dry-run")
-	unmigrated.adopt(nil, "adopted        1")
+	execute(t, url, sqlModel, `
+		INSERT INTO task VALUES
+			(gen_random_uuid(), 'a', NULL, false, 'ann', now(), now()),
+			(gen_random_uuid(), '', NULL, false, 'ann', now(), now()),
+			(gen_random_uuid(), 'nobody''s', NULL, false, NULL, now(), now())`)
+	dry := unmigrated.run(0, "adopt", "--dry-run")
+	for _, line := range []string{"to adopt       2", "texts cut of   1", "left out       1: 1 without a usable user_id"} {
+		if !strings.Contains(dry.stdout, line+"\n") {
+			t.Errorf("a dry run before there is a ledger prints no line %q but\n%s", line, dry.stdout)
+		}
+	}
+	if value[bool](t, url, `SELECT to_regnamespace('taskledger') IS NOT NULL`) {
+		t.Error("a dry run has made the schema")
+	}
+	unmigrated.adopt(nil, "adopted        2")
 }
 
 // Of a table that is large, the start looks at both ends only; and it does not wait for one that is locked.

@@ -12,7 +12,7 @@ import (
 )
 
 type exportCmd struct {
-	User *string `placeholder:"ID" help:"Only this user."`
+	User string `placeholder:"ID" help:"Only this user."`
 }
 
 // Help implements kong.HelpProvider.
@@ -30,18 +30,12 @@ func (c *exportCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
-	user := ""
-	if c.User != nil {
-		if user = *c.User; user == "" {
-			return noSuchUser(user) // an empty variable of a script is not all users
-		}
-	}
-	written, err := events.WriteExport(ctx, db.ledger, user, stdout)
+	written, err := events.WriteExport(ctx, db.ledger, c.User, stdout)
 	if err != nil {
 		return err
 	}
-	if user != "" && written.Events == 0 {
-		return noSuchUser(user)
+	if c.User != "" && written.Events == 0 {
+		return noSuchUser(c.User)
 	}
 	_, err = fmt.Fprintf(os.Stderr, "exported %s\n", countOf(written))
 	return err

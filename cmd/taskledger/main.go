@@ -95,7 +95,18 @@ func parse(c *cli, args []string, stdout, stderr io.Writer) (*kong.Context, erro
 	if err != nil {
 		return nil, errors.New(withoutURLs(err.Error(), args))
 	}
-	return command, c.Settings.check()
+	return command, errors.Join(refuseEmpty(command), c.Settings.check())
+}
+
+// refuseEmpty refuses an empty value of a command's own flag: --user "$NOBODY" is not everybody. Settings, which have a
+// variable each, may be empty.
+func refuseEmpty(command *kong.Context) error {
+	for _, p := range command.Path {
+		if f := p.Flag; f != nil && len(f.Envs) == 0 && f.Target.Kind() == reflect.String && f.Target.String() == "" {
+			return fmt.Errorf("--%s must not be empty", f.Name)
+		}
+	}
+	return nil
 }
 
 // withoutURLs takes out of a message the arguments that may be a database's URL, or libpq's key=value: there is a

@@ -86,8 +86,24 @@ func TestBadSettingStopsTheProgramWithOneLine(t *testing.T) {
 
 func TestBadCommandLineStopsTheProgramWithOneLine(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"bogus"}, {"serve", "--bogus"}, {"token"}, {"--port=eighty"}} {
-		got := finish(t, program(t, nil, args...))
+	for _, args := range [][]string{
+		{"bogus"},
+		{"serve", "--bogus"},
+		{"token"},
+		{"--port=eighty"},
+		// A variable of a script that is not set is not everybody.
+		{"verify", "--user", ""},
+		{"verify", "--export="},
+		{"rebuild", "--user", ""},
+		{"rebuild", "--projection="},
+		{"parked", "retry", "--user="},
+		{"parked", "--user="},
+		{"export", "--user="},
+		{"erase", "--user="},
+		{"adopt", "--table="},
+		{"history", "--user=u", "--until="},
+	} {
+		got := finish(t, program(t, []string{"DATABASE_URL=postgres://nowhere.invalid/x"}, args...))
 		if got.code != exitUsage || strings.Count(got.stderr, "\n") != 1 {
 			t.Errorf("%v: exit code %d, stderr %q, want %d and one line", args, got.code, got.stderr, exitUsage)
 		}

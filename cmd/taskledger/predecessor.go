@@ -106,7 +106,8 @@ func oldTables(
 	return found, nil
 }
 
-// findPredecessor finds the table by itself: task, then tasks, of the first schema that has one; nil = there is none.
+// findPredecessor finds the table by itself: task, then tasks, of the first schema that has one that can be taken over.
+// Where none can be, it is the first that is not, whose check says why; nil = there is none.
 func findPredecessor(ctx context.Context, db *database) (*predecessor, error) {
 	found, err := oldTables(ctx, db, "", []string{"task", "tasks"}, []string{"r", "p"})
 	if err != nil {
@@ -116,6 +117,9 @@ func findPredecessor(ctx context.Context, db *database) (*predecessor, error) {
 		if p.check() == nil {
 			return p, nil
 		}
+	}
+	if len(found) > 0 {
+		return found[0], nil
 	}
 	return nil, nil
 }
