@@ -26,6 +26,8 @@ const (
 	swapPause = 2 * time.Second
 	// clearTimeout bounds how long a rebuild that was interrupted waits for who holds on to what it has made.
 	clearTimeout = 2 * time.Second
+	// rebuildConnections are those that fold the log and copy into three tables, side by side.
+	rebuildConnections = 4
 	// sampleUsers is how many users of the new read model are compared with the log before it is swapped in.
 	sampleUsers = 20
 )
@@ -72,7 +74,7 @@ func RebuildOutdated(ctx context.Context, db *events.DB, progress Progress) (Reb
 func rebuildIf(ctx context.Context, db *events.DB, progress Progress, condition func() error) (RebuildReport, error) {
 	r := &rebuild{db: db, progress: progress}
 	start := time.Now()
-	err := maintain(ctx, db, func() error {
+	err := maintain(ctx, db, rebuildConnections, func() error {
 		if err := condition(); err != nil {
 			return err
 		}
@@ -335,7 +337,7 @@ func isLockTimeout(err error) bool {
 // RebuildUser makes the rows of one user anew from the log, in one transaction.
 func RebuildUser(ctx context.Context, db *events.DB, user string) (report RebuildReport, err error) {
 	start := time.Now()
-	err = maintain(ctx, db, func() (err error) {
+	err = maintain(ctx, db, 1, func() (err error) {
 		report, err = rebuildUser(ctx, db, user)
 		return err
 	})

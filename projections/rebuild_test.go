@@ -218,7 +218,7 @@ func TestMaintenanceIsDoneByOneAtATime(t *testing.T) {
 		"parked retry":   func() error { _, err := RetryParked(t.Context(), p.db, ""); return err },
 		"parked skip":    func() error { _, err := SkipParked(t.Context(), p.db, "user-00"); return err },
 	}
-	err := maintain(t.Context(), p.db, func() error {
+	err := maintain(t.Context(), p.db, 1, func() error {
 		for name, work := range all {
 			if err := work(); !errors.Is(err, ErrMaintenance) {
 				t.Errorf("%s beside another: %v", name, err)
