@@ -30,11 +30,9 @@ func (c *exportCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
-	user := ""
-	if c.User != nil {
-		if user = *c.User; user == "" {
-			return noSuchUser(user) // an empty variable of a script is not all users
-		}
+	user, err := oneOrAll(c.User)
+	if err != nil {
+		return err
 	}
 	written, err := events.WriteExport(ctx, db.ledger, user, stdout)
 	if err != nil {
@@ -45,6 +43,19 @@ func (c *exportCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 	}
 	_, err = fmt.Fprintf(os.Stderr, "exported %s\n", countOf(written))
 	return err
+}
+
+// oneOrAll is the user that a command is about, empty for all of them: those are not meant by an empty variable of a
+// script.
+func oneOrAll(user *string) (string, error) {
+	switch {
+	case user == nil:
+		return "", nil
+	case *user == "":
+		return "", noSuchUser("")
+	default:
+		return *user, nil
+	}
 }
 
 // noSuchUser says that a user has no events.

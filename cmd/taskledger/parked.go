@@ -19,11 +19,11 @@ type parkedCmd struct {
 }
 
 type parkedListCmd struct {
-	User string `placeholder:"ID" help:"Only this user."`
+	User *string `placeholder:"ID" help:"Only this user."`
 }
 
 type parkedRetryCmd struct {
-	User string `placeholder:"ID" help:"Only this user."`
+	User *string `placeholder:"ID" help:"Only this user."`
 }
 
 type parkedSkipCmd struct {
@@ -44,14 +44,18 @@ func (c *parkedRetryCmd) Run(ctx context.Context, cfg *settings, log *slog.Logge
 
 // Run exits with 0 when the user is not parked any more.
 func (c *parkedSkipCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer) error {
-	return onParked(ctx, cfg, log, stdout, c.User, projections.SkipParked)
+	return onParked(ctx, cfg, log, stdout, &c.User, projections.SkipParked)
 }
 
 // onParked does something about parked users and prints who is parked after it, a line each; that is an error.
 func onParked(
-	ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer, user string,
+	ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Writer, about *string,
 	do func(context.Context, *events.DB, string) ([]projections.Parked, error),
 ) (err error) {
+	user, err := oneOrAll(about)
+	if err != nil {
+		return err
+	}
 	db, err := openMigrated(ctx, cfg, log)
 	if err != nil {
 		return err

@@ -16,8 +16,8 @@ import (
 const maxDifferences = 100
 
 type verifyCmd struct {
-	User   string `placeholder:"ID" xor:"what" help:"Only this user's stream and rows."`
-	Export string `placeholder:"FILE" xor:"what" help:"Check the chain of an export instead, without a database; - is the standard input."`
+	User   *string `placeholder:"ID" xor:"what" help:"Only this user's stream and rows."`
+	Export string  `placeholder:"FILE" xor:"what" help:"Check the chain of an export instead, without a database; - is the standard input."`
 }
 
 // Help implements kong.HelpProvider.
@@ -36,14 +36,21 @@ func (c *verifyCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 		return err
 	}
 	defer func() { err = errors.Join(err, db.close()) }()
+	user, err := oneOrAll(c.User)
+	if err != nil {
+		return err
+	}
 	printed := 0
-	report, err := projections.Verify(ctx, db.ledger, c.User, func(d projections.Difference) {
+	report, err := projections.Verify(ctx, db.ledger, user, func(d projections.Difference) {
 		if printed++; printed <= maxDifferences {
 			_, _ = fmt.Fprintln(stdout, d) // a reader that has gone has seen enough
 		}
 	})
 	if err != nil {
 		return err
+	}
+	if user != "" && report.Users == 0 && report.Differences == 0 {
+		return noSuchUser(user)
 	}
 	if printed > maxDifferences {
 		_, _ = fmt.Fprintf(stdout, "… and %d more\n", printed-maxDifferences)
