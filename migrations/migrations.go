@@ -34,7 +34,7 @@ const (
 	// lockPause is between two looks whether another process has migrated.
 	lockPause = 50 * time.Millisecond
 	// anotherWait is how long the connections of a pooler may all be in use.
-	anotherWait = 3 * time.Second
+	anotherWait = 5 * time.Second
 )
 
 // VersionError says that the database has a schema that this program cannot work on.
