@@ -101,7 +101,8 @@ func TestABatchIsBoundedByItsBytes(t *testing.T) {
 	exec(t, db, `
 		INSERT INTO {schema}.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		SELECT 'u', n, gen_random_uuid(), 'TaskCreated', 1, jsonb_build_object('title', repeat('x', CASE n WHEN 20 THEN 20 ELSE 3 END << 20)),
+		SELECT 'u', n, gen_random_uuid(), 'TaskCreated', 1,
+			jsonb_build_object('title', repeat('x', CASE n WHEN 20 THEN 20 ELSE 3 END << 20)),
 			gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp()
 		FROM generate_series(1, 24) n`)
 	want := []int{6, 6, 6, 2, 4} // 18 MiB three times, what the largest ends, what is left
@@ -114,7 +115,8 @@ func TestABatchIsBoundedByItsBytes(t *testing.T) {
 		}
 		m, d := receive(t, messages)
 		if d.From != at || d.To != b.To || len(d.Events) != len(b.Events) {
-			t.Fatalf("the subscriber hands out %d events behind %d, Read gives %d behind %d", len(d.Events), d.From, len(b.Events), at)
+			t.Fatalf("the subscriber hands out %d events behind %d, Read gives %d behind %d",
+				len(d.Events), d.From, len(b.Events), at)
 		}
 		got, at = append(got, len(b.Events)), b.To
 		exec(t, db, `UPDATE {schema}.checkpoints SET position = $1`, d.To)
