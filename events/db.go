@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -57,6 +58,35 @@ func (db *DB) Schema() string { return db.schema }
 
 // Pooled tells whether connections keep no settings of their own.
 func (db *DB) Pooled() bool { return db.prelude != "" }
+
+// ErrFewConnections: a pooler has fewer connections to PostgreSQL than a command needs at once, which would wait for
+// itself.
+var ErrFewConnections = errors.New("the pooler has too few connections to PostgreSQL")
+
+// spareTimeout is how long connections may be in use elsewhere.
+const spareTimeout = 3 * time.Second
+
+// Spare returns nil when n connections can be had at once. Behind a pooler that does not give them in time it is
+// ErrFewConnections.
+func (db *DB) Spare(ctx context.Context, n int) error {
+	if !db.Pooled() {
+		return nil
+	}
+	waiting, cancel := context.WithTimeout(ctx, spareTimeout)
+	defer cancel()
+	for range n {
+		tx, err := db.pool.Begin(waiting)
+		if err != nil && waiting.Err() != nil && ctx.Err() == nil {
+			return fmt.Errorf("%w: this takes %d more at once: use a URL that goes to PostgreSQL directly, "+
+				"or raise the pooler's pool size", ErrFewConnections, n)
+		}
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // there is nothing in it
+	}
+	return nil
+}
 
 // SQL writes the schema into a statement. The statements of a program are few: each is written once.
 func (db *DB) SQL(text string) string {

@@ -24,16 +24,45 @@ func (b *Batch) len() int { return len(b.Events) }
 const Columns = `e.position, e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id, e.actor,
 	e.request_id, e.recorded_at, (e.user_id, e.seq) IN (SELECT s.user_id, s.seq FROM {schema}.skipped_events s)`
 
-// Read reads the log behind position after, in the order of commits, at most limit events. No reader ever skips one:
-// commit order is position order.
+// batchBytes bounds a batch of the log by the bytes of its data: with the event that reaches it, the batch is full.
+const batchBytes = 16 << 20
+
+// nextBatch joins the next batch e behind c.position to c: $2 events, or as few as have the bytes of $3. Those end at
+// x.position, which is null where there are fewer; the search for that reads no further.
+const nextBatch = `
+	LEFT JOIN LATERAL (
+		SELECT s.position
+		FROM (
+			SELECT n.position, sum(octet_length(n.data::text)) OVER (ORDER BY n.position ROWS UNBOUNDED PRECEDING) AS bytes
+			FROM (
+				SELECT position, data
+				FROM {schema}.task_events
+				WHERE position > c.position
+				ORDER BY position
+				LIMIT $2
+			) n
+		) s
+		WHERE s.bytes >= $3
+		ORDER BY s.position
+		LIMIT 1
+	) x ON true
+	LEFT JOIN LATERAL (
+		SELECT *
+		FROM {schema}.task_events t
+		WHERE t.position > c.position AND t.position <= coalesce(x.position, 9223372036854775807)
+		ORDER BY t.position
+		LIMIT $2
+	) e ON true`
+
+// Read reads the log behind position after, in the order of commits, at most limit events and about 16 MiB; none at the
+// end of the log. No reader ever skips one: commit order is position order.
 func Read(ctx context.Context, from Querier, after int64, limit int) (Batch, error) {
 	b := Batch{From: after, To: after}
 	err := from.Query(ctx, `
 		SELECT `+Columns+`
-		FROM {schema}.task_events e
-		WHERE e.position > $1
-		ORDER BY e.position
-		LIMIT $2`, []any{after, limit}, func(rows pgx.Rows) error {
+		FROM (SELECT $1::bigint AS position) c`+nextBatch+`
+		WHERE e.position IS NOT NULL
+		ORDER BY e.position`, []any{after, limit, batchBytes}, func(rows pgx.Rows) error {
 		return visitEvents(rows, func(e Event) error {
 			b.Events, b.To = append(b.Events, e), e.Position
 			return nil

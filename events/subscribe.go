@@ -39,7 +39,7 @@ type SubscriberConfig struct {
 	Projection string
 	// Linger tells how long a batch waits for more events, when nobody waits for it. It must not block.
 	Linger func() time.Duration
-	// MaxEvents bounds the events of one message.
+	// MaxEvents bounds the events of one message. So does their data: there is no more of it than about 16 MiB.
 	MaxEvents int
 	// Confirm is told each checkpoint that was read. It must not block.
 	Confirm func(Checkpoint)
@@ -358,19 +358,12 @@ func (s *Subscriber) read(ctx context.Context) (*Delivery, *Checkpoint, error) {
 	s.mu.Unlock()
 	d := &Delivery{}
 	at := &Checkpoint{}
-	found := false
+	found, full := false, false
 	err := s.log.db.Query(ctx, `
-		SELECT `+Columns+`, c.position, c.generation
-		FROM {schema}.checkpoints c
-		LEFT JOIN LATERAL (
-			SELECT *
-			FROM {schema}.task_events t
-			WHERE t.position > c.position
-			ORDER BY t.position
-			LIMIT $2
-		) e ON true
+		SELECT `+Columns+`, x.position IS NOT NULL, c.position, c.generation
+		FROM {schema}.checkpoints c`+nextBatch+`
 		WHERE c.projection = $1
-		ORDER BY e.position`, []any{s.cfg.Projection, s.cfg.MaxEvents}, func(rows pgx.Rows) error {
+		ORDER BY e.position`, []any{s.cfg.Projection, s.cfg.MaxEvents, batchBytes}, func(rows pgx.Rows) error {
 		for rows.Next() {
 			found = true
 			if rows.RawValues()[0] == nil { // nothing new
@@ -378,7 +371,7 @@ func (s *Subscriber) read(ctx context.Context) (*Delivery, *Checkpoint, error) {
 				places[len(places)-2], places[len(places)-1] = &at.Position, &at.Generation
 				return rows.Scan(places...)
 			}
-			e, err := ScanEvent(rows, &at.Position, &at.Generation)
+			e, err := ScanEvent(rows, &full, &at.Position, &at.Generation)
 			if err != nil {
 				return err
 			}
@@ -403,14 +396,16 @@ func (s *Subscriber) read(ctx context.Context) (*Delivery, *Checkpoint, error) {
 		s.queued -= s.queue[0].len()
 		s.queue = s.queue[1:]
 	}
-	s.unread = s.unread || len(d.Events) == s.cfg.MaxEvents
+	full = full || len(d.Events) == s.cfg.MaxEvents // there may be more
+	s.unread = s.unread || full
 	s.out = d.To
-	s.found(d)
+	s.found(d, full)
 	return d, at, nil
 }
 
-// found notes what was read: of the log, and of the projection. The caller holds mu.
-func (s *Subscriber) found(d *Delivery) {
+// found notes what was read: of the log, of which there may be more if the batch is full, and of the projection. The
+// caller holds mu.
+func (s *Subscriber) found(d *Delivery, full bool) {
 	head, next := d.To, time.Time{}
 	if n := len(s.queue); n > 0 {
 		head, next = max(head, s.queue[n-1].To), s.queue[0].Events[0].RecordedAt
@@ -418,7 +413,7 @@ func (s *Subscriber) found(d *Delivery) {
 	if len(d.Events) > 0 {
 		next = d.Events[0].RecordedAt
 	}
-	if len(d.Events) == s.cfg.MaxEvents {
+	if full {
 		head = max(head, s.known.head) // there is more, who knows how much
 	}
 	s.known.stands(d.From, head, next)

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -89,5 +90,39 @@ func TestTriesThatFailAreFew(t *testing.T) {
 	}
 	if n := tries.Load(); n > 40 {
 		t.Errorf("%d tries beside %d appends in a second", n, appended)
+	}
+}
+
+// However large events are, a batch is not: it ends with the event that fills it, and the rest follows.
+func TestABatchIsBoundedByItsBytes(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	l := openLog(t, db)
+	exec(t, db, `
+		INSERT INTO {schema}.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		SELECT 'u', n, gen_random_uuid(), 'TaskCreated', 1,
+			jsonb_build_object('title', repeat('x', CASE n WHEN 20 THEN 20 ELSE 3 END << 20)),
+			gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp()
+		FROM generate_series(1, 24) n`)
+	want := []int{6, 6, 6, 2, 4} // 18 MiB three times, what the largest ends, what is left
+	_, messages := subscribe(t, l)
+	var got []int
+	for at := int64(0); at < 24; {
+		b, err := Read(t.Context(), db, at, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, d := receive(t, messages)
+		if d.From != at || d.To != b.To || len(d.Events) != len(b.Events) {
+			t.Fatalf("the subscriber hands out %d events behind %d, Read gives %d behind %d",
+				len(d.Events), d.From, len(b.Events), at)
+		}
+		got, at = append(got, len(b.Events)), b.To
+		exec(t, db, `UPDATE {schema}.checkpoints SET position = $1`, d.To)
+		m.Ack()
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("batches of %d events, want %d", got, want)
 	}
 }

@@ -33,6 +33,8 @@ const (
 	lockWait = 5 * time.Minute
 	// lockPause is between two looks whether another process has migrated.
 	lockPause = 50 * time.Millisecond
+	// anotherWait is how long the connections of a pooler may all be in use.
+	anotherWait = 5 * time.Second
 )
 
 // VersionError says that the database has a schema that this program cannot work on.
@@ -261,7 +263,9 @@ func locked(ctx context.Context, pool *pgxpool.Pool, schema string, wait time.Du
 		done := false
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
 			if done, err = takeLock(ctx, tx, schema); done && err == nil {
-				workErr = work()
+				if workErr = another(ctx, pool); workErr == nil {
+					workErr = work()
+				}
 			}
 			return err
 		})
@@ -280,6 +284,18 @@ func locked(ctx context.Context, pool *pgxpool.Pool, schema string, wait time.Du
 			return nil
 		}
 	}
+}
+
+// another returns nil when there is a connection besides the one that has the lock.
+func another(ctx context.Context, pool *pgxpool.Pool) error {
+	waiting, cancel := context.WithTimeout(ctx, anotherWait)
+	defer cancel()
+	err := pool.Ping(waiting)
+	if err != nil && waiting.Err() != nil && ctx.Err() == nil {
+		return errors.New("migrate: there is no second connection to PostgreSQL, which this takes: " +
+			"use a URL that goes to PostgreSQL directly, or raise the pooler's pool size")
+	}
+	return err
 }
 
 func pause(ctx context.Context, d time.Duration) error {

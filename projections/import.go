@@ -14,6 +14,9 @@ import (
 	"taskledger/events"
 )
 
+// importConnections are the one that stores the export, and one that catches up with what is appended meanwhile.
+const importConnections = 2
+
 // ImportReport says what an import did.
 type ImportReport struct {
 	events.Totals
@@ -31,7 +34,7 @@ func Import(ctx context.Context, db *events.DB, log *slog.Logger, export io.Read
 	start := time.Now()
 	err := im.check(export)
 	if err == nil {
-		err = maintain(ctx, db, func() error { return im.run(ctx, export) })
+		err = maintain(ctx, db, importConnections, func() error { return im.run(ctx, export) })
 	}
 	if err != nil {
 		return ImportReport{}, fmt.Errorf("import: nothing was kept: %w", err)

@@ -15,9 +15,10 @@ import (
 var ErrMaintenance = errors.New("another rebuild, adopt, import or erase, or a command that changes parked users, " +
 	"is running on this ledger")
 
-// maintain runs work while no other process does so on this ledger. The lock is held in a transaction, which works
-// behind a transaction pooler too, and which has no snapshot, so it holds up no vacuum.
-func maintain(ctx context.Context, db *events.DB, work func() error) error {
+// maintain runs work while no other process does so on this ledger; so many more connections than one are needed for it
+// at once. The lock is held in a transaction, which works behind a transaction pooler too, and which has no snapshot, so
+// it holds up no vacuum.
+func maintain(ctx context.Context, db *events.DB, connections int, work func() error) error {
 	var workErr error
 	err := db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) error {
 		var locked bool
@@ -31,7 +32,9 @@ func maintain(ctx context.Context, db *events.DB, work func() error) error {
 		if !locked {
 			return ErrMaintenance
 		}
-		workErr = work()
+		if workErr = db.Spare(ctx, connections); workErr == nil {
+			workErr = work()
+		}
 		return nil
 	})
 	if workErr != nil {

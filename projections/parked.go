@@ -42,7 +42,7 @@ func ListParked(ctx context.Context, db *events.DB, user string) ([]Parked, erro
 // RetryParked makes the rows of parked users anew from the log, and returns who is parked still. An empty user means
 // all.
 func RetryParked(ctx context.Context, db *events.DB, user string) (still []Parked, err error) {
-	err = maintain(ctx, db, func() error {
+	err = maintain(ctx, db, 1, func() error {
 		parked, err := ListParked(ctx, db, user)
 		if err != nil {
 			return err
@@ -70,7 +70,7 @@ func SkipParkedAt(ctx context.Context, db *events.DB, user string, seq int64) (s
 }
 
 func skipParked(ctx context.Context, db *events.DB, user string, meant func(Parked) bool) (still []Parked, err error) {
-	err = maintain(ctx, db, func() error {
+	err = maintain(ctx, db, 1, func() error {
 		parked, err := ListParked(ctx, db, user)
 		if err != nil {
 			return err

@@ -26,12 +26,17 @@ const (
 	swapPause = 2 * time.Second
 	// clearTimeout bounds how long a rebuild that was interrupted waits for who holds on to what it has made.
 	clearTimeout = 2 * time.Second
+	// rebuildConnections are those that fold the log and copy into three tables, side by side.
+	rebuildConnections = 4
 	// sampleUsers is how many users of the new read model are compared with the log before it is swapped in.
 	sampleUsers = 20
 )
 
 // ErrUnknownProjection: there is no projection of that name.
 var ErrUnknownProjection = errors.New("unknown projection")
+
+// ErrUnknownUser: neither the log nor the read model has anything of the user.
+var ErrUnknownUser = errors.New("unknown user")
 
 // ErrCurrent: the read model was made by this version of its code.
 var ErrCurrent = errors.New("the read model was made by this version of its code")
@@ -72,7 +77,7 @@ func RebuildOutdated(ctx context.Context, db *events.DB, progress Progress) (Reb
 func rebuildIf(ctx context.Context, db *events.DB, progress Progress, condition func() error) (RebuildReport, error) {
 	r := &rebuild{db: db, progress: progress}
 	start := time.Now()
-	err := maintain(ctx, db, func() error {
+	err := maintain(ctx, db, rebuildConnections, func() error {
 		if err := condition(); err != nil {
 			return err
 		}
@@ -332,10 +337,10 @@ func isLockTimeout(err error) bool {
 	return errors.As(err, &pgErr) && (pgErr.Code == "55P03" || pgErr.Code == "40P01")
 }
 
-// RebuildUser makes the rows of one user anew from the log, in one transaction.
+// RebuildUser makes the rows of one user anew from the log, in one transaction. ErrUnknownUser: there is no such user.
 func RebuildUser(ctx context.Context, db *events.DB, user string) (report RebuildReport, err error) {
 	start := time.Now()
-	err = maintain(ctx, db, func() (err error) {
+	err = maintain(ctx, db, 1, func() (err error) {
 		report, err = rebuildUser(ctx, db, user)
 		return err
 	})
@@ -376,10 +381,13 @@ func (w *userWriter) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	known := false
 	for _, t := range readModelTables {
-		if _, err := w.tx.Exec(ctx, `DELETE FROM {schema}.`+t.name+` WHERE user_id = $1`, w.user.user); err != nil {
+		deleted, err := w.tx.Exec(ctx, `DELETE FROM {schema}.`+t.name+` WHERE user_id = $1`, w.user.user)
+		if err != nil {
 			return err
 		}
+		known = known || deleted > 0
 	}
 	for more := true; more; {
 		if more, err = w.next(ctx); err != nil {
@@ -387,7 +395,7 @@ func (w *userWriter) run(ctx context.Context) error {
 		}
 	}
 	if w.report.Events == 0 {
-		return nil
+		return w.nothing(ctx, known)
 	}
 	tasks := w.user.current()
 	w.report.Rows += int64(len(tasks)) + 1
@@ -395,6 +403,19 @@ func (w *userWriter) run(ctx context.Context) error {
 		write(ctx, w.tx, taskColumns.fresh(taskTable, tasks)),
 		write(ctx, w.tx, userColumns.fresh(userTable, []userState{w.user.userState})),
 	)
+}
+
+// nothing is the end for a user of whom nothing is to be shown: ErrUnknownUser where there is none.
+func (w *userWriter) nothing(ctx context.Context, known bool) error {
+	if known {
+		return nil
+	}
+	_, err := events.One(ctx, w.tx, `
+		SELECT EXISTS (SELECT FROM {schema}.task_events WHERE user_id = $1)`, []any{w.user.user}, &known)
+	if err == nil && !known {
+		err = ErrUnknownUser
+	}
+	return err
 }
 
 // next folds the next chunk of the stream and writes its history.

@@ -145,8 +145,17 @@ func TestVerifyAndRebuildOfOneUser(t *testing.T) {
 	if lines, _ := p.differences(""); len(lines) != 2 || !strings.Contains(lines[0], "user-02") {
 		t.Errorf("after the rebuild of user-01: %q", lines)
 	}
-	if report, err := RebuildUser(t.Context(), p.db, "nobody"); err != nil || report.Rows != 0 {
+	if report, err := RebuildUser(t.Context(), p.db, "nobody"); !errors.Is(err, ErrUnknownUser) || report.Rows != 0 {
 		t.Errorf("nobody: %+v, %v", report, err)
+	}
+	p.exec(`UPDATE {schema}.checkpoints SET position = 0`)
+	p.exec(`DELETE FROM {schema}.tasks; DELETE FROM {schema}.task_history; DELETE FROM {schema}.users`)
+	if report, err := RebuildUser(t.Context(), p.db, "user-01"); err != nil || report.Rows != 0 {
+		t.Errorf("a user who is not shown yet: %+v, %v", report, err)
+	}
+	p.exec(`INSERT INTO {schema}.users (user_id, seq, live, hash) VALUES ('stray', 1, 0, '')`)
+	if report, err := RebuildUser(t.Context(), p.db, "stray"); err != nil || report.Rows != 0 {
+		t.Errorf("a row of nobody's: %+v, %v", report, err)
 	}
 }
 
@@ -218,7 +227,7 @@ func TestMaintenanceIsDoneByOneAtATime(t *testing.T) {
 		"parked retry":   func() error { _, err := RetryParked(t.Context(), p.db, ""); return err },
 		"parked skip":    func() error { _, err := SkipParked(t.Context(), p.db, "user-00"); return err },
 	}
-	err := maintain(t.Context(), p.db, func() error {
+	err := maintain(t.Context(), p.db, 1, func() error {
 		for name, work := range all {
 			if err := work(); !errors.Is(err, ErrMaintenance) {
 				t.Errorf("%s beside another: %v", name, err)

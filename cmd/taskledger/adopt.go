@@ -32,6 +32,8 @@ const (
 	adoptMemory = 2 * (adoptBytes + maxOldText)
 	// adoptLead is how long the read model is waited for, before more is appended for it to follow.
 	adoptLead = time.Second
+	// dryRunConnections are the one that reads the table, and one for all that look what is there already.
+	dryRunConnections = 2
 	// lookTimeout bounds the look for a table to adopt when the server starts.
 	lookTimeout = 3 * time.Second
 )
@@ -76,7 +78,12 @@ func (c *adoptCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, std
 	}
 	began := time.Now()
 	if c.DryRun {
-		err = a.run(ctx, nil)
+		if there {
+			err = a.into.Log.DB().Spare(ctx, dryRunConnections)
+		}
+		if err == nil {
+			err = a.run(ctx, nil)
+		}
 	} else {
 		err = projections.Bulk(ctx, a.into.Log, log, func(shown *projections.Runner) error { return a.run(ctx, shown) })
 	}

@@ -95,6 +95,9 @@ func (s *settings) checkHTTP() error {
 		s.CORSOrigins[i] = strings.TrimSpace(s.CORSOrigins[i])
 	}
 	for _, origin := range s.CORSOrigins {
+		if strings.Contains(origin, "@") {
+			return errors.New("CORS_ORIGINS must not have a user or password in it")
+		}
 		if !isOrigin(origin) {
 			return fmt.Errorf(
 				"CORS_ORIGINS must be origins such as https://app.example.com, without path, separated by commas, not %q",
@@ -154,6 +157,9 @@ func (s *settings) checkLogin() error {
 		if value != "" && !isWebURL(value) {
 			return fmt.Errorf("%s must be a URL that begins with http:// or https://", name)
 		}
+	}
+	if u, err := url.Parse(s.BetterAuthURL); err == nil && u.User != nil { // its origin is what browsers send
+		return errors.New("BETTER_AUTH_URL must not have a user or password in it")
 	}
 	if s.BetterAuthSecret != nil && len(*s.BetterAuthSecret) < auth.MinSecret {
 		return fmt.Errorf("BETTER_AUTH_SECRET must have %d bytes or more, it has %d",

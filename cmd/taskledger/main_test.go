@@ -63,7 +63,9 @@ func TestBadSettingStopsTheProgramWithOneLine(t *testing.T) {
 		"DATABASE_URL=s3cret:", "BETTER_AUTH_DATABASE_URL=postgres://s3cret@:x/",
 		"REBUILD_ON_START=maybe", "DATABASE_SCHEMA=My Ledger", "DATABASE_SCHEMA=public", "DATABASE_SCHEMA=pg_ledger",
 		"BETTER_AUTH_SECRET=", "BETTER_AUTH_SECRET=s3cret",
-		"BETTER_AUTH_URL=s3cret", "JWKS_URL=ftp://s3cret.example/keys", "OTEL_EXPORTER_OTLP_ENDPOINT=s3cret:4318",
+		"BETTER_AUTH_URL=s3cret", "BETTER_AUTH_URL=https://user:s3cret@auth.example",
+		"CORS_ORIGINS=https://user:s3cret@a.example",
+		"JWKS_URL=ftp://s3cret.example/keys", "OTEL_EXPORTER_OTLP_ENDPOINT=s3cret:4318",
 		"RATE_LIMIT_RPS=-1", "RATE_LIMIT_RPS=NaN", "RATE_LIMIT_RPS=+Inf", "RATE_LIMIT_RPS=many", "RATE_LIMIT_BURST=-1",
 		"MAX_TASKS_PER_USER=0", "LOG_LEVEL=loud", "LOG_FORMAT=xml",
 	} {

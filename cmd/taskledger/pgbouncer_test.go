@@ -382,3 +382,91 @@ func (c *bouncingClient) ask(
 	answer, err = io.ReadAll(resp.Body)
 	return resp.StatusCode, answer, errors.Join(err, resp.Body.Close())
 }
+
+// The operator's commands behind a PgBouncer with so many connections to PostgreSQL: where there are as many as a
+// command needs at once, it does its work; else it does nothing, and says in one line what helps.
+func TestCommandsBehindPgBouncer(t *testing.T) {
+	t.Parallel()
+	source := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret}
+	s, _ := fillLedger(t, source)
+	s.terminate()
+	export := inFile(t, output(t, source, "", "export"))
+	const alice = "--user=alice"
+	commands := []operation{
+		{needs: 2, args: []string{"migrate"}, want: "has the schema of this program"},
+		{needs: 3, args: []string{"import", export}, want: "imported 10 events of 3 users"},
+		{needs: 1, args: []string{"status"}, want: "log                 10 events", code: exitFailed}, // fsync is off
+		{needs: 1, args: []string{"verify"}, want: "compared 3 users, 10 events"},
+		{needs: 1, args: []string{"history", alice}, want: "Buy"},
+		{needs: 1, args: []string{"export"}, want: `"user_id":"carol"`},
+		{needs: 5, args: []string{"rebuild"}, want: "10 events folded"},
+		{needs: 2, args: []string{"rebuild", alice}, want: "4 events folded"},
+		{needs: 1, args: []string{"parked"}, want: `user="alice" event=5`, code: exitFailed},
+		{needs: 2, args: []string{"parked", "retry"}, want: `user="alice" event=5`, code: exitFailed},
+		{needs: 2, args: []string{"parked", "skip", alice}, want: "nobody is parked"},
+		{needs: 2, args: []string{"adopt", "--dry-run"}, want: "to adopt       40"},
+		{needs: 3, args: []string{"adopt"}, want: "adopted        40"},
+		{needs: 1, args: []string{"erase", "--yes", alice}, want: "erased user"},
+		{needs: 1, args: []string{"verify"}, want: "compared 6 users, 47 events, 95 rows; 0 parked"},
+	}
+	for _, size := range []int{20, 4, 2, 1} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			t.Parallel()
+			url := testdb.EmptyURL(t)
+			execute(t, url+"&search_path=public", sqlModel+`;
+				INSERT INTO task (id, title, is_completed, user_id)
+				SELECT gen_random_uuid(), 'old', false, (ARRAY['ann', 'bob', 'eve'])[n % 3 + 1]
+				FROM generate_series(1, 40) n`)
+			_, pooled := startPooler(t, url, fmt.Sprint("default_pool_size = ", size))
+			for _, o := range commands {
+				if o.args[0] == "parked" && len(o.args) == 1 {
+					execute(t, url, refusedByAlice)
+					output(t, []string{"DATABASE_URL=" + url}, "", "rebuild")
+				}
+				o.check(t, size, url, pooled)
+			}
+		})
+	}
+}
+
+// refusedByAlice is an event of alice's that no read model takes.
+const refusedByAlice = `
+	INSERT INTO taskledger.task_events
+		(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+	VALUES ('alice', 5, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'alice', 'r',
+		clock_timestamp())`
+
+// operation is a command of an operator's.
+type operation struct {
+	needs int // connections at once
+	args  []string
+	want  string // in what it prints
+	code  int
+}
+
+// check runs it behind a pooler of so many connections, and without one where those are too few.
+func (o operation) check(t *testing.T, size int, direct, pooled string) {
+	t.Helper()
+	run := func(url string, args ...string) outcome {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		cmd := program(t, []string{"DATABASE_URL=" + url}, args...)
+		defer context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })() // a command that hangs
+		return finish(t, cmd)
+	}
+	if size < o.needs {
+		before := run(direct, "export")
+		got := run(pooled, o.args...)
+		if got.code != exitFailed || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 ||
+			!strings.Contains(got.stderr, "use a URL that goes to PostgreSQL directly") {
+			t.Errorf("%v: %+v, want one line that says what helps", o.args, got)
+		}
+		if after := run(direct, "export"); after != before {
+			t.Errorf("%v has done something: the export was %+v and is %+v", o.args, before, after)
+		}
+		pooled = direct
+	}
+	if got := run(pooled, o.args...); got.code != o.code || !strings.Contains(got.stdout, o.want) {
+		t.Errorf("%v: %+v, want exit code %d and %q", o.args, got, o.code, o.want)
+	}
+}

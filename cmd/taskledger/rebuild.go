@@ -31,7 +31,7 @@ func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, s
 	defer func() { err = errors.Join(err, db.close()) }()
 	var report projections.RebuildReport
 	if c.User != "" {
-		report, err = c.rebuildUser(ctx, db)
+		report, err = rebuildUser(ctx, db, c.User)
 	} else {
 		progress, finish := showProgress(os.Stderr, "rebuild", "events")
 		folded := sync.OnceFunc(func() {
@@ -62,12 +62,15 @@ func (c *rebuildCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, s
 	return err
 }
 
-func (c *rebuildCmd) rebuildUser(ctx context.Context, db *database) (projections.RebuildReport, error) {
-	report, err := projections.RebuildUser(ctx, db.ledger, c.User)
+func rebuildUser(ctx context.Context, db *database, user string) (projections.RebuildReport, error) {
+	report, err := projections.RebuildUser(ctx, db.ledger, user)
+	if errors.Is(err, projections.ErrUnknownUser) {
+		return report, noSuchUser(user)
+	}
 	if err != nil {
 		return report, err
 	}
-	checked, err := projections.Verify(ctx, db.ledger, c.User, func(projections.Difference) {})
+	checked, err := projections.Verify(ctx, db.ledger, user, func(projections.Difference) {})
 	if err == nil && checked.Differences > 0 {
 		err = fmt.Errorf("%d differences are left: taskledger verify --user shows them", checked.Differences)
 	}

@@ -45,6 +45,9 @@ func (c *verifyCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, st
 	if err != nil {
 		return err
 	}
+	if c.User != "" && report.Users == 0 && report.Differences == 0 {
+		return noSuchUser(c.User)
+	}
 	if printed > maxDifferences {
 		_, _ = fmt.Fprintf(stdout, "… and %d more\n", printed-maxDifferences)
 	}
