@@ -271,8 +271,9 @@ func TestNobodyIsAlwaysLast(t *testing.T) {
 			}
 		})
 	}
+	var most int64 // of the many in the time of one: not in seconds, for a slow machine is slow for them too
 	for n := range 60 {
-		begin := time.Now()
+		before := toggles.Load()
 		req := Request{UserID: "u", RequestID: "r"}
 		if n%2 == 1 {
 			req.Key = fmt.Sprint("key", n)
@@ -281,12 +282,14 @@ func TestNobodyIsAlwaysLast(t *testing.T) {
 			t.Errorf("write %d of the one: %v", n, err)
 		}
 		toggles.Add(1)
-		if took := time.Since(begin); took > 5*time.Second {
-			t.Errorf("write %d of the one took %v", n, took)
-		}
+		most = max(most, toggles.Load()-before)
 	}
 	stop()
 	work.Wait()
+	t.Logf("%d writes, %d at most while the one waited for its own", toggles.Load(), most)
+	if most > 1000 {
+		t.Errorf("a write of the one took as long as %d others", most)
+	}
 	if n := int64(len(stored(t, one, "u"))); n != toggles.Load()+1 {
 		t.Errorf("%d events stored for %d toggles", n, toggles.Load())
 	}
@@ -563,8 +566,22 @@ func TestALongStreamCostsNoMore(t *testing.T) {
 	first.Task.Version, first.Task.Completed = events, true
 	shown(t, db, "u", events, 1, first.Task)
 	begin := time.Now()
-	result := do(t, newProcess(t, db), ToggleTask{idA})
-	if took := time.Since(begin); result.Seq != events+1 || result.Task.Completed || took > time.Second {
-		t.Errorf("%+v after %v", result, took)
+	if n := len(stored(t, h, "u")); n != events {
+		t.Fatalf("%d events are stored", n)
+	}
+	whole := time.Since(begin)
+	// Less than to read the whole stream, however slow the machine is; the best of some, for others are at work too.
+	least := time.Duration(math.MaxInt64)
+	for n := range 5 {
+		begin = time.Now()
+		result := do(t, newProcess(t, db), ToggleTask{idA})
+		least = min(least, time.Since(begin))
+		if result.Seq != int64(events+1+n) || result.Task.Completed != (n%2 == 1) {
+			t.Errorf("toggle %d: %+v", n, result)
+		}
+	}
+	t.Logf("a toggle takes %v, to read the stream %v", least, whole)
+	if least > whole/4 {
+		t.Errorf("a toggle takes %v, to read the stream %v", least, whole)
 	}
 }

@@ -19,7 +19,7 @@ import (
 // rewritten.
 func TestATypeInItsSecondVersion(t *testing.T) {
 	events.RenameTwice(t) // so it is not parallel
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	db := events.NewDB(testdb.New(t), testdb.Schema, "")
 	log := events.Open(db)

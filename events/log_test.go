@@ -82,7 +82,7 @@ func exec(t testing.TB, db *DB, text string, args ...any) {
 // eventually waits until a condition holds.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -397,7 +397,7 @@ func TestNoReaderSkipsAnEvent(t *testing.T) {
 	if _, err := db.Pool().Exec(t.Context(), db.SQL(slowCommits), pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithTimeout(t.Context(), 4*time.Second)
+	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var writers sync.WaitGroup
 	for w := range 6 {
@@ -414,9 +414,10 @@ func TestNoReaderSkipsAnEvent(t *testing.T) {
 		seen, last = seen+len(b.Events), b.To
 		return len(b.Events)
 	}
-	for ctx.Err() == nil {
+	for begin := time.Now(); time.Since(begin) < 4*time.Second || seen < 1000; {
 		read()
 	}
+	stop()
 	writers.Wait()
 	for read() > 0 {
 	}
@@ -424,8 +425,8 @@ func TestNoReaderSkipsAnEvent(t *testing.T) {
 	if _, err := One(t.Context(), db, `SELECT count(*) FROM {schema}.task_events`, nil, &stored); err != nil {
 		t.Fatal(err)
 	}
-	if seen < 1000 || seen != stored {
-		t.Fatalf("the reader saw %d events of %d; want all of many", seen, stored)
+	if seen != stored {
+		t.Fatalf("the reader saw %d events of %d", seen, stored)
 	}
 }
 

@@ -37,7 +37,7 @@ func receive(t *testing.T, messages <-chan *message.Message) (*message.Message, 
 			t.Fatal(err)
 		}
 		return m, d
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("there is no message")
 		return nil, nil
 	}

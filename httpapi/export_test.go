@@ -212,7 +212,7 @@ func (l *told) config(c *Config) { c.Log = slog.New(slog.NewTextHandler(l, nil))
 
 func (l *told) await(t *testing.T) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	select {
 	case <-l.said:

@@ -351,7 +351,7 @@ func TestAStreamEndsWithItsSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	if f, err := live.next(); err != io.EOF || time.Since(begin) > 10*time.Second {
+	if f, err := live.next(); err != io.EOF || time.Since(begin) > time.Minute {
 		t.Errorf("after sign-out: %+v %v after %v", f, err, time.Since(begin))
 	}
 }
@@ -421,7 +421,7 @@ func TestAReaderWhoTakesNothingIsCutOff(t *testing.T) {
 					},
 				)
 				reading.want(seq)
-				if time.Since(begin) > 40*time.Second {
+				if time.Since(begin) > 3*time.Minute {
 					t.Fatalf("not cut off after %d events", seq)
 				}
 			}
@@ -543,7 +543,7 @@ func TestStreamsDoNotHoldUpAStop(t *testing.T) {
 	s.dialAt(v.address, s.token("u"), "")
 	s.eventually(func() bool { return s.server.openStreams("u") == 2 })
 	v.stop()
-	v.wantEnd(5 * time.Second)
+	v.wantEnd(stopTimeout - time.Second) // a request that does not end is waited for so long
 }
 
 // Each type of event has a name on a stream.
@@ -570,7 +570,7 @@ func (s *service) eventually(holds func() bool) {
 	s.t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(30 * time.Second); !holds(); <-tick.C {
+	for deadline := time.Now().Add(time.Minute); !holds(); <-tick.C {
 		if time.Now().After(deadline) {
 			s.t.Fatal("it never held")
 		}

@@ -274,7 +274,7 @@ func TestFailedMigrationChangesNothing(t *testing.T) {
 		pool,
 		testdb.Schema,
 		oneMigration(`CREATE TABLE {schema}.half (); SELECT 1/0;`),
-		time.Second,
+		time.Minute,
 	)
 	if err == nil || !strings.Contains(err.Error(), "division by zero") {
 		t.Fatalf("got %v, want what PostgreSQL said", err)
@@ -287,7 +287,7 @@ func TestFailedMigrationChangesNothing(t *testing.T) {
 		pool,
 		testdb.Schema,
 		oneMigration(`CREATE TABLE {schema}.whole ();`),
-		time.Second,
+		time.Minute,
 	); err != nil {
 		t.Errorf("the mended migration: %v", err)
 	}
@@ -342,7 +342,7 @@ func count(t *testing.T, pool *pgxpool.Pool, sql string) int {
 // awaitWaiter returns when somebody has asked for the lock in vain: nothing is held between two looks.
 func awaitWaiter(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

@@ -40,6 +40,12 @@ func TestAnErasureThatIsNotShownYetIsNoDifference(t *testing.T) {
 	for _, user := range []string{"user-01", "user-02", "user-03"} {
 		p.erase(user)
 	}
+	var left int
+	if _, err := events.One(t.Context(), p.db, `
+		SELECT (SELECT count(*) FROM {schema}.tasks WHERE user_id <> 'user-00')
+			+ (SELECT count(*) FROM {schema}.task_history WHERE user_id <> 'user-00')`, nil, &left); err != nil || left > 0 {
+		t.Errorf("before its projection an erasure has left %d rows, %v", left, err)
+	}
 	p.exec(
 		`INSERT INTO {schema}.tasks SELECT 'user-01', id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body
 			FROM {schema}.tasks WHERE user_id = 'user-00';

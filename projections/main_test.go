@@ -107,7 +107,7 @@ func (p *process) generation() int64 {
 // visible waits until the read model of the process shows the position.
 func (p *process) visible(position int64) {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
 	defer cancel()
 	if err := p.runner.Await(ctx, position, 0); err != nil {
 		p.t.Fatalf("position %d is not visible: %v", position, err)
@@ -139,7 +139,7 @@ func value[T any](p *process, text string, args ...any) T {
 // eventually waits until a condition holds.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -22,12 +22,16 @@ func TestMetricsTellOfAProjectionThatIsHeldUp(t *testing.T) {
 		t.Error("a lag of nothing")
 	}
 	p.exec(`ALTER TABLE {schema}.tasks RENAME TO away`)
+	held := time.Now()
 	p.append("v", uuid.New(), events.TaskCreated{Title: "a"})
 	last = p.append("v", uuid.New(), events.TaskCreated{Title: "b"})
 	eventually(t, "the metrics tell", func() bool {
 		return p.metric("taskledger_projection_failing") == 1 && p.metric("taskledger_projection_lag_events") == 2 &&
 			p.metric("taskledger_projection_lag_seconds") > 0.2
 	})
+	if lag := p.metric("taskledger_projection_lag_seconds"); lag > time.Since(held).Seconds() {
+		t.Errorf("a lag of %v s after %v", lag, time.Since(held))
+	}
 	checked := p.metric("taskledger_projection_checked_timestamp_seconds")
 	if age := time.Since(time.UnixMilli(int64(checked * 1000))); age < 0 || age > time.Minute {
 		t.Errorf("checked %s ago", age)

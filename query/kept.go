@@ -129,7 +129,7 @@ func (r *Reader) Wrote(c *events.Commit, tasks []events.Task) {
 // follow takes the answers on to the end of a commit. Those that it does not join on to are good for nothing any more.
 func (u *keptUser) follow(c *events.Commit, tasks []events.Task) {
 	u.others = keptAnswers{}
-	if u.head.Stale || u.head.EventID != c.After || u.head.Generation != c.Generation {
+	if u.head.EventID != c.After || u.head.Generation != c.Generation {
 		u.tasks = keptAnswers{}
 	}
 	if u.head == (Head{}) {

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"taskledger/httpapi/admin"
@@ -65,6 +67,10 @@ func refused(err error) error {
 		)
 	case errors.Is(err, projections.ErrNotParked):
 		return admin.Refusal("This user is not parked at this event any more.")
+	}
+	// Data that the database has no place for, or that a constraint forbids: the database did answer.
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"22", "23"}, pgErr.Code[:2]) {
+		return admin.Refusal("The read model still refuses this event.")
 	}
 	return err
 }

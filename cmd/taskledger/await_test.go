@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -37,6 +38,11 @@ func openDoor(t *testing.T, to string, silent bool) *door {
 	}
 	address := u.Host
 	u.Host = listener.Addr().String()
+	if !silent { // however slow the machine is, what is wrong is not that nobody answers
+		query := u.Query()
+		query.Set("connect_timeout", fmt.Sprint(patience.Seconds()))
+		u.RawQuery = query.Encode()
+	}
 	d := &door{url: u.String()}
 	go func() {
 		for {
@@ -50,6 +56,8 @@ func openDoor(t *testing.T, to string, silent bool) *door {
 					if silent {
 						<-t.Context().Done()
 					}
+					// What is closed with something unread is reset, which is not an end.
+					_, _ = client.Read(make([]byte, 4<<10))
 					return
 				}
 				server, err := net.Dial("tcp", address)
@@ -82,7 +90,10 @@ func TestAServerWaitsForItsDatabase(t *testing.T) {
 			}()
 			s.start("DATABASE_URL="+way.url, "BETTER_AUTH_SECRET="+serveSecret)
 			s.await(200, func() (int, error) { return s.status("/readyz") })
-			s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
+			s.await(201, func() (int, error) {
+				status, _, err := s.call("u", "POST", "/api/tasks", `{"title":"a"}`)
+				return status, err
+			})
 			if said := s.stderr.String(); !strings.Contains(said, because) || strings.Contains(said, "postgres:") ||
 				strings.Contains(said, "127.0.0.1") {
 				t.Errorf("it said %s", said)

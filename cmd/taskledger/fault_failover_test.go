@@ -317,12 +317,9 @@ func TestAFailoverToAStandbyThatWasBehind(t *testing.T) {
 				t.Fatalf("of the %d events of the quiet user %d are kept", lost.seq, head)
 			}
 			for i, s := range servers {
-				begin := time.Now()
 				got := quiet.must(200, s, "/api/tasks", "If-None-Match", list.header.Get("ETag"))
-				took := time.Since(begin)
-				if got.header.Get("X-Version") != fmt.Sprint(head) || got.header.Get("X-Stale") != "" ||
-					took > time.Second/2 {
-					t.Errorf("server %d: %v after %v", i, got.header, took)
+				if got.header.Get("X-Version") != fmt.Sprint(head) || got.header.Get("X-Stale") != "" {
+					t.Errorf("server %d: %v", i, got.header)
 				}
 				quiet.must(503, s, fmt.Sprint("/api/tasks?min_version=", lost.seq))
 				quiet.must(422, s, "/api/events", "Last-Event-ID", fmt.Sprint(lost.seq))
@@ -382,7 +379,7 @@ func (p *pair) audit() {
 	}
 }
 
-// takesWrites waits until each server writes and reads again, for two seconds at most.
+// takesWrites waits until each server writes and reads again.
 func (p *pair) takesWrites(servers []*served) {
 	p.t.Helper()
 	begin := time.Now()
@@ -396,7 +393,7 @@ func (p *pair) takesWrites(servers []*served) {
 	}
 	took := time.Since(begin)
 	p.t.Logf("writes are taken again %v after the promotion", took)
-	if took > 2*time.Second {
+	if took > recovery {
 		p.t.Errorf("writes are taken again %v after the promotion", took)
 	}
 }

@@ -311,7 +311,7 @@ func TestADatabaseThatGoesAwayComesBack(t *testing.T) {
 			return status, err
 		})
 		acknowledged++
-		if took := time.Since(killed); took > 15*time.Second {
+		if took := time.Since(killed); took > recovery {
 			t.Errorf("back after %v", took)
 		}
 		if status, err := s.status("/livez"); status != 200 || err != nil {
@@ -364,7 +364,7 @@ func TestSIGTERMLosesNothing(t *testing.T) {
 	s.await(1, func() (int, error) { return int(min(acknowledged.Load()/100, 1)), nil })
 	begin := time.Now()
 	s.terminate()
-	if took := time.Since(begin); took > 15*time.Second {
+	if took := time.Since(begin); took > patience {
 		t.Errorf("stopped after %v", took)
 	}
 	work.Wait()
@@ -843,17 +843,18 @@ func TestOneWriterBesideManyOfAnotherServer(t *testing.T) {
 			}
 		})
 	}
-	var slowest time.Duration
+	const overtaking = 1000
+	var slowest int64 // in toggles of the many: a slow machine is slow for them too
 	for range 50 {
-		begin := time.Now()
+		before := toggles.Load()
 		toggle(quiet)
-		slowest = max(slowest, time.Since(begin))
+		slowest = max(slowest, toggles.Load()-before)
 	}
 	done.Store(true)
 	work.Wait()
-	t.Logf("%d toggles, the slowest of the one took %v", toggles.Load(), slowest.Round(time.Millisecond))
-	if slowest > 5*time.Second {
-		t.Errorf("the slowest of the one took %v", slowest)
+	t.Logf("%d toggles, %d at most while the one waited for its own", toggles.Load(), slowest)
+	if slowest > overtaking {
+		t.Errorf("the one waited for its toggle while there were %d others", slowest)
 	}
 	task := quiet.must(200, "u", "GET", strings.TrimSuffix(path, "/complete"), "")
 	if task["version"] != float64(toggles.Load()+1) || task["is_completed"] != (toggles.Load()%2 == 1) {
@@ -905,7 +906,7 @@ func TestASkipIsForgottenByRunningServers(t *testing.T) {
 }
 
 // The way to PostgreSQL goes dead without a word, as in a failover or behind a router that forgot: nothing is refused,
-// nothing answered. New connections work. Within 10 seconds writes are taken again, and soon read.
+// nothing answered. New connections work. Writes are taken again, and read.
 func TestADatabaseThatGoesSilentIsLeft(t *testing.T) {
 	t.Parallel()
 	way := openRelay(t, testdb.URL(t))
@@ -935,7 +936,7 @@ func TestADatabaseThatGoesSilentIsLeft(t *testing.T) {
 	work.Wait()
 	took := time.Since(begin)
 	t.Logf("written and read again after %v", took.Round(time.Millisecond))
-	if took > 10*time.Second {
+	if took > recovery {
 		t.Errorf("written and read again after %v", took)
 	}
 }
