@@ -222,7 +222,8 @@ func TestAdoptLeavesOutWhoseStreamIsDamaged(t *testing.T) {
 		SELECT gen_random_uuid(), 'a', NULL, false, u, now(), now() FROM unnest('{ann,bob}'::text[]) u;
 		INSERT INTO taskledger.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		SELECT 'ann', seq, gen_random_uuid(), 'TaskCreated', 1, data::jsonb, gen_random_uuid(), gen_random_uuid(), '', '', now()
+		SELECT 'ann', seq, gen_random_uuid(), 'TaskCreated', 1, data::jsonb, gen_random_uuid(), gen_random_uuid(),
+			'', '', now()
 		FROM (VALUES (1, '{"title":"a","description":null}'), (2, '{"damaged":true}')) e(seq, data)`)
 	const left = "left out       1: 1 of users whose stream this program can't read"
 	s.adopt([]string{"--dry-run"}, "to adopt       1", left)
@@ -297,7 +298,8 @@ func TestAdoptOfRowsThatNoTaskMayBe(t *testing.T) {
 	}
 	whole := s.ask(`
 		SELECT string_agg(
-			concat_ws(' ', substring(task_id::text FROM 35), length(data->>'full_title'), length(data->>'full_description')),
+			concat_ws(' ', substring(task_id::text FROM 35),
+				length(data->>'full_title'), length(data->>'full_description')),
 			', ' ORDER BY task_id)
 		FROM taskledger.task_events WHERE data ?| '{full_title,full_description}'`)
 	if whole != "01 0, 02 3, 05 101 1001, 06 103 3000000" {

@@ -172,12 +172,15 @@ func TestAnOrdinaryOwnerIsEnough(t *testing.T) {
 				WITH scope AS MATERIALIZED (SELECT set_config('taskledger.user_id', $1, true) AS user_id)
 				SELECT coalesce(string_agg(DISTINCT x.user_id, ' '), '')
 				FROM scope s
-				CROSS JOIN LATERAL (SELECT user_id FROM {schema}.`+table+` WHERE s.user_id IS NOT NULL) x`, []any{user}, &seen)
+				CROSS JOIN LATERAL (SELECT user_id FROM {schema}.`+table+` WHERE s.user_id IS NOT NULL) x`,
+				[]any{user}, &seen)
 			if err != nil || seen != want {
 				t.Errorf("%s for %q: sees %q, %v", table, user, seen, err)
 			}
 		}
-		for _, text := range []string{`DELETE FROM {schema}.` + table, `UPDATE {schema}.` + table + ` SET user_id = 'x'`} {
+		for _, text := range []string{
+			`DELETE FROM {schema}.` + table, `UPDATE {schema}.` + table + ` SET user_id = 'x'`,
+		} {
 			if changed, err := reader.Exec(t.Context(), text); changed > 0 {
 				t.Errorf("%s: %d rows, %v", text, changed, err)
 			}

@@ -69,8 +69,8 @@ func fillLedger(t *testing.T, env []string) (s *served, answers [2]string) {
 	execute(t, strings.TrimPrefix(env[0], "DATABASE_URL="), `
 		INSERT INTO taskledger.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		VALUES ('carol', 2, gen_random_uuid(), 'TaskRenamed', 7, '{"b":1e2,"a":{}}', gen_random_uuid(), gen_random_uuid(), 'carol', 'r',
-			clock_timestamp())`)
+		VALUES ('carol', 2, gen_random_uuid(), 'TaskRenamed', 7, '{"b":1e2,"a":{}}', gen_random_uuid(),
+			gen_random_uuid(), 'carol', 'r', clock_timestamp())`)
 	execute(
 		t,
 		strings.TrimPrefix(env[0], "DATABASE_URL="),
@@ -149,7 +149,9 @@ func TestExportAndImport(t *testing.T) {
 			t.Errorf("%s's tasks are %v, were %v; %v", user, found, listed, err)
 		}
 	}
-	for i, of := range []struct{ path, body, key string }{{"/api/tasks", keyedTask, "key-1"}, {"/api/batch", keyedBatch, "key-2"}} {
+	for i, of := range []struct{ path, body, key string }{
+		{"/api/tasks", keyedTask, "key-1"}, {"/api/batch", keyedBatch, "key-2"},
+	} {
 		if answer, replayed := target.keyed("alice", of.path, of.body, of.key); !replayed || answer != answers[i] {
 			t.Errorf("%s is answered with %s, replayed %t; was %s", of.key, answer, replayed, answers[i])
 		}
@@ -286,22 +288,33 @@ func TestImportRefuses(t *testing.T) {
 	for name, tc := range map[string]struct{ export, want string }{
 		"a user who is there": {strings.Join(lines, ""), `line 7: user "carol" is in this ledger already`},
 		"a broken chain":      {strings.Replace(alices, `"title":"first"`, `"title":"fiRst"`, 1), "the hash of seq 3"},
-		"a line left out":     {strings.Join(slices.Delete(slices.Clone(lines), 2, 3), ""), "line 3: seq 4 follows seq 2"},
-		"lines swapped":       {strings.Join(swapped, ""), "line 2: seq 3 follows seq 1"},
-		"the end cut":         {alices, "says that it has 10 of 3"},
-		"cut in a line":       {alices[:len(alices)-20], "line 4: is not a record"},
+		"a line left out": {
+			strings.Join(slices.Delete(slices.Clone(lines), 2, 3), ""), "line 3: seq 4 follows seq 2",
+		},
+		"lines swapped": {strings.Join(swapped, ""), "line 2: seq 3 follows seq 1"},
+		"the end cut":   {alices, "says that it has 10 of 3"},
+		"cut in a line": {alices[:len(alices)-20], "line 4: is not a record"},
 		"an unknown type": {forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskPainted"`),
 			"line 1: unknown stored form of an event: TaskPainted version 1"},
-		"an unknown version":     {forged(t, lines[0], zero, `"schema_version":1`, `"schema_version":2`), "line 1: unknown stored form"},
-		"data of another type":   {forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskRenamed"`), "line 1: decode TaskRenamed"},
-		"data that does not fit": {forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskDeleted"`), "line 1: decode TaskDeleted"},
-		"an event that cannot be": {forged(t, lines[0], zero, "TaskCreated", "TaskDescribed", `,"title":"Buy \"milk\"`+"\u2028"+`"`, ``),
+		"an unknown version": {
+			forged(t, lines[0], zero, `"schema_version":1`, `"schema_version":2`), "line 1: unknown stored form",
+		},
+		"data of another type": {
+			forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskRenamed"`), "line 1: decode TaskRenamed",
+		},
+		"data that does not fit": {
+			forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskDeleted"`), "line 1: decode TaskDeleted",
+		},
+		"an event that cannot be": {forged(t, lines[0], zero, "TaskCreated", "TaskDescribed",
+			`,"title":"Buy \"milk\"`+"\u2028"+`"`, ``),
 			"there is no such live task"},
 		"garbage":     {"\x1f\x8b\x08garbage", "line 1: is not a record"},
 		"the history": {`[{"seq":1}]`, "line 1: is not a record"},
 		"nothing":     {"", "there is nothing in the export"},
-		"a long user": {forged(t, lines[0], zero, `"user_id":"alice"`, `"user_id":"`+strings.Repeat("a", 256)+`"`), "user_id"},
-		"U+0000":      {forged(t, lines[0], zero, `"request_id":"`, `"request_id":"\u0000`), "U+0000"},
+		"a long user": {
+			forged(t, lines[0], zero, `"user_id":"alice"`, `"user_id":"`+strings.Repeat("a", 256)+`"`), "user_id",
+		},
+		"U+0000": {forged(t, lines[0], zero, `"request_id":"`, `"request_id":"\u0000`), "U+0000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := program(t, to, "import", "-")
@@ -350,7 +363,8 @@ func TestVerifyExport(t *testing.T) {
 	lines := strings.SplitAfter(string(text), "\n")
 	one := strings.Replace(strings.Join(lines[:6], ""), `,"export":{"events":8,"users":2}`, "", 1)
 	want := "checked 6 events of 1 user: the chain holds\n" +
-		`user "ada" ends with seq 6, hash 4de614a92c4fab7574132ac1cd145734076b20d1ae956a2dd46cdb03cff1acee` + "\n" + cutNote(false)
+		`user "ada" ends with seq 6, hash 4de614a92c4fab7574132ac1cd145734076b20d1ae956a2dd46cdb03cff1acee` +
+		"\n" + cutNote(false)
 	if out := output(t, nil, "", "verify", "--export", inFile(t, one)); out != want {
 		t.Errorf("%q, want %q", out, want)
 	}
@@ -382,19 +396,35 @@ func TestVerifyNamesATamperedLog(t *testing.T) {
 	for name, tc := range map[string]struct{ tamper, want string }{
 		"changed": {`UPDATE taskledger.task_events SET data = '{"title":"forged"}' WHERE user_id = 'u' AND seq = 2`,
 			"task_history: user=\"u\" task="},
-		"a time changed":    {`UPDATE taskledger.task_events SET recorded_at = recorded_at - interval '1 h' WHERE seq = 2`, "member=recorded_at"},
+		"a time changed": {
+			`UPDATE taskledger.task_events SET recorded_at = recorded_at - interval '1 h' WHERE seq = 2`,
+			"member=recorded_at",
+		},
 		"a request changed": {`UPDATE taskledger.task_events SET request_id = 'another' WHERE seq = 2`, "member=hash"},
-		"a command changed": {`UPDATE taskledger.task_events SET command_id = gen_random_uuid() WHERE seq = 2`, "member=hash"},
-		"removed":           {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 2`, "task_events: user=\"u\" task= member=seq expected=2 found=3"},
-		"the first removed": {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1`, "expected=1 found=2"},
-		"the last removed":  {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`, "member=row expected=none found=a row"},
+		"a command changed": {
+			`UPDATE taskledger.task_events SET command_id = gen_random_uuid() WHERE seq = 2`, "member=hash",
+		},
+		"removed": {
+			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 2`,
+			"task_events: user=\"u\" task= member=seq expected=2 found=3",
+		},
+		"the first removed": {
+			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1`, "expected=1 found=2",
+		},
+		"the last removed": {
+			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`,
+			"member=row expected=none found=a row",
+		},
 		"added": {`INSERT INTO taskledger.task_events
-				(position, user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+				(position, user_id, seq, task_id, type, schema_version, data, event_id, command_id,
+					actor, request_id, recorded_at)
 			OVERRIDING SYSTEM VALUE
-			SELECT 0, user_id, 4, task_id, 'TaskCompleted', 1, '{}', gen_random_uuid(), command_id, actor, request_id, recorded_at
+			SELECT 0, user_id, 4, task_id, 'TaskCompleted', 1, '{}', gen_random_uuid(), command_id,
+				actor, request_id, recorded_at
 			FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`, "member=row expected=a row found=none"},
 		"replaced by an erasure": {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1;
-			UPDATE taskledger.task_events SET type = 'UserErased', task_id = NULL, data = '{"hash":"` + strings.Repeat("00", 32) + `"}'
+			UPDATE taskledger.task_events SET type = 'UserErased', task_id = NULL,
+				data = '{"hash":"` + strings.Repeat("00", 32) + `"}'
 			WHERE user_id = 'u' AND seq = 2`, "member=hash"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -285,7 +285,8 @@ func (a *app) tellSecondLock(ctx context.Context, role traits, registry promethe
 	}
 	gauge := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "taskledger_row_level_security",
-		Help: "Whether row level security, the second lock between users, binds the connections that read (1) or not (0).",
+		Help: "Whether row level security, the second lock between users, binds the connections that read (1) " +
+			"or not (0).",
 	})
 	registry.MustRegister(gauge)
 	if binds {
@@ -415,7 +416,8 @@ func (a *app) banner(w io.Writer, addr net.Addr, cfg *settings, secret []byte) e
 			"",
 			"Try it:",
 			"",
-			"  curl -H 'Authorization: Bearer "+token+"' -H 'Content-Type: application/json' -d '{\"title\":\"Buy milk\"}' "+base+"/api/tasks",
+			"  curl -H 'Authorization: Bearer "+token+"' -H 'Content-Type: application/json' "+
+				"-d '{\"title\":\"Buy milk\"}' "+base+"/api/tasks",
 		)
 	}
 	_, err := fmt.Fprintln(w, strings.Join(lines, "\n"))

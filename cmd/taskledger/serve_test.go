@@ -443,7 +443,9 @@ func TestNothingPrivateIsLogged(t *testing.T) {
 	s.must(200, "u", "PATCH", "/api/tasks/"+task["id"].(string), `{"title":"very private title 2"}`)
 	s.must(404, "u", "GET", "/api/very%20private", "")
 	s.must(422, "u", "GET", "/api/tasks?q=very+private&limit=0", "")
-	for _, cookie := range []string{"better-auth.session_token=very-private-session.c2lnbmF0dXJl", "better-auth.session_data=very.private.cache"} {
+	for _, cookie := range []string{
+		"better-auth.session_token=very-private-session.c2lnbmF0dXJl", "better-auth.session_data=very.private.cache",
+	} {
 		if status := s.callWithCookie(cookie); status != 401 {
 			t.Errorf("a bad cookie: %d", status)
 		}
@@ -690,7 +692,8 @@ func TestParkedCommands(t *testing.T) {
 	_, err = pool.Exec(t.Context(), `
 		INSERT INTO taskledger.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		VALUES ('u', 2, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp())`)
+		VALUES ('u', 2, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r',
+			clock_timestamp())`)
 	if err != nil {
 		t.Fatal(err)
 	}
