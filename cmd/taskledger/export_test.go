@@ -110,14 +110,8 @@ func TestExportAndImport(t *testing.T) {
 	from := []string{"DATABASE_URL=" + testdb.URL(t), secret}
 	source, answers := fillLedger(t, from)
 	export := output(t, from, "", "export")
-	if checked := output(
-		t,
-		nil,
-		"",
-		"verify",
-		"--export",
-		inFile(t, export),
-	); checked != "checked 10 events of 3 users: the chain holds\n" {
+	checked := output(t, nil, "", "verify", "--export", inFile(t, export))
+	if checked != "checked 10 events of 3 users: the chain holds\n" {
 		t.Errorf("verify --export: %s", checked)
 	}
 
@@ -125,14 +119,8 @@ func TestExportAndImport(t *testing.T) {
 	target := startServer(t, to...)
 	target.must(201, "zoe", "POST", "/api/tasks", `{"title":"was here before"}`)
 	changes := target.stream("carol")
-	if out := output(
-		t,
-		to,
-		"",
-		"import",
-		inFile(t, export),
-	); !strings.HasPrefix(out, "imported 10 events of 3 users in ") ||
-		strings.Count(out, "\n") != 1 {
+	out := output(t, to, "", "import", inFile(t, export))
+	if !strings.HasPrefix(out, "imported 10 events of 3 users in ") || strings.Count(out, "\n") != 1 {
 		t.Errorf("import: %s", out)
 	}
 	hear(t, changes, "event: task.deleted")
@@ -166,15 +154,15 @@ func TestExportAndImport(t *testing.T) {
 		t.Errorf("rebuild: %s", out)
 	}
 
-	for _, user := range []string{"nobody", ""} {
-		got := finish(t, program(t, from, "export", "--user", user))
-		if got.code != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, "there is no user") ||
-			strings.Count(got.stderr, "\n") != 1 {
-			t.Errorf("export of %q: %+v", user, got)
-		}
-	}
+	_, own := source.fetch("böb/😀", "/api/export")
+	importsFromAPipe(t, export, own)
+	target.terminate()
+	source.terminate()
+}
 
-	// From a pipe, into another schema, as somebody who is not a superuser; a user's own export too.
+// importsFromAPipe takes an export into another schema, as somebody who is not a superuser; a user's own export too.
+func importsFromAPipe(t *testing.T, export, own string) {
+	t.Helper()
 	owner := []string{"DATABASE_URL=" + asOwner(t, testdb.URL(t)), "DATABASE_SCHEMA=another"}
 	output(t, owner, "", "migrate")
 	output(t, owner, export, "import", "-")
@@ -183,20 +171,26 @@ func TestExportAndImport(t *testing.T) {
 	}
 	output(t, owner, "", "verify")
 	third := []string{"DATABASE_URL=" + testdb.URL(t)}
-	_, own := source.fetch("böb/😀", "/api/export")
-	if out := output(
-		t,
-		third,
-		own,
-		"import",
-		"-",
-	); !strings.Contains(out, "2 events of 1 user") ||
-		!strings.Contains(out, "does not say how much") {
+	out := output(t, third, own, "import", "-")
+	if !strings.Contains(out, "2 events of 1 user") || !strings.Contains(out, "does not say how much") {
 		t.Errorf("a user's own export: %s", out)
 	}
 	output(t, third, "", "verify")
-	target.terminate()
-	source.terminate()
+}
+
+func TestExportOfNobody(t *testing.T) {
+	t.Parallel()
+	env := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret}
+	s := startServer(t, env...)
+	s.must(201, "alice", "POST", "/api/tasks", `{"title":"a"}`)
+	s.terminate()
+	for _, user := range []string{"nobody", ""} {
+		got := finish(t, program(t, env, "export", "--user", user))
+		if got.code != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, "there is no user") ||
+			strings.Count(got.stderr, "\n") != 1 {
+			t.Errorf("export of %q: %+v", user, got)
+		}
+	}
 }
 
 // hear reads a stream until it says something.
@@ -265,27 +259,29 @@ func contents(t *testing.T, url string) (found string) {
 	return found
 }
 
-// What is not an export as a ledger wrote it, or is about somebody who is there, is refused whole.
-func TestImportRefuses(t *testing.T) {
-	t.Parallel()
-	from := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret}
-	s, _ := fillLedger(t, from)
-	s.terminate()
-	lines := strings.SplitAfter(output(t, from, "", "export"), "\n")
-	lines = lines[:len(lines)-1]
-	url := testdb.URL(t)
-	to := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
-	target := startServer(t, to...)
-	target.must(201, "carol", "POST", "/api/tasks", `{"title":"another carol"}`)
-	target.must(200, "carol", "GET", "/api/tasks", "")
-	target.terminate()
-	before := contents(t, url)
+// importRefuses offers an export, of which one line must say why it is not taken.
+func importRefuses(t *testing.T, env []string, export, want string) {
+	t.Helper()
+	cmd := program(t, env, "import", "-")
+	cmd.Stdin = strings.NewReader(export)
+	got := finish(t, cmd)
+	if got.code != exitFailed || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 ||
+		!strings.Contains(got.stderr, want) {
+		t.Errorf("%+v, want %s", got, want)
+	}
+}
 
+// refusal is an export that is not taken, and what is said of it.
+type refusal struct{ export, want string }
+
+// refusals are made of the lines of an export of three users.
+func refusals(t *testing.T, lines []string) map[string]refusal {
+	t.Helper()
 	alices := strings.Join(lines[:4], "")
 	swapped := slices.Clone(lines)
 	swapped[1], swapped[2] = swapped[2], swapped[1]
 	var zero events.Hash
-	for name, tc := range map[string]struct{ export, want string }{
+	return map[string]refusal{
 		"a user who is there": {strings.Join(lines, ""), `line 7: user "carol" is in this ledger already`},
 		"a broken chain":      {strings.Replace(alices, `"title":"first"`, `"title":"fiRst"`, 1), "the hash of seq 3"},
 		"a line left out": {
@@ -315,25 +311,35 @@ func TestImportRefuses(t *testing.T) {
 			forged(t, lines[0], zero, `"user_id":"alice"`, `"user_id":"`+strings.Repeat("a", 256)+`"`), "user_id",
 		},
 		"U+0000": {forged(t, lines[0], zero, `"request_id":"`, `"request_id":"\u0000`), "U+0000"},
-	} {
+	}
+}
+
+// What is not an export as a ledger wrote it, or is about somebody who is there, is refused whole.
+func TestImportRefuses(t *testing.T) {
+	t.Parallel()
+	from := []string{"DATABASE_URL=" + testdb.URL(t), "BETTER_AUTH_SECRET=" + serveSecret}
+	s, _ := fillLedger(t, from)
+	s.terminate()
+	lines := strings.SplitAfter(output(t, from, "", "export"), "\n")
+	lines = lines[:len(lines)-1]
+	url := testdb.URL(t)
+	to := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
+	target := startServer(t, to...)
+	target.must(201, "carol", "POST", "/api/tasks", `{"title":"another carol"}`)
+	target.must(200, "carol", "GET", "/api/tasks", "")
+	target.terminate()
+	before := contents(t, url)
+
+	for name, tc := range refusals(t, lines) {
 		t.Run(name, func(t *testing.T) {
-			cmd := program(t, to, "import", "-")
-			cmd.Stdin = strings.NewReader(tc.export)
-			got := finish(t, cmd)
-			if got.code != exitFailed || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 ||
-				!strings.Contains(got.stderr, tc.want) {
-				t.Errorf("%+v, want %s", got, tc.want)
-			}
+			importRefuses(t, to, tc.export, tc.want)
 			if after := contents(t, url); after != before {
 				t.Errorf("left behind: %s, before %s", after, before)
 			}
 		})
 	}
-	if got := finish(
-		t,
-		program(t, to, "import", "/nowhere"),
-	); got.code != exitFailed ||
-		strings.Count(got.stderr, "\n") != 1 {
+	got := finish(t, program(t, to, "import", "/nowhere"))
+	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 {
 		t.Errorf("no file: %+v", got)
 	}
 	output(t, to, "", "verify")
