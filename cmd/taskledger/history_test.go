@@ -131,7 +131,8 @@ func TestTableFitsTheTerminal(t *testing.T) {
 	t.Parallel()
 	entry := jsontext.Value(
 		`{"seq":1,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f",
-		"recorded_at":"2026-11-22T19:43:57.105086Z","actor":"u\u001b]0;evil\u0007","request_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f",
+		"recorded_at":"2026-11-22T19:43:57.105086Z","actor":"u\u001b]0;evil\u0007",
+		"request_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f",
 		"changes":{"title":{"from":"日本語日本語日本語日本語日本語",
 		"to":"👩‍👩‍👧‍👦👩‍👩‍👧‍👦 e\u0301e\u0301e\u0301 \u200b\u2066\u0085\u00a0\u009b31m family and more"}}}`,
 	)
