@@ -31,9 +31,11 @@ func TestTextsOfOldTasks(t *testing.T) {
 		"too long": {&over, &overDescription, events.TaskImported{
 			Title: long, FullTitle: &over, Description: &longDescription, FullDescription: &overDescription,
 		}, true},
-		"no title":          {nil, nil, events.TaskImported{Title: "Untitled"}, true},
-		"an empty title":    {ptr(""), nil, events.TaskImported{Title: "Untitled", FullTitle: ptr("")}, true},
-		"nothing to see":    {ptr("\u200b"), nil, events.TaskImported{Title: "Untitled", FullTitle: ptr("\u200b")}, true},
+		"no title":       {nil, nil, events.TaskImported{Title: "Untitled"}, true},
+		"an empty title": {ptr(""), nil, events.TaskImported{Title: "Untitled", FullTitle: ptr("")}, true},
+		"nothing to see": {
+			ptr("\u200b"), nil, events.TaskImported{Title: "Untitled", FullTitle: ptr("\u200b")}, true,
+		},
 		"seen too late":     {&blank, nil, events.TaskImported{Title: "Untitled", FullTitle: &blank}, true},
 		"the default title": {ptr("Untitled"), nil, events.TaskImported{Title: "Untitled"}, false},
 	} {

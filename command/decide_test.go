@@ -58,10 +58,16 @@ func TestDecide(t *testing.T) {
 		then  []events.Data
 		err   error
 	}{
-		{name: "create", when: CreateTask{ID: idA, Title: "milk"}, then: []events.Data{events.TaskCreated{Title: "milk"}}},
+		{
+			name: "create", when: CreateTask{ID: idA, Title: "milk"},
+			then: []events.Data{events.TaskCreated{Title: "milk"}},
+		},
 		{name: "create completed is two events", when: CreateTask{ID: idA, Title: "milk", Completed: true},
 			then: []events.Data{events.TaskCreated{Title: "milk"}, events.TaskCompleted{}}},
-		{name: "create over the quota", given: []fact{a(created), b(created)}, when: CreateTask{ID: uuid.New(), Title: "x"}, err: &QuotaError{Limit: 2}},
+		{
+			name: "create over the quota", given: []fact{a(created), b(created)},
+			when: CreateTask{ID: uuid.New(), Title: "x"}, err: &QuotaError{Limit: 2},
+		},
 		{name: "a deleted task frees its place", given: []fact{a(created), b(created), b(events.TaskDeleted{})},
 			when: CreateTask{ID: idA, Title: "x"}, then: []events.Data{events.TaskCreated{Title: "x"}}},
 
@@ -71,29 +77,63 @@ func TestDecide(t *testing.T) {
 		{name: "update everything is three events", given: []fact{a(created)},
 			when: UpdateTask{ID: idA, Title: ptr("oat"), Description: ptr[*string](nil), Completed: ptr(true)},
 			then: []events.Data{events.TaskRenamed{Title: "oat"}, events.TaskDescribed{}, events.TaskCompleted{}}},
-		{name: "update reopens", given: []fact{a(created), a(events.TaskCompleted{})}, when: UpdateTask{ID: idA, Completed: ptr(false)},
+		{name: "update reopens", given: []fact{a(created), a(events.TaskCompleted{})},
+			when: UpdateTask{ID: idA, Completed: ptr(false)},
 			then: []events.Data{events.TaskReopened{}}},
 		{name: "update a cleared description to null", given: []fact{a(created), a(events.TaskDescribed{})},
 			when: UpdateTask{ID: idA, Description: ptr[*string](nil)}},
 
-		{name: "toggle completes", given: []fact{a(created)}, when: ToggleTask{idA}, then: []events.Data{events.TaskCompleted{}}},
-		{name: "toggle reopens", given: []fact{a(created), a(events.TaskCompleted{})}, when: ToggleTask{idA}, then: []events.Data{events.TaskReopened{}}},
-		{name: "complete", given: []fact{a(created)}, when: CompleteTask{idA}, then: []events.Data{events.TaskCompleted{}}},
+		{
+			name: "toggle completes", given: []fact{a(created)}, when: ToggleTask{idA},
+			then: []events.Data{events.TaskCompleted{}},
+		},
+		{
+			name: "toggle reopens", given: []fact{a(created), a(events.TaskCompleted{})}, when: ToggleTask{idA},
+			then: []events.Data{events.TaskReopened{}},
+		},
+		{
+			name: "complete", given: []fact{a(created)}, when: CompleteTask{idA},
+			then: []events.Data{events.TaskCompleted{}},
+		},
 		{name: "complete again", given: []fact{a(created), a(events.TaskCompleted{})}, when: CompleteTask{idA}},
-		{name: "reopen", given: []fact{a(created), a(events.TaskCompleted{})}, when: ReopenTask{idA}, then: []events.Data{events.TaskReopened{}}},
+		{
+			name: "reopen", given: []fact{a(created), a(events.TaskCompleted{})}, when: ReopenTask{idA},
+			then: []events.Data{events.TaskReopened{}},
+		},
 		{name: "reopen an open one", given: []fact{a(created)}, when: ReopenTask{idA}},
 		{name: "delete", given: []fact{a(created)}, when: DeleteTask{idA}, then: []events.Data{events.TaskDeleted{}}},
 
 		{name: "update a missing task", when: UpdateTask{ID: idA}, err: ErrNotFound},
-		{name: "toggle a deleted task", given: []fact{a(created), a(events.TaskDeleted{})}, when: ToggleTask{idA}, err: ErrNotFound},
-		{name: "delete again", given: []fact{a(created), a(events.TaskDeleted{})}, when: DeleteTask{idA}, err: ErrNotFound},
+		{
+			name: "toggle a deleted task", given: []fact{a(created), a(events.TaskDeleted{})}, when: ToggleTask{idA},
+			err: ErrNotFound,
+		},
+		{
+			name: "delete again", given: []fact{a(created), a(events.TaskDeleted{})}, when: DeleteTask{idA},
+			err: ErrNotFound,
+		},
 		{name: "missing comes before the condition", match: is(1), when: DeleteTask{idA}, err: ErrNotFound},
 
-		{name: "at the named version", given: []fact{a(created)}, match: is(7, 1), when: DeleteTask{idA}, then: []events.Data{events.TaskDeleted{}}},
-		{name: "at another version", given: []fact{a(created), b(created)}, match: is(2), when: DeleteTask{idA}, err: &PreconditionError{Current: 1}},
-		{name: "at no version", given: []fact{a(created)}, match: is(), when: ToggleTask{idA}, err: &PreconditionError{Current: 1}},
-		{name: "at any version", given: []fact{a(created)}, match: Match{Present: true, Any: true}, when: ToggleTask{idA}, then: []events.Data{events.TaskCompleted{}}},
-		{name: "a condition holds for what changes nothing too", given: []fact{a(created)}, match: is(9), when: ReopenTask{idA}, err: &PreconditionError{Current: 1}},
+		{
+			name: "at the named version", given: []fact{a(created)}, match: is(7, 1), when: DeleteTask{idA},
+			then: []events.Data{events.TaskDeleted{}},
+		},
+		{
+			name: "at another version", given: []fact{a(created), b(created)}, match: is(2), when: DeleteTask{idA},
+			err: &PreconditionError{Current: 1},
+		},
+		{
+			name: "at no version", given: []fact{a(created)}, match: is(), when: ToggleTask{idA},
+			err: &PreconditionError{Current: 1},
+		},
+		{
+			name: "at any version", given: []fact{a(created)}, match: Match{Present: true, Any: true},
+			when: ToggleTask{idA}, then: []events.Data{events.TaskCompleted{}},
+		},
+		{
+			name: "a condition holds for what changes nothing too", given: []fact{a(created)}, match: is(9),
+			when: ReopenTask{idA}, err: &PreconditionError{Current: 1},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

@@ -204,7 +204,8 @@ func TestAnEventFromTheFutureHoldsUpItsUserOnly(t *testing.T) {
 	h := newProcess(t, db)
 	do(t, h, CreateTask{ID: idA, Title: "a"})
 	_, err := db.Exec(t.Context(), `
-		INSERT INTO {schema}.task_events (user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		INSERT INTO {schema}.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
 		VALUES ('u', 2, $1, 'TaskArchived', 1, '{}', $1, $1, 'u', 'r', clock_timestamp())`, idA)
 	if err != nil {
 		t.Fatal(err)
@@ -344,7 +345,8 @@ func shown(t testing.TB, db *events.DB, user string, seq int64, live int, tasks 
 	}
 	for _, task := range tasks {
 		_, err := db.Exec(t.Context(), `
-			INSERT INTO {schema}.tasks (user_id, id, version, is_completed, created_at, updated_at, title_key, search, body)
+			INSERT INTO {schema}.tasks
+				(user_id, id, version, is_completed, created_at, updated_at, title_key, search, body)
 			VALUES ($1, $2, $3, $4, $5, $6, '', '', $7)`,
 			user, task.ID, task.Version, task.Completed, task.CreatedAt, task.UpdatedAt, string(task.AppendJSON(nil)))
 		if err != nil {
@@ -488,7 +490,8 @@ func TestAReplayIsOfThen(t *testing.T) {
 	replays("nothing is shown")
 	_, err = db.Exec(t.Context(), `
 		INSERT INTO {schema}.task_history
-			(user_id, seq, task_id, type, version, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)
+			(user_id, seq, task_id, type, version, recorded_at, actor, request_id, changes, hash,
+				title, is_completed, created_at)
 		SELECT user_id, seq, task_id, type, seq, recorded_at, actor, request_id, '{}', '', 'a', true, recorded_at
 		FROM {schema}.task_events WHERE seq = 2`)
 	if err != nil {
@@ -521,7 +524,10 @@ func TestFingerprintsAreFrozen(t *testing.T) {
 		{"create with all", CreateTask{ID: uuid.New(), Title: "a", Description: ptr("d"), Completed: true}, Match{}},
 		{"update nothing", UpdateTask{ID: id}, Match{}},
 		{"update all", UpdateTask{ID: id, Title: ptr("b"), Description: ptr(ptr("d")), Completed: ptr(false)}, is},
-		{"update to no description", UpdateTask{ID: id, Description: ptr[*string](nil)}, Match{Present: true, Any: true}},
+		{
+			"update to no description", UpdateTask{ID: id, Description: ptr[*string](nil)},
+			Match{Present: true, Any: true},
+		},
 		{"toggle", ToggleTask{id}, Match{}},
 		{"complete", CompleteTask{id}, Match{}},
 		{"reopen", ReopenTask{id}, is},

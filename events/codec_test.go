@@ -128,9 +128,12 @@ func TestAFormOfThePastThatIsLeftOutIsFound(t *testing.T) {
 	}{
 		"no upcaster":      {forms{2, decoders{2: decode[TaskRenamed]}}, "version 1 can't be read"},
 		"an old form only": {forms{2, decoders{1: renamedTwice.decoders[1]}}, "version 2 can't be read"},
-		"the wrong one":    {forms{2, decoders{1: decode[TaskRenamed], 2: decode[TaskRenamed]}}, "TaskRenamed.v1.json: got"},
+		"the wrong one": {
+			forms{2, decoders{1: decode[TaskRenamed], 2: decode[TaskRenamed]}}, "TaskRenamed.v1.json: got",
+		},
 		"a version to come": {
-			forms{2, decoders{1: renamedTwice.decoders[1], 2: decode[TaskRenamed], 3: decode[TaskRenamed]}}, "no frozen sample",
+			forms{2, decoders{1: renamedTwice.decoders[1], 2: decode[TaskRenamed], 3: decode[TaskRenamed]}},
+			"no frozen sample",
 		},
 		"not written": {forms{1, renamedTwice.decoders}, "writes version 1 and reads 2"},
 	} {

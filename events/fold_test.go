@@ -50,16 +50,34 @@ func TestFold(t *testing.T) {
 		want  func(Task) Task
 	}{
 		{"created", []Data{created}, func(t Task) Task { t.Version, t.UpdatedAt = 1, noon; return t }},
-		{"renamed", []Data{created, TaskRenamed{"c"}}, func(t Task) Task { t.Title, t.Version, t.UpdatedAt = "c", 2, at(1); return t }},
+		{
+			"renamed", []Data{created, TaskRenamed{"c"}},
+			func(t Task) Task { t.Title, t.Version, t.UpdatedAt = "c", 2, at(1); return t },
+		},
 		{"description cleared", []Data{created, TaskDescribed{}}, func(t Task) Task {
 			t.Description, t.Version, t.UpdatedAt = nil, 2, at(1)
 			return t
 		}},
-		{"completed", []Data{created, TaskCompleted{}}, func(t Task) Task { t.Completed, t.Version, t.UpdatedAt = true, 2, at(1); return t }},
-		{"reopened", []Data{created, TaskCompleted{}, TaskReopened{}}, func(t Task) Task { t.Version, t.UpdatedAt = 3, at(2); return t }},
-		{"deleted", []Data{created, TaskDeleted{}}, func(t Task) Task { t.DeletedAt, t.Version, t.UpdatedAt = &deleted, 2, at(1); return t }},
-		{"skipped", []Data{created, Skipped{TypeTaskDeleted}}, func(t Task) Task { t.Version, t.UpdatedAt = 1, noon; return t }},
-		{"restored", []Data{created, TaskDeleted{}, TaskRestored{}}, func(t Task) Task { t.Version, t.UpdatedAt = 3, at(2); return t }},
+		{
+			"completed", []Data{created, TaskCompleted{}},
+			func(t Task) Task { t.Completed, t.Version, t.UpdatedAt = true, 2, at(1); return t },
+		},
+		{
+			"reopened", []Data{created, TaskCompleted{}, TaskReopened{}},
+			func(t Task) Task { t.Version, t.UpdatedAt = 3, at(2); return t },
+		},
+		{
+			"deleted", []Data{created, TaskDeleted{}},
+			func(t Task) Task { t.DeletedAt, t.Version, t.UpdatedAt = &deleted, 2, at(1); return t },
+		},
+		{
+			"skipped", []Data{created, Skipped{TypeTaskDeleted}},
+			func(t Task) Task { t.Version, t.UpdatedAt = 1, noon; return t },
+		},
+		{
+			"restored", []Data{created, TaskDeleted{}, TaskRestored{}},
+			func(t Task) Task { t.Version, t.UpdatedAt = 3, at(2); return t },
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

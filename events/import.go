@@ -140,11 +140,11 @@ const insertImport = `
 	WITH line AS MATERIALIZED (
 		SELECT *
 		FROM unnest(
-			$1::bigint[], $2::text[], $3::bigint[], $4::uuid[], $5::text[], $6::integer[], $7::text[], $8::uuid[], $9::uuid[],
-			$10::text[], $11::bytea[], $12::text[], $13::text[], $14::timestamptz[], $15::boolean[]
+			$1::bigint[], $2::text[], $3::bigint[], $4::uuid[], $5::text[], $6::integer[], $7::text[], $8::uuid[],
+			$9::uuid[], $10::text[], $11::bytea[], $12::text[], $13::text[], $14::timestamptz[], $15::boolean[]
 		) AS line (
-			position, user_id, seq, task_id, type, schema_version, data, event_id, command_id, idempotency_key, request_fingerprint,
-			actor, request_id, recorded_at, skipped
+			position, user_id, seq, task_id, type, schema_version, data, event_id, command_id,
+			idempotency_key, request_fingerprint, actor, request_id, recorded_at, skipped
 		)
 	), skipped AS (
 		INSERT INTO {schema}.skipped_events (user_id, seq)
@@ -153,13 +153,13 @@ const insertImport = `
 		WHERE skipped
 	)
 	INSERT INTO {schema}.task_events (
-		position, user_id, seq, task_id, type, schema_version, data, event_id, command_id, idempotency_key, request_fingerprint,
-		actor, request_id, recorded_at
+		position, user_id, seq, task_id, type, schema_version, data, event_id, command_id,
+		idempotency_key, request_fingerprint, actor, request_id, recorded_at
 	)
 	OVERRIDING SYSTEM VALUE
 	SELECT
-		position, user_id, seq, task_id, type, schema_version, data::jsonb, event_id, command_id, idempotency_key, request_fingerprint,
-		actor, request_id, recorded_at
+		position, user_id, seq, task_id, type, schema_version, data::jsonb, event_id, command_id,
+		idempotency_key, request_fingerprint, actor, request_id, recorded_at
 	FROM line
 	ORDER BY position`
 

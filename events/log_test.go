@@ -293,7 +293,8 @@ func TestLogIsAppendOnly(t *testing.T) {
 		`DELETE FROM {schema}.task_events`,
 		`TRUNCATE {schema}.task_events`,
 		`BEGIN; SET LOCAL taskledger.erase_user = 'u'; DELETE FROM {schema}.task_events; COMMIT`,
-		`BEGIN; SET LOCAL taskledger.erase_user = 'u'; UPDATE {schema}.task_events SET seq = 2 WHERE user_id = 'u'; COMMIT`,
+		`BEGIN; SET LOCAL taskledger.erase_user = 'u';
+			UPDATE {schema}.task_events SET seq = 2 WHERE user_id = 'u'; COMMIT`,
 	} {
 		if err := run(text); err == nil || !strings.Contains(err.Error(), "append-only") {
 			t.Errorf("%s: %v", text, err)
@@ -459,8 +460,8 @@ const heldCommits = `
 	CREATE CONSTRAINT TRIGGER held_commit AFTER INSERT ON {schema}.task_events
 	DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.user_id = 'held') EXECUTE FUNCTION held_commit()`
 
-// An append waits for one that drew its positions before and has not committed. The negative control takes the lock out:
-// then it does not wait, and a reader steps over the events of the first.
+// An append waits for one that drew its positions before and has not committed. The negative control takes the lock
+// out: then it does not wait, and a reader steps over the events of the first.
 func TestPositionsAreCommittedInTheirOrder(t *testing.T) {
 	t.Parallel()
 	for name, locked := range map[string]bool{"locked": true, "negative control": false} {
@@ -474,7 +475,8 @@ func TestPositionsAreCommittedInTheirOrder(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := hold.Exec(t.Context(), db.SQL(`SELECT pg_advisory_xact_lock(hashtext('{schema} held'))`)); err != nil {
+			_, err = hold.Exec(t.Context(), db.SQL(`SELECT pg_advisory_xact_lock(hashtext('{schema} held'))`))
+			if err != nil {
 				t.Fatal(err)
 			}
 			appended := func(user string) <-chan error {

@@ -15,9 +15,11 @@ type metrics struct {
 func newMetrics() metrics {
 	return metrics{
 		batchEvents: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:                            "taskledger_append_batch_events",
-			Help:                            "Events stored by one append to the log, which takes what all users have waiting.",
-			Buckets:                         []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000},
+			Name: "taskledger_append_batch_events",
+			Help: "Events stored by one append to the log, which takes what all users have waiting.",
+			Buckets: []float64{
+				1, 2, 5, 10, 20, 50, 100, 200, 500, 1000,
+			},
 			NativeHistogramBucketFactor:     1.1,
 			NativeHistogramMaxBucketNumber:  100,
 			NativeHistogramMinResetDuration: time.Hour,

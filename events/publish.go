@@ -56,7 +56,8 @@ const insertEvents = `
 		)
 		SELECT
 			e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id,
-			e.idempotency_key, e.request_fingerprint, e.actor, e.request_id, greatest(base.recorded_at, head.recorded_at)
+			e.idempotency_key, e.request_fingerprint, e.actor, e.request_id,
+			greatest(base.recorded_at, head.recorded_at)
 		FROM base
 		CROSS JOIN ROWS FROM (
 			jsonb_to_recordset($1::jsonb) AS (

@@ -21,8 +21,9 @@ type Batch struct {
 func (b *Batch) len() int { return len(b.Events) }
 
 // Columns are those of an event in the log e that ScanEvent reads.
-const Columns = `e.position, e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id, e.actor,
-	e.request_id, e.recorded_at, (e.user_id, e.seq) IN (SELECT s.user_id, s.seq FROM {schema}.skipped_events s)`
+const Columns = `e.position, e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id,
+	e.actor, e.request_id, e.recorded_at,
+	(e.user_id, e.seq) IN (SELECT s.user_id, s.seq FROM {schema}.skipped_events s)`
 
 // batchBytes bounds a batch of the log by the bytes of its data: with the event that reaches it, the batch is full.
 const batchBytes = 16 << 20

@@ -35,7 +35,10 @@ func TestTitleKeyIsAlphabetical(t *testing.T) {
 
 func TestTitleKeyIgnoresCase(t *testing.T) {
 	t.Parallel()
-	for _, pair := range [][2]string{{"apple", "APPLE"}, {"ärger", "ÄRGER"}, {"ωμέγα", "ΩΜΈΓΑ"}, {"жук", "ЖУК"}, {"straße", "STRASSE"}, {"\uab70\uabbf", "\u13a0\u13ef"}, {"\u13f8", "\u13f0"}} {
+	for _, pair := range [][2]string{
+		{"apple", "APPLE"}, {"ärger", "ÄRGER"}, {"ωμέγα", "ΩΜΈΓΑ"}, {"жук", "ЖУК"}, {"straße", "STRASSE"},
+		{"\uab70\uabbf", "\u13a0\u13ef"}, {"\u13f8", "\u13f0"},
+	} {
 		if !bytes.Equal(TitleKey(pair[0]), TitleKey(pair[1])) {
 			t.Errorf("%q and %q are ordered differently", pair[0], pair[1])
 		}

@@ -35,7 +35,8 @@ func (s *service) batch(c call) []*taskJSON {
 // count counts rows of the log.
 func (s *service) count(where string, args ...any) (n int) {
 	s.t.Helper()
-	if err := s.pool.QueryRow(context.Background(), `SELECT count(*) FROM taskledger.task_events WHERE `+where, args...).
+	sql := `SELECT count(*) FROM taskledger.task_events WHERE ` + where
+	if err := s.pool.QueryRow(context.Background(), sql, args...).
 		Scan(&n); err != nil {
 		s.t.Fatal(err)
 	}
@@ -85,7 +86,8 @@ func TestABatchIsOneCommandAfterTheOther(t *testing.T) {
 		t.Errorf("headers: %v", a.Header)
 	}
 	if r := results[0]; r.ID != id || r.UserID != "u" || *r.Description != "d" || r.CreatedAt != r.UpdatedAt ||
-		results[5].CreatedAt != r.CreatedAt || results[2].CreatedAt != old.CreatedAt || results[2].UpdatedAt != r.CreatedAt {
+		results[5].CreatedAt != r.CreatedAt || results[2].CreatedAt != old.CreatedAt ||
+		results[2].UpdatedAt != r.CreatedAt {
 		t.Errorf("the times of a batch: %s", a.body)
 	}
 	if n := s.count(`seq > 1 AND command_id = (SELECT command_id FROM taskledger.task_events WHERE seq = 2)`); n != 11 {
@@ -232,20 +234,22 @@ func TestABatchIsReadStrictly(t *testing.T) {
 		`{"commands":[{"op":"complete","id":"00000000-0000-0000-0000-000000000000"}]}`: "0 /commands/0/id",
 		`{"commands":[{"op":"create"}]}`:                                               "0 /commands/0/data/title",
 		`{"commands":[{"op":"create","title":"x"}]}`:                                   "0 /commands/0/data/title",
-		`{"commands":[{"op":"create","data":null}]}`:                                   "0 /commands/0/data /commands/0/data/title",
-		`{"commands":[{"op":"create","data":{"title":"\ud800"}}]}`:                     "0 /commands/0/data/title",
-		`{"commands":[{"op":"create","data":{"title":"a\u0000"}}]}`:                    "0 /commands/0/data/title",
+		`{"commands":[{"op":"create","data":null}]}`: "0 /commands/0/data " +
+			"/commands/0/data/title",
+		`{"commands":[{"op":"create","data":{"title":"\ud800"}}]}`:  "0 /commands/0/data/title",
+		`{"commands":[{"op":"create","data":{"title":"a\u0000"}}]}`: "0 /commands/0/data/title",
 		`{"commands":[{"op":"create","data":{"title":"a"}},` +
 			`{"op":"create","data":{"title":"","description":1,"is_completed":null}}]}`: "1 /commands/1/data/title " +
 			"/commands/1/data/description /commands/1/data/is_completed",
-		`{"commands":[{"op":"update",` + known + `,"data":{"title":null}}]}`:                 "0 /commands/0/data/title",
-		`{"commands":[{"op":"update",` + known + `,"data":[]}]}`:                             "0 /commands/0/data",
-		`{"commands":[{"op":"complete",` + known + `,"if_match":"1"}]}`:                      "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete",` + known + `,"if_match":0}]}`:                        "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete",` + known + `,"if_match":null}]}`:                     "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete",` + known + `,"if_match":1.5}]}`:                      "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete",` + known + `,"if_match":9223372036854775808}]}`:      "0 /commands/0/if_match",
-		`{"commands":[{"op":"complete",` + known + `},{"op":"x"},{"op":"delete","id":"y"}]}`: "1 /commands/1/op /commands/2/id",
+		`{"commands":[{"op":"update",` + known + `,"data":{"title":null}}]}`:            "0 /commands/0/data/title",
+		`{"commands":[{"op":"update",` + known + `,"data":[]}]}`:                        "0 /commands/0/data",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":"1"}]}`:                 "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":0}]}`:                   "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":null}]}`:                "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":1.5}]}`:                 "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `,"if_match":9223372036854775808}]}`: "0 /commands/0/if_match",
+		`{"commands":[{"op":"complete",` + known + `},{"op":"x"},{"op":"delete","id":"y"}]}`: "1 /commands/1/op " +
+			"/commands/2/id",
 	} {
 		p := s.refused(422, "validation_error", call{method: "POST", path: "/api/batch", user: "u", body: body})
 		var got []string
@@ -263,7 +267,8 @@ func TestABatchIsReadStrictly(t *testing.T) {
 		}
 	}
 	for _, body := range []string{
-		`{"commands":[{"op":"create","op":"delete"}]}`, `{"commands":[{"op":"create","data":{"title":"a","title":"b"}}]}`,
+		`{"commands":[{"op":"create","op":"delete"}]}`,
+		`{"commands":[{"op":"create","data":{"title":"a","title":"b"}}]}`,
 		`{"commands":[]} x`, `{"commands":[}`, "{\"commands\":[{\"op\":\"create\",\"data\":{\"title\":\"\xff\"}}]}", ``,
 		`{"commands":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`,
 	} {

@@ -268,7 +268,9 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 	s.want(204, call{method: "DELETE", path: "/api/tasks/" + old[3].ID.String(), user: "u"}) // 5
 	s.change("PATCH", path, `{"title":"old"}`)                                               // 6
 	kept := map[string]answer{}
-	for _, p := range []string{"/api/tasks?limit=1", "/api/history?limit=1", "/api/trash", "/api/sync?since=2", "/api/ledger", path} {
+	for _, p := range []string{
+		"/api/tasks?limit=1", "/api/history?limit=1", "/api/trash", "/api/sync?since=2", "/api/ledger", path,
+	} {
 		kept[p] = s.want(200, call{method: "GET", path: p, user: "u"})
 		other.want(200, call{method: "GET", path: p, user: "u"}) // and the other process keeps it
 	}
@@ -282,7 +284,8 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 			c := call{method: "GET", path: p, user: "u", header: http.Header{"If-None-Match": {a.Header.Get("ETag")}}}
 			if p == path {
 				on.refused(404, "not_found", c)
-			} else if again := on.want(200, c); bytes.Contains(again.body, []byte("old")) || again.Header.Get("X-Version") != "7" {
+			} else if again := on.want(200, c); bytes.Contains(again.body, []byte("old")) ||
+				again.Header.Get("X-Version") != "7" {
 				t.Errorf("%s: %s", p, again.body)
 			}
 			if next := a.Header.Get("Link"); next != "" {
@@ -317,7 +320,8 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 		on.refused(404, "not_found", call{method: "GET", path: "/api/ledger?seq=1", user: "u"})
 		for _, write := range []call{
 			{method: "PATCH", path: path, body: `{"title":"x"}`}, {method: "POST", path: path + "/restore"},
-			{method: "POST", path: "/api/tasks/" + old[3].ID.String() + "/restore"}, {method: "POST", path: path + "/revert", body: `{"version":1}`},
+			{method: "POST", path: "/api/tasks/" + old[3].ID.String() + "/restore"},
+			{method: "POST", path: path + "/revert", body: `{"version":1}`},
 			batchOf("", op("restore", old[3].ID, ``)),
 		} {
 			write.user = "u"
@@ -427,8 +431,12 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 			for n := 0; running(); n++ {
 				id := uuid.New()
 				for _, c := range []call{
-					{method: "POST", path: "/api/tasks", body: `{"title":"mortal"}`, header: keyed(fmt.Sprint(i, "-", n))},
-					batchOf("", op("create", id, `,"data":{"title":"mortal","is_completed":true}`), createOp("mortal"), op("update", id, `,"data":{"title":"more"}`)),
+					{
+						method: "POST", path: "/api/tasks", body: `{"title":"mortal"}`,
+						header: keyed(fmt.Sprint(i, "-", n)),
+					},
+					batchOf("", op("create", id, `,"data":{"title":"mortal","is_completed":true}`), createOp("mortal"),
+						op("update", id, `,"data":{"title":"more"}`)),
 					{method: "DELETE", path: "/api/tasks/" + id.String()},
 					{method: "POST", path: "/api/tasks/" + id.String() + "/restore"},
 					{method: "POST", path: "/api/tasks/" + id.String() + "/revert", body: `{"version":1}`},
@@ -450,7 +458,10 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 		})
 		work.Go(func() {
 			for running() {
-				for _, p := range []string{"/api/tasks", "/api/trash", "/api/history?limit=50", "/api/sync", "/api/ledger", "/api/tasks?as_of=1"} {
+				for _, p := range []string{
+					"/api/tasks", "/api/trash", "/api/history?limit=50", "/api/sync", "/api/ledger",
+					"/api/tasks?as_of=1",
+				} {
 					if a := on.do(
 						call{method: "GET", path: p, user: "mortal"},
 					); a.StatusCode != 200 &&
@@ -560,7 +571,8 @@ func TestALongErasureHoldsNobodyUp(t *testing.T) {
 	go func() { erased <- s.do(call{method: "DELETE", path: "/api/me", user: "u"}) }()
 	s.eventually(func() (held bool) {
 		err := s.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks
-			WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&held)
+			WHERE locktype = 'advisory' AND NOT granted
+				AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&held)
 		return err == nil && held
 	})
 	other.change("PATCH", "/api/tasks/"+task.ID.String(), `{"title":"secret too"}`)

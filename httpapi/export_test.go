@@ -108,7 +108,8 @@ func TestExportOfAParkedUser(t *testing.T) {
 	s.exec(`
 		INSERT INTO {schema}.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		VALUES ('u', 2, gen_random_uuid(), 'TaskCompleted', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp())`)
+		VALUES ('u', 2, gen_random_uuid(), 'TaskCompleted', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r',
+			clock_timestamp())`)
 	s.want(200, call{method: "GET", path: "/api/export", user: "u"})
 	answer := s.want(200, call{method: "GET", path: "/api/export", user: "u"})
 	if n, seq, _ := audit(t, strings.NewReader(string(answer.body))); n != 1 || seq != 1 ||

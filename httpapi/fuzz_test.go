@@ -22,8 +22,10 @@ import (
 // What is taken for a body is JSON for everyone, and its texts are within the limits and never repaired.
 func FuzzBody(f *testing.F) {
 	for _, seed := range []string{
-		`{"title":"a","description":null,"is_completed":true}`, `{"title":"\ud83e\udd5b"}`, `{"title":"\ud800"}`, `{"a":1,"a":2}`, `[[[]]]`, "{\"title\":\"\xff\"}",
-		`{"title":"a"}{}`, `{"title":"` + strings.Repeat("é", 101) + `"}`, `{"\u0074itle":"x"}`, ``, `nul`, `{"title":1e999}`,
+		`{"title":"a","description":null,"is_completed":true}`, `{"title":"\ud83e\udd5b"}`, `{"title":"\ud800"}`,
+		`{"a":1,"a":2}`, `[[[]]]`, "{\"title\":\"\xff\"}",
+		`{"title":"a"}{}`, `{"title":"` + strings.Repeat("é", 101) + `"}`, `{"\u0074itle":"x"}`, ``, `nul`,
+		`{"title":1e999}`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -59,7 +61,8 @@ func FuzzBody(f *testing.F) {
 
 func FuzzCursor(f *testing.F) {
 	for _, c := range []cursor{
-		{}, {Query: "q", Place: query.Place{Time: time.Unix(1, 1000), ID: uuid.New()}}, {Query: "q", Place: query.Place{Title: []byte{0, 255}, Seq: 9}},
+		{}, {Query: "q", Place: query.Place{Time: time.Unix(1, 1000), ID: uuid.New()}},
+		{Query: "q", Place: query.Place{Title: []byte{0, 255}, Seq: 9}},
 	} {
 		encoded, err := c.encode()
 		if err != nil {
@@ -83,7 +86,8 @@ func FuzzCursor(f *testing.F) {
 
 func FuzzParameters(f *testing.F) {
 	for _, seed := range []string{
-		"status=all&sort=title&order=asc&limit=500&q=x", "limit=501", "q=%00", "since=1&until=2026-11-22T12:00:00Z", "type=TaskCreated&task_id=x", "a=%zz",
+		"status=all&sort=title&order=asc&limit=500&q=x", "limit=501", "q=%00", "since=1&until=2026-11-22T12:00:00Z",
+		"type=TaskCreated&task_id=x", "a=%zz",
 		"since=0001-01-01T00:00:00Z", "since=9999-12-31T23:59:59.999999999-23:59", "since=9223372036854775808",
 	} {
 		f.Add(seed)

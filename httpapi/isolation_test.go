@@ -39,7 +39,9 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 				}
 				continue
 			}
-			for _, query := range []string{"", "?q=private", "?task_id=" + theirs.ID.String(), "?as_of=1", "?since=1", "?seq=1"} {
+			for _, query := range []string{
+				"", "?q=private", "?task_id=" + theirs.ID.String(), "?as_of=1", "?since=1", "?seq=1",
+			} {
 				c.path = route.Path + query
 				if a := s.want(
 					200,
@@ -54,7 +56,9 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 		if route.Method != "GET" && route.Method != "HEAD" {
 			c.body = `{"title":"taken over","version":1}`
 		}
-		for _, header := range []http.Header{{}, {"If-Match": {`"1"`}}, {"If-None-Match": {`"1"`}}, {"If-Match": {`"99"`}}} {
+		for _, header := range []http.Header{
+			{}, {"If-Match": {`"1"`}}, {"If-None-Match": {`"1"`}}, {"If-Match": {`"99"`}},
+		} {
 			header.Set("X-Request-Id", "same")
 			c.header = header
 			answers := [2]string{}

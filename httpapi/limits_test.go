@@ -60,18 +60,33 @@ func TestBodiesAreReadStrictly(t *testing.T) {
 		{"title of U+200B alone", "{\"title\":\"\u200b\"}", 422, "validation_error", []string{"/title blank"}},
 		{"NUL", `{"title":"a\u0000"}`, 422, "validation_error", []string{"/title invalid_character"}},
 		{"lone surrogate", `{"title":"a\ud800"}`, 422, "validation_error", []string{"/title invalid_character"}},
-		{"swapped surrogates", `{"title":"\udc00\ud800"}`, 422, "validation_error", []string{"/title invalid_character"}},
+		{
+			"swapped surrogates", `{"title":"\udc00\ud800"}`, 422, "validation_error",
+			[]string{"/title invalid_character"},
+		},
 		{"a pair of surrogates", `{"title":"\ud83e\udd5b"}`, 201, "", nil},
 		{"the replacement character itself", `{"title":"\ufffd"}`, 201, "", nil},
 		{"lone surrogate elsewhere", `{"title":"a","x":"\ud800"}`, 201, "", nil},
-		{"null is_completed", `{"title":"a","is_completed":null}`, 422, "validation_error", []string{"/is_completed invalid_type"}},
-		{"number is_completed", `{"title":"a","is_completed":1}`, 422, "validation_error", []string{"/is_completed invalid_type"}},
+		{
+			"null is_completed", `{"title":"a","is_completed":null}`, 422, "validation_error",
+			[]string{"/is_completed invalid_type"},
+		},
+		{
+			"number is_completed", `{"title":"a","is_completed":1}`, 422, "validation_error",
+			[]string{"/is_completed invalid_type"},
+		},
 		{"all at once", `{"title":"","description":5,"is_completed":"no"}`, 422, "validation_error",
 			[]string{"/title too_short", "/description invalid_type", "/is_completed invalid_type"}},
 		{"title of 100", fmt.Sprintf(`{"title":%q}`, strings.Repeat("🥛", 100)), 201, "", nil},
-		{"title of 101", fmt.Sprintf(`{"title":%q}`, strings.Repeat("🥛", 101)), 422, "validation_error", []string{"/title too_long"}},
+		{
+			"title of 101", fmt.Sprintf(`{"title":%q}`, strings.Repeat("🥛", 101)), 422, "validation_error",
+			[]string{"/title too_long"},
+		},
 		{"description of 1000", fmt.Sprintf(`{"title":"a","description":%q}`, strings.Repeat("🥛", 1000)), 201, "", nil},
-		{"description of 1001", fmt.Sprintf(`{"title":"a","description":%q}`, strings.Repeat("a", 1001)), 422, "validation_error", []string{"/description too_long"}},
+		{
+			"description of 1001", fmt.Sprintf(`{"title":"a","description":%q}`, strings.Repeat("a", 1001)), 422,
+			"validation_error", []string{"/description too_long"},
+		},
 		{"empty description", `{"title":"a","description":""}`, 201, "", nil},
 	} {
 		a := s.do(call{method: "POST", path: "/api/tasks", user: "user of " + tc.name, body: tc.body})
@@ -329,7 +344,10 @@ func TestABodyThatNeverComesHoldsNothingUp(t *testing.T) {
 		{"POST /api/nothing HTTP/1.1\r\n" + token, 404},
 		{"POST /livez HTTP/1.1\r\n", 405},
 		{"PATCH /api/tasks/" + task + "/complete HTTP/1.1\r\n" + token, 200},
-		{"OPTIONS /api/tasks HTTP/1.1\r\nOrigin: http://localhost:3000\r\nAccess-Control-Request-Method: POST\r\n", 204},
+		{
+			"OPTIONS /api/tasks HTTP/1.1\r\nOrigin: http://localhost:3000\r\nAccess-Control-Request-Method: POST\r\n",
+			204,
+		},
 	} {
 		resp, err := s.raw(tc.head + "Host: x\r\nContent-Length: 100\r\n\r\n{")
 		if err != nil || resp.StatusCode != tc.status {
@@ -426,7 +444,8 @@ func TestErrorsAreToldInOrder(t *testing.T) {
 		{204, call{method: "OPTIONS", path: "/api/tasks", user: "u"}},
 		{404, call{method: "OPTIONS", path: "/nothing"}},
 		{422, call{method: "PUT", path: missing, user: "u", body: `{"title":""}`}},
-		{404, call{method: "PUT", path: missing, user: "u", body: `{"title":"a"}`, header: http.Header{"If-Match": {`"1"`}}}},
+		{404, call{method: "PUT", path: missing, user: "u", body: `{"title":"a"}`,
+			header: http.Header{"If-Match": {`"1"`}}}},
 	} {
 		s.want(tc.status, tc.c)
 	}
@@ -481,7 +500,10 @@ func TestHeadAnswersLikeGet(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	path := "/api/tasks/" + s.titled("u", "a").ID.String()
-	for _, path := range []string{"/api/tasks", path, path + "/history", "/api/history", "/", "/docs", "/openapi.json", "/openapi.yaml", "/livez", "/readyz", missing} {
+	for _, path := range []string{
+		"/api/tasks", path, path + "/history", "/api/history", "/", "/docs", "/openapi.json", "/openapi.yaml", "/livez",
+		"/readyz", missing,
+	} {
 		get := s.do(call{method: "GET", path: path, user: "u"})
 		head := s.do(call{method: "HEAD", path: path, user: "u"})
 		if head.StatusCode != get.StatusCode || len(head.body) != 0 ||
@@ -520,7 +542,8 @@ func TestEveryAnswerHasItsHeaders(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	for _, c := range []call{
-		{method: "GET", path: "/api/tasks", user: "u"}, {method: "GET", path: "/api/tasks"}, {method: "GET", path: missing, user: "u"},
+		{method: "GET", path: "/api/tasks", user: "u"}, {method: "GET", path: "/api/tasks"},
+		{method: "GET", path: missing, user: "u"},
 		{method: "GET", path: "/api/none", user: "u"}, {method: "DELETE", path: "/api/tasks", user: "u"},
 	} {
 		h := s.do(c).Header
@@ -531,7 +554,10 @@ func TestEveryAnswerHasItsHeaders(t *testing.T) {
 			t.Errorf("%s %s: %v", c.method, c.path, h)
 		}
 	}
-	for sent, taken := range map[string]bool{"abc.DEF_1-2": true, strings.Repeat("a", 64): true, strings.Repeat("a", 65): false, "a b": false, "": false, "é": false} {
+	for sent, taken := range map[string]bool{
+		"abc.DEF_1-2": true, strings.Repeat("a", 64): true, strings.Repeat("a", 65): false, "a b": false, "": false,
+		"é": false,
+	} {
 		got := s.do(
 			call{method: "GET", path: "/livez", header: http.Header{"X-Request-Id": {sent}}},
 		).Header.Get(
@@ -548,7 +574,8 @@ func TestCORS(t *testing.T) {
 	s := start(t)
 	origin := func(o string) http.Header { return http.Header{"Origin": {o}} }
 	for _, c := range []call{
-		{method: "GET", path: "/api/tasks", user: "u"}, {method: "GET", path: "/api/tasks"}, {method: "GET", path: missing, user: "u"},
+		{method: "GET", path: "/api/tasks", user: "u"}, {method: "GET", path: "/api/tasks"},
+		{method: "GET", path: missing, user: "u"},
 		{method: "POST", path: "/api/tasks", user: "u", body: `{`},
 	} {
 		c.header = origin("http://localhost:3000")
@@ -558,7 +585,10 @@ func TestCORS(t *testing.T) {
 			!strings.Contains(h.Get("Access-Control-Expose-Headers"), "ETag") {
 			t.Errorf("%s %s: %v", c.method, c.path, h)
 		}
-		for _, other := range []string{"http://localhost:3001", "https://localhost:3000", "http://localhost:3000.evil.example", "null", "http://LOCALHOST:3000"} {
+		for _, other := range []string{
+			"http://localhost:3001", "https://localhost:3000", "http://localhost:3000.evil.example", "null",
+			"http://LOCALHOST:3000",
+		} {
 			c.header = origin(other)
 			for name := range s.do(c).Header {
 				if strings.HasPrefix(name, "Access-Control-") {

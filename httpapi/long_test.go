@@ -19,12 +19,15 @@ import (
 func (s *service) longStream(n int) {
 	s.t.Helper()
 	s.exec(`
-		INSERT INTO {schema}.task_events (user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		INSERT INTO {schema}.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
 		SELECT 'long', seq, md5('task ' || task)::uuid, type, 1, CASE type
-				WHEN 'TaskCreated' THEN jsonb_build_object('title', 'task ' || task, 'description', repeat('d', task % 200))
+				WHEN 'TaskCreated' THEN jsonb_build_object(
+					'title', 'task ' || task, 'description', repeat('d', task % 200))
 				WHEN 'TaskRenamed' THEN jsonb_build_object('title', 'task ' || task || ' as of ' || seq)
 				ELSE '{}' END,
-			gen_random_uuid(), gen_random_uuid(), 'long', 'r' || seq, timestamptz '2026-01-01 00:00Z' + seq * interval '1 minute'
+			gen_random_uuid(), gen_random_uuid(), 'long', 'r' || seq,
+			timestamptz '2026-01-01 00:00Z' + seq * interval '1 minute'
 		FROM (
 			SELECT seq, CASE WHEN seq <= 1500 THEN seq WHEN seq <= 2000 THEN seq - 500 ELSE seq % 1000 + 1 END AS task,
 				CASE WHEN seq <= 1500 THEN 'TaskCreated' WHEN seq <= 2000 THEN 'TaskDeleted'
@@ -61,8 +64,10 @@ func BenchmarkLongStream(b *testing.B) {
 	}
 	for _, order := range []string{"asc", "desc"} {
 		for _, filter := range []string{
-			"", "&since=%d", "&until=%d", "&since=%d&until=%d", "&since=%s", "&until=%s", "&type=TaskCreated", "&type=TaskDeleted", "&type=TaskRenamed",
-			"&type=TaskRestored", "&type=TaskCreated&since=2000", "&type=TaskCompleted&until=%d", "&task_id=" + "%u", "&task_id=%u&type=TaskRenamed", "&task_id=%u&since=%d",
+			"", "&since=%d", "&until=%d", "&since=%d&until=%d", "&since=%s", "&until=%s", "&type=TaskCreated",
+			"&type=TaskDeleted", "&type=TaskRenamed",
+			"&type=TaskRestored", "&type=TaskCreated&since=2000", "&type=TaskCompleted&until=%d", "&task_id=" + "%u",
+			"&task_id=%u&type=TaskRenamed", "&task_id=%u&since=%d",
 			"&task_id=%u&type=TaskDeleted",
 		} {
 			reads = append(

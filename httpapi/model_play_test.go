@@ -361,7 +361,8 @@ func (p *player) learn(before int64, request call) {
 		e := &p.u.events[seq-1]
 		e.time, e.requestID = at, request.header.Get("X-Request-Id")
 		id, of := record["task_id"].(string)
-		if record["type"] != e.kind || id != e.task || of == (e.kind == "UserErased") || record["seq"] != json.Number(strconv.FormatInt(seq, 10)) ||
+		if record["type"] != e.kind || id != e.task || of == (e.kind == "UserErased") ||
+			record["seq"] != json.Number(strconv.FormatInt(seq, 10)) ||
 			record["request_id"] != e.requestID || command != "" && record["command_id"] != command ||
 			seq > 1 && at < p.u.time(seq-1) {
 			p.errorf("%+v has stored %s, want %+v", request, text, *e)

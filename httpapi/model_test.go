@@ -238,7 +238,8 @@ func (u *modelUser) render(t modelTask) string {
 		deleted = `,"deleted_at":"` + u.time(t.deleted) + `"`
 	}
 	return fmt.Sprintf(
-		`{"id":"%s","user_id":%s,"title":%s,"description":%s,"is_completed":%t,"created_at":"%s","updated_at":"%s","version":%d%s}`,
+		`{"id":"%s","user_id":%s,"title":%s,"description":%s,"is_completed":%t,`+
+			`"created_at":"%s","updated_at":"%s","version":%d%s}`,
 		t.id,
 		quote(u.name),
 		quote(t.title),

@@ -80,10 +80,16 @@ func (f *recordingTB) Errorf(format string, args ...any) {
 }
 
 const (
-	specTaskPath    = "/api/tasks/0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f"
-	specTaskBody    = `{"id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","user_id":"ada","title":"Buy milk","description":null,"is_completed":false,"created_at":"2026-11-22T19:43:57.105086Z","updated_at":"2026-11-22T19:43:57.105086Z","version":17}`
-	specEntryBody   = `{"seq":17,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","recorded_at":"2026-11-22T19:43:57.105086Z","actor":"ada","request_id":"r1","changes":{"title":{"from":"Buy milk","to":"Buy oat milk"}},"hash":"d81b58a49bd9c2b0ff1c97b2f3a4a8d8c5d9ef2e6b2a9d1b5f0e4d7a6c3b2a19"}`
-	specProblemBody = `{"type":"about:blank","title":"Not Found","status":404,"code":"not_found","detail":"not found","message":"not found","request_id":"r1"}`
+	specTaskPath = "/api/tasks/0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f"
+	specTaskBody = `{"id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","user_id":"ada","title":"Buy milk",` +
+		`"description":null,"is_completed":false,"created_at":"2026-11-22T19:43:57.105086Z",` +
+		`"updated_at":"2026-11-22T19:43:57.105086Z","version":17}`
+	specEntryBody = `{"seq":17,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f",` +
+		`"recorded_at":"2026-11-22T19:43:57.105086Z","actor":"ada","request_id":"r1",` +
+		`"changes":{"title":{"from":"Buy milk","to":"Buy oat milk"}},` +
+		`"hash":"d81b58a49bd9c2b0ff1c97b2f3a4a8d8c5d9ef2e6b2a9d1b5f0e4d7a6c3b2a19"}`
+	specProblemBody = `{"type":"about:blank","title":"Not Found","status":404,"code":"not_found",` +
+		`"detail":"not found","message":"not found","request_id":"r1"}`
 )
 
 func specTask() specAnswer {
@@ -149,14 +155,16 @@ func TestSpecCheckerAccepts(t *testing.T) {
 		},
 		"a list": {
 			method: http.MethodGet, path: "/api/tasks?limit=1", status: http.StatusOK, raw: "[" + specTaskBody + "]",
-			header: specHeader("application/json", "ETag", `W/"17-1"`, "X-Version", "17", "Link", `</api/tasks?limit=1&cursor=x>; rel="next"`),
+			header: specHeader("application/json", "ETag", `W/"17-1"`, "X-Version", "17", "Link",
+				`</api/tasks?limit=1&cursor=x>; rel="next"`),
 		},
 		"an empty list at the path with a slash": {
 			method: http.MethodGet, path: "/api/tasks/", status: http.StatusOK, raw: "[]",
 			header: specHeader("application/json", "ETag", `W/"0-1"`, "X-Version", "0"),
 		},
 		"a history": {
-			method: http.MethodGet, path: specTaskPath + "/history", status: http.StatusOK, raw: "[" + specEntryBody + "]",
+			method: http.MethodGet, path: specTaskPath + "/history", status: http.StatusOK,
+			raw:    "[" + specEntryBody + "]",
 			header: specHeader("application/json", "ETag", `W/"17-1"`, "X-Version", "17"),
 		},
 		"a creation": {
@@ -172,11 +180,15 @@ func TestSpecCheckerAccepts(t *testing.T) {
 			header: specHeader("application/problem+json"),
 		},
 		"a preflight": {method: http.MethodOptions, path: "/api/tasks", status: http.StatusNoContent},
-		"a redirect":  {method: http.MethodGet, path: "/api/tasks/", status: http.StatusTemporaryRedirect, header: http.Header{"Location": {"/api/tasks"}}},
+		"a redirect": {
+			method: http.MethodGet, path: "/api/tasks/", status: http.StatusTemporaryRedirect,
+			header: http.Header{"Location": {"/api/tasks"}},
+		},
 		"a wrong method": specWith(specAnswer{
 			method: http.MethodPost, path: specTaskPath, status: http.StatusMethodNotAllowed,
 			header: specHeader("application/problem+json", "Allow", "DELETE, GET, HEAD, PATCH, PUT"),
-		}, specObject(`{"type":"about:blank","title":"Method Not Allowed","status":405,"code":"method_not_allowed","detail":"no","message":"no","request_id":"r1"}`)),
+		}, specObject(`{"type":"about:blank","title":"Method Not Allowed","status":405,"code":"method_not_allowed",`+
+			`"detail":"no","message":"no","request_id":"r1"}`)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -194,45 +206,83 @@ func TestSpecCheckerRefuses(t *testing.T) {
 		spoil  func(*specAnswer)
 		want   string
 	}{
-		"an extra member":           {specTask(), func(a *specAnswer) { a.body["deleted_at"] = nil }, "deleted_at"},
-		"a missing member":          {specTask(), func(a *specAnswer) { delete(a.body, "version") }, "version"},
-		"a member of another type":  {specTask(), func(a *specAnswer) { a.body["is_completed"] = nil }, "is_completed"},
-		"a title of white space":    {specTask(), func(a *specAnswer) { a.body["title"] = "  " }, "title"},
-		"a title too long":          {specTask(), func(a *specAnswer) { a.body["title"] = strings.Repeat("é", 101) }, "title"},
-		"an id that is none":        {specTask(), func(a *specAnswer) { a.body["id"] = "17" }, "id"},
-		"a time in nanoseconds":     {specTask(), func(a *specAnswer) { a.body["created_at"] = "2026-11-22T19:43:57.105086000Z" }, "created_at"},
-		"a time that is none":       {specTask(), func(a *specAnswer) { a.body["created_at"] = "2026-13-22T19:43:57.105086Z" }, "created_at"},
-		"a missing header":          {specTask(), func(a *specAnswer) { a.header.Del("ETag") }, "ETag"},
-		"a missing request id":      {specTask(), func(a *specAnswer) { a.header.Del("X-Request-Id") }, "X-Request-Id"},
-		"a weak tag on a task":      {specTask(), func(a *specAnswer) { a.header.Set("ETag", `W/"17"`) }, "etag"},
-		"a Vary without Cookie":     {specTask(), func(a *specAnswer) { a.header.Set("Vary", "Authorization, Origin") }, "vary"},
-		"a version that is no seq":  {specTask(), func(a *specAnswer) { a.header.Set("X-Version", "x") }, "x-version"},
-		"another cache control":     {specTask(), func(a *specAnswer) { a.header.Set("Cache-Control", "public") }, "cache-control"},
-		"an undeclared status":      {specTask(), func(a *specAnswer) { a.status = http.StatusAccepted }, "202"},
-		"a wrong content type":      {specTask(), func(a *specAnswer) { a.header.Set("Content-Type", "text/plain") }, "text/plain"},
-		"no content type":           {specTask(), func(a *specAnswer) { a.header.Del("Content-Type") }, "content"},
-		"text that is not JSON":     {specTask(), func(a *specAnswer) { a.body, a.raw = nil, "<html>" }, "body"},
-		"an empty body":             {specTask(), func(a *specAnswer) { a.body = nil }, "missing"},
-		"a list where a task is":    {specTask(), func(a *specAnswer) { a.body, a.raw = nil, "["+specTaskBody+"]" }, "object"},
-		"a body for HEAD":           {specTask(), func(a *specAnswer) { a.method = http.MethodHead }, "HEAD"},
-		"a body with 304":           {specTask(), func(a *specAnswer) { a.status = http.StatusNotModified }, "body"},
-		"a list that is null":       {specTask(), func(a *specAnswer) { a.path, a.body, a.raw = "/api/tasks", nil, "null"; a.header.Set("ETag", `W/"1"`) }, "null"},
-		"a second JSON value":       {specTask(), func(a *specAnswer) { a.body, a.raw = nil, specTaskBody+"{}" }, "body"},
-		"a redirect elsewhere":      {specTask(), func(a *specAnswer) { a.status = 307; a.header.Set("Location", "https://example.org/") }, "redirect"},
-		"an unknown problem code":   {specMissing(), func(a *specAnswer) { a.body["code"] = "gone" }, "code"},
-		"an extra problem member":   {specMissing(), func(a *specAnswer) { a.body["sql"] = "SELECT" }, "sql"},
-		"a problem as JSON":         {specMissing(), func(a *specAnswer) { a.header.Set("Content-Type", "application/json") }, "application/json"},
-		"another status in it":      {specMissing(), func(a *specAnswer) { a.body["status"] = 400 }, "status"},
-		"another request id in it":  {specMissing(), func(a *specAnswer) { a.body["request_id"] = "r2" }, "request_id"},
-		"another message in it":     {specMissing(), func(a *specAnswer) { a.body["message"] = "other" }, "message"},
-		"an error without a place":  {specInvalid(), func(a *specAnswer) { delete(firstSpecError(a), "pointer") }, "pointer"},
-		"an error in two places":    {specInvalid(), func(a *specAnswer) { firstSpecError(a)["parameter"] = "id" }, "oneOf"},
-		"a pointer that is none":    {specInvalid(), func(a *specAnswer) { firstSpecError(a)["pointer"] = "title" }, "pointer"},
-		"an unknown path that is":   {specTask(), func(a *specAnswer) { a.path = "/api/nope" }, "no operation"},
-		"a 404 as plain text":       {specMissing(), func(a *specAnswer) { a.path = "/api/nope"; a.header.Set("Content-Type", "text/plain") }, "text/plain"},
-		"a 405 without Allow":       {specMissing(), func(a *specAnswer) { a.method, a.status = http.MethodPost, 405 }, "Allow"},
-		"a 401 without a challenge": {specMissing(), func(a *specAnswer) { a.path, a.status = "/api/nope", 401 }, "WWW-Authenticate"},
-		"an undescribed problem":    {specMissing(), func(a *specAnswer) { a.method, a.body["extra"] = "TRACE", 1 }, "extra"},
+		"an extra member":          {specTask(), func(a *specAnswer) { a.body["deleted_at"] = nil }, "deleted_at"},
+		"a missing member":         {specTask(), func(a *specAnswer) { delete(a.body, "version") }, "version"},
+		"a member of another type": {specTask(), func(a *specAnswer) { a.body["is_completed"] = nil }, "is_completed"},
+		"a title of white space":   {specTask(), func(a *specAnswer) { a.body["title"] = "  " }, "title"},
+		"a title too long": {
+			specTask(), func(a *specAnswer) { a.body["title"] = strings.Repeat("é", 101) }, "title",
+		},
+		"an id that is none": {specTask(), func(a *specAnswer) { a.body["id"] = "17" }, "id"},
+		"a time in nanoseconds": {
+			specTask(), func(a *specAnswer) { a.body["created_at"] = "2026-11-22T19:43:57.105086000Z" }, "created_at",
+		},
+		"a time that is none": {
+			specTask(), func(a *specAnswer) { a.body["created_at"] = "2026-13-22T19:43:57.105086Z" }, "created_at",
+		},
+		"a missing header":     {specTask(), func(a *specAnswer) { a.header.Del("ETag") }, "ETag"},
+		"a missing request id": {specTask(), func(a *specAnswer) { a.header.Del("X-Request-Id") }, "X-Request-Id"},
+		"a weak tag on a task": {specTask(), func(a *specAnswer) { a.header.Set("ETag", `W/"17"`) }, "etag"},
+		"a Vary without Cookie": {
+			specTask(), func(a *specAnswer) { a.header.Set("Vary", "Authorization, Origin") }, "vary",
+		},
+		"a version that is no seq": {specTask(), func(a *specAnswer) { a.header.Set("X-Version", "x") }, "x-version"},
+		"another cache control": {
+			specTask(), func(a *specAnswer) { a.header.Set("Cache-Control", "public") }, "cache-control",
+		},
+		"an undeclared status": {specTask(), func(a *specAnswer) { a.status = http.StatusAccepted }, "202"},
+		"a wrong content type": {
+			specTask(), func(a *specAnswer) { a.header.Set("Content-Type", "text/plain") }, "text/plain",
+		},
+		"no content type":       {specTask(), func(a *specAnswer) { a.header.Del("Content-Type") }, "content"},
+		"text that is not JSON": {specTask(), func(a *specAnswer) { a.body, a.raw = nil, "<html>" }, "body"},
+		"an empty body":         {specTask(), func(a *specAnswer) { a.body = nil }, "missing"},
+		"a list where a task is": {
+			specTask(), func(a *specAnswer) { a.body, a.raw = nil, "["+specTaskBody+"]" }, "object",
+		},
+		"a body for HEAD": {specTask(), func(a *specAnswer) { a.method = http.MethodHead }, "HEAD"},
+		"a body with 304": {specTask(), func(a *specAnswer) { a.status = http.StatusNotModified }, "body"},
+		"a list that is null": {
+			specTask(),
+			func(a *specAnswer) { a.path, a.body, a.raw = "/api/tasks", nil, "null"; a.header.Set("ETag", `W/"1"`) },
+			"null",
+		},
+		"a second JSON value": {specTask(), func(a *specAnswer) { a.body, a.raw = nil, specTaskBody+"{}" }, "body"},
+		"a redirect elsewhere": {
+			specTask(), func(a *specAnswer) { a.status = 307; a.header.Set("Location", "https://example.org/") },
+			"redirect",
+		},
+		"an unknown problem code": {specMissing(), func(a *specAnswer) { a.body["code"] = "gone" }, "code"},
+		"an extra problem member": {specMissing(), func(a *specAnswer) { a.body["sql"] = "SELECT" }, "sql"},
+		"a problem as JSON": {
+			specMissing(), func(a *specAnswer) { a.header.Set("Content-Type", "application/json") }, "application/json",
+		},
+		"another status in it":     {specMissing(), func(a *specAnswer) { a.body["status"] = 400 }, "status"},
+		"another request id in it": {specMissing(), func(a *specAnswer) { a.body["request_id"] = "r2" }, "request_id"},
+		"another message in it":    {specMissing(), func(a *specAnswer) { a.body["message"] = "other" }, "message"},
+		"an error without a place": {
+			specInvalid(), func(a *specAnswer) { delete(firstSpecError(a), "pointer") }, "pointer",
+		},
+		"an error in two places": {
+			specInvalid(), func(a *specAnswer) { firstSpecError(a)["parameter"] = "id" }, "oneOf",
+		},
+		"a pointer that is none": {
+			specInvalid(), func(a *specAnswer) { firstSpecError(a)["pointer"] = "title" }, "pointer",
+		},
+		"an unknown path that is": {specTask(), func(a *specAnswer) { a.path = "/api/nope" }, "no operation"},
+		"a 404 as plain text": {
+			specMissing(), func(a *specAnswer) { a.path = "/api/nope"; a.header.Set("Content-Type", "text/plain") },
+			"text/plain",
+		},
+		"a 405 without Allow": {
+			specMissing(), func(a *specAnswer) { a.method, a.status = http.MethodPost, 405 }, "Allow",
+		},
+		"a 401 without a challenge": {
+			specMissing(), func(a *specAnswer) { a.path, a.status = "/api/nope", 401 }, "WWW-Authenticate",
+		},
+		"an undescribed problem": {
+			specMissing(), func(a *specAnswer) { a.method, a.body["extra"] = "TRACE", 1 }, "extra",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -84,7 +84,8 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 		s.refused(404, "not_found", call{method: "GET", path: gone, user: "u"})
 	}
 	for _, future := range []string{
-		"8", "9223372036854775807", url.QueryEscape(time.Now().Add(time.Minute).Format(time.RFC3339Nano)), "-1", "x", "",
+		"8", "9223372036854775807", url.QueryEscape(time.Now().Add(time.Minute).Format(time.RFC3339Nano)),
+		"-1", "x", "",
 	} {
 		for _, p := range []string{"/api/tasks", path} {
 			if p := s.refused(
@@ -287,9 +288,11 @@ func TestRevert(t *testing.T) {
 		"negative":            revert(-1),
 		"no number":           {method: "POST", path: path + "/revert", user: "u", body: `{"version":"1"}`},
 		"a fraction":          {method: "POST", path: path + "/revert", user: "u", body: `{"version":1.5}`},
-		"too large":           {method: "POST", path: path + "/revert", user: "u", body: `{"version":9223372036854775808}`},
-		"nothing":             {method: "POST", path: path + "/revert", user: "u", body: `{}`},
-		"null":                {method: "POST", path: path + "/revert", user: "u", body: `{"version":null}`},
+		"too large": {
+			method: "POST", path: path + "/revert", user: "u", body: `{"version":9223372036854775808}`,
+		},
+		"nothing": {method: "POST", path: path + "/revert", user: "u", body: `{}`},
+		"null":    {method: "POST", path: path + "/revert", user: "u", body: `{"version":null}`},
 	} {
 		if p := s.refused(
 			422,

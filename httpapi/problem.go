@@ -212,7 +212,8 @@ func isOutage(err error) bool {
 		return outageClasses[pgErr.Code[:2]] || outageCodes[pgErr.Code]
 	}
 	for _, known := range []error{
-		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled, events.ErrClosed, events.ErrBroken,
+		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled, events.ErrClosed,
+		events.ErrBroken,
 		command.ErrContended,
 	} {
 		if errors.Is(err, known) {

@@ -225,7 +225,8 @@ func (s *service) damage(user string, seq int64) {
 	s.exec(`
 		INSERT INTO {schema}.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		VALUES ($1, $2, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), $1, 'r', clock_timestamp())`,
+		VALUES ($1, $2, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), $1, 'r',
+			clock_timestamp())`,
 		user, seq)
 }
 

@@ -145,7 +145,10 @@ func TestChangesAreStreamedLive(t *testing.T) {
 		call
 		events []string
 	}{
-		{call{method: "PATCH", path: path, body: `{"title":"b","description":"c"}`}, []string{"task.updated", "task.updated"}},
+		{
+			call{method: "PATCH", path: path, body: `{"title":"b","description":"c"}`},
+			[]string{"task.updated", "task.updated"},
+		},
 		{call{method: "PATCH", path: path, body: `{"title":"b"}`}, nil},
 		{call{method: "PUT", path: path + "/complete"}, []string{"task.completed"}},
 		{call{method: "PATCH", path: path + "/complete"}, []string{"task.reopened"}},
@@ -177,7 +180,8 @@ func TestChangesAreStreamedLive(t *testing.T) {
 		}
 	}
 	again := s.listen("u", "0")
-	for _, entry := range as[[]json.RawMessage](t, s.want(200, call{method: "GET", path: "/api/history?order=asc", user: "u"})) {
+	history := s.want(200, call{method: "GET", path: "/api/history?order=asc", user: "u"})
+	for _, entry := range as[[]json.RawMessage](t, history) {
 		f, err := again.next()
 		if err != nil {
 			t.Fatal(err)
@@ -370,7 +374,8 @@ func TestAStreamOutlivesAnOutage(t *testing.T) {
 	defer func() { _ = conn.Close(t.Context()) }()
 	for seq := int64(2); seq < 5; seq++ {
 		if _, err := conn.Exec(t.Context(), `
-			SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+			SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
 			t.Fatal(err)
 		}
 		s.eventually(func() bool {

@@ -153,11 +153,16 @@ func TestIDsInEveryForm(t *testing.T) {
 	s := start(t)
 	id := s.titled("u", "a").ID
 	plain := strings.ReplaceAll(id.String(), "-", "")
-	for _, form := range []string{id.String(), strings.ToUpper(id.String()), plain, "urn:uuid:" + id.String(), "urn%3Auuid%3A" + id.String(), "%7B" + id.String() + "%7D"} {
+	for _, form := range []string{
+		id.String(), strings.ToUpper(id.String()), plain, "urn:uuid:" + id.String(), "urn%3Auuid%3A" + id.String(),
+		"%7B" + id.String() + "%7D",
+	} {
 		s.want(200, call{method: "GET", path: "/api/tasks/" + form, user: "u"})
 		s.want(200, call{method: "PATCH", path: "/api/tasks/" + form + "/complete", user: "u"})
 	}
-	for _, wrong := range []string{"1", "x", plain + "0", id.String() + "%00", "%20" + id.String(), "..%2F" + id.String()} {
+	for _, wrong := range []string{
+		"1", "x", plain + "0", id.String() + "%00", "%20" + id.String(), "..%2F" + id.String(),
+	} {
 		p := s.refused(422, "validation_error", call{method: "GET", path: "/api/tasks/" + wrong, user: "u"})
 		if p.Errors[0].Parameter != "id" {
 			t.Errorf("%s: %+v", wrong, p)
@@ -222,7 +227,8 @@ func TestListsRefuseWhatTheyDoNotKnow(t *testing.T) {
 		t.Errorf("not all errors together: %+v", p.Errors)
 	}
 	for _, query := range []string{
-		"status=", "sort=Title", "order=", "limit=501", "limit=-1", "limit=1.0", "limit=", "limit=99999999999999999999", "q=" + strings.Repeat("a", 101),
+		"status=", "sort=Title", "order=", "limit=501", "limit=-1", "limit=1.0", "limit=", "limit=99999999999999999999",
+		"q=" + strings.Repeat("a", 101),
 		"q=%00", "q=%ff", "cursor=", "cursor=e30", "cursor=%00", "status=%zz",
 	} {
 		s.refused(422, "validation_error", call{method: "GET", path: "/api/tasks?" + query, user: "u"})
@@ -237,7 +243,8 @@ func TestPagesAreTheWholeListOnce(t *testing.T) {
 		s.create("u", fmt.Sprintf(`{"title":"t%d","is_completed":%t}`, i/2, i%2 == 0))
 	}
 	for _, query := range []string{
-		"?limit=2", "?limit=3&order=asc", "?sort=title&limit=2", "?sort=title&order=desc&limit=1", "?sort=updated_at&limit=2&status=completed", "?q=t&limit=4",
+		"?limit=2", "?limit=3&order=asc", "?sort=title&limit=2", "?sort=title&order=desc&limit=1",
+		"?sort=updated_at&limit=2&status=completed", "?q=t&limit=4",
 	} {
 		whole := s.list("u", strings.Replace(query, "limit", "ignored", 1))
 		var paged []taskJSON
@@ -417,7 +424,8 @@ func TestHistory(t *testing.T) {
 		{
 			"TaskCreated",
 			first.ID,
-			`{"title":{"from":null,"to":"a"},"description":{"from":null,"to":"d"},"is_completed":{"from":null,"to":false}}`,
+			`{"title":{"from":null,"to":"a"},"description":{"from":null,"to":"d"},` +
+				`"is_completed":{"from":null,"to":false}}`,
 		},
 		{"TaskCreated", second.ID, `{"title":{"from":null,"to":"b"},"is_completed":{"from":null,"to":false}}`},
 		{"TaskCompleted", second.ID, `{"is_completed":{"from":false,"to":true}}`},
@@ -474,7 +482,10 @@ func TestHistory(t *testing.T) {
 		t.Errorf("the second page has %s", got)
 	}
 	s.refused(422, "validation_error", call{method: "GET", path: next, user: "v"})
-	for _, query := range []string{"type=taskcreated", "type=", "task_id=1", "since=-1", "since=yesterday", "since=%2B5", "since=2026-01-01T1:00:00Z", "since=2026-01-01T01:00:00,5Z", "until=", "order=x", "limit=0", "cursor=1"} {
+	for _, query := range []string{
+		"type=taskcreated", "type=", "task_id=1", "since=-1", "since=yesterday", "since=%2B5",
+		"since=2026-01-01T1:00:00Z", "since=2026-01-01T01:00:00,5Z", "until=", "order=x", "limit=0", "cursor=1",
+	} {
 		s.refused(422, "validation_error", call{method: "GET", path: "/api/history?" + query, user: "u"})
 	}
 	s.refused(404, "not_found", call{method: "GET", path: path + "/history", user: "v"})

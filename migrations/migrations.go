@@ -64,8 +64,9 @@ type RightsError struct {
 func (e *RightsError) Error() string {
 	schema := pgx.Identifier{e.Schema}.Sanitize()
 	return fmt.Sprintf(
-		"the role %q may not use the ledger in the schema %q, it lacks %s: as the owner grant that, or grant USAGE ON SCHEMA %s "+
-			"and SELECT, INSERT ON %[4]s.task_events to a role that can log in and run taskledger migrate, which adds the rest",
+		"the role %q may not use the ledger in the schema %q, it lacks %s: as the owner grant that, "+
+			"or grant USAGE ON SCHEMA %s and SELECT, INSERT ON %[4]s.task_events to a role that can log in "+
+			"and run taskledger migrate, which adds the rest",
 		e.Role,
 		e.Schema,
 		strings.Join(e.Lacks, ", "),
@@ -115,7 +116,8 @@ func migrate(ctx context.Context, pool *pgxpool.Pool, schema string, files fs.FS
 	}
 	if isDenied(err) {
 		return fmt.Errorf("migrate the database: %w: run taskledger migrate as the owner of the database, "+
-			"or have the owner run CREATE SCHEMA %s AUTHORIZATION and the name of this role", err, pgx.Identifier{schema}.Sanitize())
+			"or have the owner run CREATE SCHEMA %s AUTHORIZATION and the name of this role",
+			err, pgx.Identifier{schema}.Sanitize())
 	}
 	if err != nil {
 		return fmt.Errorf("migrate the database: %w", err)
@@ -436,7 +438,8 @@ func isNotThere(err error) bool {
 func FindEarlier(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
 	var found bool
 	err := pool.QueryRow(ctx, `
-		SELECT to_regclass('public.task_events') IS NOT NULL AND to_regclass('public.projection_checkpoints') IS NOT NULL`).
+		SELECT to_regclass('public.task_events') IS NOT NULL
+			AND to_regclass('public.projection_checkpoints') IS NOT NULL`).
 		Scan(&found)
 	if err != nil {
 		return false, fmt.Errorf("look for an earlier ledger: %w", err)

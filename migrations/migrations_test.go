@@ -64,7 +64,8 @@ func TestUpRunsInManyProcessesAtOnce(t *testing.T) {
 func TestUpInEveryModeOnOneConnection(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []pgx.QueryExecMode{
-		pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol,
+		pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeExec,
+		pgx.QueryExecModeSimpleProtocol,
 	} {
 		t.Run(mode.String(), func(t *testing.T) {
 			t.Parallel()
@@ -99,7 +100,8 @@ func TestANewerSchemaIsLeftAlone(t *testing.T) {
 		}
 	}
 	execute(t, pool, `
-		CREATE OR REPLACE FUNCTION taskledger.oldest_program() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT 99999::bigint $$`)
+		CREATE OR REPLACE FUNCTION taskledger.oldest_program() RETURNS bigint LANGUAGE sql IMMUTABLE
+			AS $$ SELECT 99999::bigint $$`)
 	for name, err := range errs() {
 		version, ok := errors.AsType[*migrations.VersionError](err)
 		if !ok || version.Database != 99999 || version.Program != migrations.Latest() {
@@ -116,7 +118,9 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	config.ConnConfig.RuntimeParams["search_path"] = "strange, public, pg_catalog"
 	pool := openPool(t, config)
 	execute(t, pool, `CREATE SCHEMA strange`)
-	for _, name := range []string{"tasks", "task", "users", "task_events", "goose_db_version", "schema_versions", "checkpoints"} {
+	for _, name := range []string{
+		"tasks", "task", "users", "task_events", "goose_db_version", "schema_versions", "checkpoints",
+	} {
 		for _, schema := range []string{"public", "strange"} {
 			execute(t, pool, `CREATE TABLE `+schema+`.`+name+` (strange text)`)
 			execute(t, pool, `INSERT INTO `+schema+`.`+name+` VALUES ('x')`)
@@ -173,7 +177,10 @@ func TestOthersAreKeptOut(t *testing.T) {
 			) x, aclexplode(acl)
 			WHERE grantee <> owner`)
 	}
-	for _, given := range []string{`SELECT 1`, `GRANT ALL ON SCHEMA taskledger TO PUBLIC`, `GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO ` + anon} {
+	for _, given := range []string{
+		`SELECT 1`, `GRANT ALL ON SCHEMA taskledger TO PUBLIC`,
+		`GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO ` + anon,
+	} {
 		execute(t, pool, given)
 		if err := migrations.Up(t.Context(), pool, testdb.Schema); err != nil {
 			t.Fatal(err)

@@ -98,7 +98,8 @@ func (c *cast) has(name string) []string {
 		SELECT DISTINCT proname
 		FROM pg_proc
 		CROSS JOIN LATERAL aclexplode(proacl)
-		WHERE pronamespace = 'taskledger'::regnamespace AND grantee = (SELECT oid FROM pg_roles WHERE rolname = $1)`, c.names[name])
+		WHERE pronamespace = 'taskledger'::regnamespace
+			AND grantee = (SELECT oid FROM pg_roles WHERE rolname = $1)`, c.names[name])
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -114,8 +115,10 @@ func TestWhoMayUseTheLedger(t *testing.T) {
 	t.Parallel()
 	const all = `
 		GRANT USAGE ON SCHEMA taskledger TO {other}; GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO {other};
-		GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO {other}; GRANT ALL ON ALL FUNCTIONS IN SCHEMA taskledger TO {other};`
-	const least = `GRANT USAGE ON SCHEMA taskledger TO {other}; GRANT SELECT, INSERT ON taskledger.task_events TO {other};`
+		GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO {other};
+		GRANT ALL ON ALL FUNCTIONS IN SCHEMA taskledger TO {other};`
+	const least = `GRANT USAGE ON SCHEMA taskledger TO {other};
+		GRANT SELECT, INSERT ON taskledger.task_events TO {other};`
 	for _, tt := range []struct {
 		name   string
 		roles  map[string]string
@@ -138,7 +141,8 @@ func TestWhoMayUseTheLedger(t *testing.T) {
 		},
 		{
 			name: "by default on new tables, and then by name", roles: map[string]string{"other": "LOGIN"},
-			before: `ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT ALL ON TABLES TO {other}`, grants: least, serves: true,
+			before: `ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT ALL ON TABLES TO {other}`, grants: least,
+			serves: true,
 		},
 		{
 			name: "by default", roles: map[string]string{"other": "LOGIN"},
@@ -157,7 +161,8 @@ func TestWhoMayUseTheLedger(t *testing.T) {
 		},
 		{
 			name: "a reader", roles: map[string]string{"other": "LOGIN"},
-			grants: `GRANT USAGE ON SCHEMA taskledger TO {other}; GRANT SELECT ON ALL TABLES IN SCHEMA taskledger TO {other}`,
+			grants: `GRANT USAGE ON SCHEMA taskledger TO {other};
+				GRANT SELECT ON ALL TABLES IN SCHEMA taskledger TO {other}`,
 		},
 		{
 			name: "tables without the schema", roles: map[string]string{"other": "LOGIN"},
@@ -165,7 +170,8 @@ func TestWhoMayUseTheLedger(t *testing.T) {
 		},
 		{
 			name: "a column", roles: map[string]string{"other": "LOGIN"},
-			grants: `GRANT USAGE ON SCHEMA taskledger TO {other}; GRANT SELECT (title) ON taskledger.task_history TO {other}`,
+			grants: `GRANT USAGE ON SCHEMA taskledger TO {other};
+				GRANT SELECT (title) ON taskledger.task_history TO {other}`,
 		},
 		{
 			name: "PUBLIC", roles: map[string]string{"other": "LOGIN"},
@@ -176,7 +182,8 @@ func TestWhoMayUseTheLedger(t *testing.T) {
 			name: "from one who serves", roles: map[string]string{"other": "LOGIN", "server": "LOGIN"},
 			grants: `GRANT USAGE ON SCHEMA taskledger TO {server} WITH GRANT OPTION;
 				GRANT SELECT, INSERT ON taskledger.task_events TO {server} WITH GRANT OPTION;
-				SET ROLE {server}; GRANT USAGE ON SCHEMA taskledger TO {other}; GRANT SELECT ON taskledger.task_events TO {other}; RESET ROLE`,
+				SET ROLE {server}; GRANT USAGE ON SCHEMA taskledger TO {other};
+				GRANT SELECT ON taskledger.task_events TO {other}; RESET ROLE`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -192,7 +199,9 @@ func TestWhoMayUseTheLedger(t *testing.T) {
 			c.do(`SET ROLE {owner}; ` + tt.grants + `; RESET ROLE`)
 			c.up("owner")
 			c.check(tt.serves)
-			for _, step := range []string{`create_read_model('_rebuild')`, `index_read_model('_rebuild')`, `swap_read_model('_rebuild')`} {
+			for _, step := range []string{
+				`create_read_model('_rebuild')`, `index_read_model('_rebuild')`, `swap_read_model('_rebuild')`,
+			} {
 				c.do(`SET ROLE {owner}; SELECT taskledger.` + step + `; RESET ROLE`)
 				c.check(tt.serves)
 			}
@@ -263,9 +272,11 @@ func TestTheOwnerStaysTheOwner(t *testing.T) {
 	t.Parallel()
 	for name, before := range map[string]string{
 		"its own database": `SELECT 1`,
-		"a schema that was made for it": `DO $$ BEGIN EXECUTE format('REVOKE CREATE ON DATABASE %I FROM {owner}', current_database()); END $$;
+		"a schema that was made for it": `
+			DO $$ BEGIN EXECUTE format('REVOKE CREATE ON DATABASE %I FROM {owner}', current_database()); END $$;
 			CREATE SCHEMA taskledger AUTHORIZATION {owner}`,
-		"a schema of another's": `DO $$ BEGIN EXECUTE format('REVOKE CREATE ON DATABASE %I FROM {owner}', current_database()); END $$;
+		"a schema of another's": `
+			DO $$ BEGIN EXECUTE format('REVOKE CREATE ON DATABASE %I FROM {owner}', current_database()); END $$;
 			CREATE SCHEMA taskledger; GRANT ALL ON SCHEMA taskledger TO {owner}`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -280,7 +291,9 @@ func TestTheOwnerStaysTheOwner(t *testing.T) {
 			}
 			c.up("owner")
 			for _, who := range []string{"RESET ROLE", "SET ROLE {member}"} {
-				for _, step := range []string{`create_read_model('_rebuild')`, `index_read_model('_rebuild')`, `swap_read_model('_rebuild')`} {
+				for _, step := range []string{
+					`create_read_model('_rebuild')`, `index_read_model('_rebuild')`, `swap_read_model('_rebuild')`,
+				} {
 					c.do(who + `; SELECT taskledger.` + step + `; RESET ROLE`)
 				}
 				c.up("owner")
@@ -290,7 +303,8 @@ func TestTheOwnerStaysTheOwner(t *testing.T) {
 				}
 			}
 			foreign := count(t, c.admin, c.sql(`
-				SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'taskledger'::regnamespace AND relkind IN ('r', 'S')
+				SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'taskledger'::regnamespace
+					AND relkind IN ('r', 'S')
 					AND relowner <> (SELECT oid FROM pg_roles WHERE quote_ident(rolname) = '{owner}'))
 				+ (SELECT count(*) FROM pg_proc WHERE pronamespace = 'taskledger'::regnamespace
 					AND proowner <> (SELECT oid FROM pg_roles WHERE quote_ident(rolname) = '{owner}'))`))
@@ -322,7 +336,8 @@ func TestWhoMayNotIsToldWhatToDo(t *testing.T) {
 	c.do(`GRANT SELECT ON ALL TABLES IN SCHEMA taskledger TO {other}`)
 	tell("INSERT ON TABLE taskledger.task_events", "SELECT ON SEQUENCE taskledger.task_events_position_seq")
 	c.do(
-		`GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO {other}; GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO {other};
+		`GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO {other};
+		GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO {other};
 		REVOKE DELETE ON taskledger.users FROM {other}`,
 	)
 	tell("DELETE ON TABLE taskledger.users")
@@ -340,7 +355,8 @@ func TestRowLevelSecurityIsMended(t *testing.T) {
 	c := newCast(t, map[string]string{})
 	c.up("owner")
 	c.do(
-		`ALTER TABLE taskledger.tasks DISABLE ROW LEVEL SECURITY; ALTER TABLE taskledger.task_events NO FORCE ROW LEVEL SECURITY;
+		`ALTER TABLE taskledger.tasks DISABLE ROW LEVEL SECURITY;
+		ALTER TABLE taskledger.task_events NO FORCE ROW LEVEL SECURITY;
 		DROP POLICY own_rows ON taskledger.users; DROP POLICY ledger ON taskledger.task_history`,
 	)
 	c.up("owner")

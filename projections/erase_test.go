@@ -47,10 +47,13 @@ func TestAnErasureThatIsNotShownYetIsNoDifference(t *testing.T) {
 		t.Errorf("before its projection an erasure has left %d rows, %v", left, err)
 	}
 	p.exec(
-		`INSERT INTO {schema}.tasks SELECT 'user-01', id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body
-			FROM {schema}.tasks WHERE user_id = 'user-00';
-		INSERT INTO {schema}.task_history SELECT 'user-01', seq, task_id, type, recorded_at, actor, request_id, changes, hash, version, title,
-			description, is_completed, created_at, updated_at, deleted_at FROM {schema}.task_history WHERE user_id = 'user-00'`,
+		`INSERT INTO {schema}.tasks
+		SELECT 'user-01', id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body
+		FROM {schema}.tasks WHERE user_id = 'user-00';
+		INSERT INTO {schema}.task_history
+		SELECT 'user-01', seq, task_id, type, recorded_at, actor, request_id, changes, hash, version, title,
+			description, is_completed, created_at, updated_at, deleted_at
+		FROM {schema}.task_history WHERE user_id = 'user-00'`,
 	)
 	for _, user := range []string{"", "user-01", "user-02", "user-03"} {
 		if lines, report := p.differences(user); len(lines) > 0 || report.Differences > 0 {
@@ -83,7 +86,8 @@ func TestVerifyFindsWhatAnErasureLeft(t *testing.T) {
 		t.Errorf("got %q", lines)
 	}
 	p.exec(`DELETE FROM {schema}.task_history WHERE user_id = 'user-01' AND seq = 2;
-		INSERT INTO {schema}.task_events OVERRIDING SYSTEM VALUE SELECT * FROM log WHERE user_id = 'user-01' AND seq < 3`)
+		INSERT INTO {schema}.task_events OVERRIDING SYSTEM VALUE
+		SELECT * FROM log WHERE user_id = 'user-01' AND seq < 3`)
 	lines, _ := p.differences("")
 	if !slices.ContainsFunc(lines, func(line string) bool {
 		return matches(line, `task_events: user="user-01" task= member=seq expected=3 found=7`)

@@ -134,7 +134,8 @@ func TestImportGivesWay(t *testing.T) {
 				eventually(t, "it is written, or waits", func() bool {
 					return value[bool](p, `
 						SELECT EXISTS (SELECT FROM {schema}.task_events WHERE user_id = $1)
-						OR EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted AND database IS NULL
+						OR EXISTS (SELECT FROM pg_locks
+							WHERE locktype = 'transactionid' AND NOT granted AND database IS NULL
 							AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database()))`, user)
 				})
 			}))

@@ -68,11 +68,13 @@ func newMetrics() *Metrics {
 			"Users whom the read model no longer follows, as of taskledger_survey_timestamp_seconds."),
 		surveyed: gauge(
 			"taskledger_survey_timestamp_seconds",
-			"When parked users and rebuilds were last looked for in the database; a process without work does not look.",
+			"When parked users and rebuilds were last looked for in the database; "+
+				"a process without work does not look.",
 		),
 		rebuilding: gauge(
 			"taskledger_rebuild_running",
-			"Whether a read model is being made anew by any process (1) or not (0), as of taskledger_survey_timestamp_seconds.",
+			"Whether a read model is being made anew by any process (1) or not (0), "+
+				"as of taskledger_survey_timestamp_seconds.",
 		),
 		rebuildDone: gauge("taskledger_rebuild_done_events",
 			"Events that the rebuild has folded, as of taskledger_survey_timestamp_seconds."),

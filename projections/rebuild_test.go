@@ -74,7 +74,8 @@ var broken = map[string]struct {
 	"a change": {
 		`UPDATE {schema}.task_history SET changes = '{}' WHERE user_id = 'user-01' AND seq = 4`,
 		[]string{
-			`task_history: user="user-01" task=% seq=4 member=changes expected="{\"title\":{\"from\":\"first of user-01\",\"to\":\"renamed\"}}" found="{}"`,
+			`task_history: user="user-01" task=% seq=4 member=changes ` +
+				`expected="{\"title\":{\"from\":\"first of user-01\",\"to\":\"renamed\"}}" found="{}"`,
 		},
 	},
 	"a hash": {`UPDATE {schema}.task_history SET hash = '\x00' WHERE user_id = 'user-01' AND seq = 4`,
@@ -285,15 +286,16 @@ const shape = `
 		SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid)
 		FROM pg_constraint WHERE connamespace = 'taskledger'::regnamespace
 		UNION ALL
-		SELECT table_name || ' ' || ordinal_position || ' ' || column_name || ' ' || data_type || ' ' || is_nullable || ' '
-			|| coalesce(collation_name, '')
+		SELECT table_name || ' ' || ordinal_position || ' ' || column_name || ' ' || data_type || ' '
+			|| is_nullable || ' ' || coalesce(collation_name, '')
 		FROM information_schema.columns WHERE table_schema = 'taskledger'
 		UNION ALL
-		SELECT relname || ' ' || relrowsecurity || ' ' || relforcerowsecurity || ' ' || coalesce(relacl::text, '') || ' '
-			|| coalesce(reloptions::text, '')
+		SELECT relname || ' ' || relrowsecurity || ' ' || relforcerowsecurity || ' '
+			|| coalesce(relacl::text, '') || ' ' || coalesce(reloptions::text, '')
 		FROM pg_class WHERE relnamespace = 'taskledger'::regnamespace AND relkind = 'r'
 		UNION ALL
-		SELECT polrelid::regclass || ' ' || polname || ' ' || polcmd::text || ' ' || pg_get_expr(polqual, polrelid) FROM pg_policy
+		SELECT polrelid::regclass || ' ' || polname || ' ' || polcmd::text || ' ' || pg_get_expr(polqual, polrelid)
+		FROM pg_policy
 		UNION ALL
 		SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'
 	) lines`

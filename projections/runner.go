@@ -48,7 +48,6 @@ func NewRunner(log *events.Log, logger *slog.Logger, metrics *Metrics) *Runner {
 	return newRunner(log, logger, metrics, newReadModel())
 }
 
-// newRunner takes the projections; the first is the one that readers wait for.
 func (r *Runner) linger() time.Duration {
 	if r.watch.none() {
 		return linger
@@ -56,6 +55,7 @@ func (r *Runner) linger() time.Duration {
 	return watchedLinger
 }
 
+// newRunner takes the projections; the first is the one that readers wait for.
 func newRunner(log *events.Log, logger *slog.Logger, metrics *Metrics, projections ...projection) *Runner {
 	r := &Runner{db: log.DB(), events: log, log: logger, watch: newWatch(), moved: make(chan struct{}, 1),
 		metrics: metrics, active: make(chan struct{}, 1)}

@@ -220,7 +220,8 @@ func TestADamagedEventParksItsUserAlone(t *testing.T) {
 	if report := p.verified(); report.Parked != 0 || report.Events != 6+1+3+6 {
 		t.Errorf("verified %+v", report)
 	}
-	const seqs = `SELECT string_agg(version::text, ' ' ORDER BY version) FROM {schema}.tasks WHERE user_id = 'u' AND version > 6`
+	const seqs = `SELECT string_agg(version::text, ' ' ORDER BY version)
+		FROM {schema}.tasks WHERE user_id = 'u' AND version > 6`
 	if got := value[string](p, seqs); got != "8 9 10" {
 		t.Errorf("after the skip: %s", got)
 	}
@@ -307,8 +308,9 @@ func TestAnEventOfANewerProgramStopsTheProjection(t *testing.T) {
 func TestWhatWasPassedOverIsLoaded(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]string{
-		"events passed over": `UPDATE {schema}.checkpoints SET position = (SELECT max(position) FROM {schema}.task_events)`,
-		"a user lost":        `DELETE FROM {schema}.users`,
+		"events passed over": `UPDATE {schema}.checkpoints
+			SET position = (SELECT max(position) FROM {schema}.task_events)`,
+		"a user lost": `DELETE FROM {schema}.users`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -374,7 +376,9 @@ func TestALateProcessWritesNothing(t *testing.T) {
 	}{
 		"somebody else was first": {sql: `UPDATE {schema}.checkpoints SET position = 3`},
 		"a rebuild was between":   {sql: `UPDATE {schema}.checkpoints SET position = 0, generation = 1`},
-		"the log is another":      {sql: `UPDATE {schema}.checkpoints SET position = 0, generation = 0`, last: &strange},
+		"the log is another": {
+			sql: `UPDATE {schema}.checkpoints SET position = 0, generation = 0`, last: &strange,
+		},
 	} {
 		p.exec(late.sql)
 		f := newFollower(newReadModel(), Name, p.db, slog.New(slog.DiscardHandler), nil)

@@ -206,7 +206,9 @@ func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 		SELECT coalesce(f.position, 1), coalesce(l.position, 0), l.recorded_at
 		FROM (SELECT) one
 		LEFT JOIN LATERAL (SELECT position FROM {schema}.task_events ORDER BY position LIMIT 1) f ON true
-		LEFT JOIN LATERAL (SELECT position, recorded_at FROM {schema}.task_events ORDER BY position DESC LIMIT 1) l ON true`,
+		LEFT JOIN LATERAL (
+			SELECT position, recorded_at FROM {schema}.task_events ORDER BY position DESC LIMIT 1
+		) l ON true`,
 		nil, &first, &last, &r.Log.LastRecordedAt)
 	if err != nil {
 		return err
@@ -389,7 +391,9 @@ func (r *statusReader) readLockWaits(ctx context.Context, tx *events.Tx) error {
 		JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE NOT l.granted AND a.datname = current_database()
 		ORDER BY l.waitstart
-		LIMIT $3`, []any{r.db.LockKey("append"), r.db.LockKey("maintenance"), shownLocks}, func(rows pgx.Rows) (err error) {
+		LIMIT $3`, []any{
+		r.db.LockKey("append"), r.db.LockKey("maintenance"), shownLocks,
+	}, func(rows pgx.Rows) (err error) {
 		r.LockWaits, err = pgx.CollectRows(rows, pgx.RowToStructByPos[LockWait])
 		return err
 	})
@@ -421,8 +425,8 @@ func (r *statusReader) readPostgreSQL(ctx context.Context, tx *events.Tx) error 
 	_, err := events.One(ctx, tx, `
 		SELECT current_setting('server_version'), pg_is_in_recovery(),
 			(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
-			current_setting('max_connections')::int, pg_size_bytes(current_setting('shared_buffers')), current_setting('fsync') = 'on',
-			current_setting('full_page_writes') = 'on',
+			current_setting('max_connections')::int, pg_size_bytes(current_setting('shared_buffers')),
+			current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on',
 			current_setting('synchronous_commit'), current_setting('autovacuum') = 'on', (
 				SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8
 				FROM pg_stat_activity

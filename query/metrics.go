@@ -18,7 +18,8 @@ type metrics struct {
 func newMetrics(bytes func() int) metrics {
 	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "taskledger_answers_total",
-		Help: "Reads by where their answer came from: kept in memory, unchanged (the client has it), or the read model.",
+		Help: "Reads by where their answer came from: kept in memory, unchanged (the client has it), " +
+			"or the read model.",
 	}, []string{"from"})
 	return metrics{
 		answers:   answers,
@@ -39,7 +40,8 @@ func newMetrics(bytes func() int) metrics {
 		}),
 		stale: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "taskledger_stale_answers_total",
-			Help: "Reads answered without events that they should show: the read model was too late, or the user is parked.",
+			Help: "Reads answered without events that they should show: the read model was too late, " +
+				"or the user is parked.",
 		}),
 	}
 }

@@ -130,7 +130,10 @@ func statement(columns, from string) string {
 	)
 	SELECT
 		coalesce(h.seq, 0), coalesce(h.position, 0), coalesce(h.event_id, '00000000-0000-0000-0000-000000000000'),
-		coalesce((SELECT CASE WHEN u.parked_error IS NULL THEN u.seq ELSE -u.seq - 1 END FROM {schema}.users u WHERE u.user_id = $1), 0),
+		coalesce((
+			SELECT CASE WHEN u.parked_error IS NULL THEN u.seq ELSE -u.seq - 1 END
+			FROM {schema}.users u WHERE u.user_id = $1
+		), 0),
 		(SELECT c.generation FROM {schema}.checkpoints c WHERE c.projection = 'tasks'),
 		` + columns + `
 	FROM scope s

@@ -88,8 +88,10 @@ func (f *fixture) fill(n int) {
 	f.exec(`
 		INSERT INTO {schema}.tasks
 			(user_id, id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body)
-		SELECT u, id, n, n % 3 = 0, created_at, updated_at, CASE WHEN n % 10 = 9 THEN `+at+` END, ($2::bytea[])[n], 'task ' || n,
-			format('{"id":"%s","user_id":"%s","title":"task %s","created_at":"%s","updated_at":"%s","version":%s}', id, u, n,
+		SELECT u, id, n, n % 3 = 0, created_at, updated_at, CASE WHEN n % 10 = 9 THEN `+at+` END,
+			($2::bytea[])[n], 'task ' || n,
+			format('{"id":"%s","user_id":"%s","title":"task %s","created_at":"%s","updated_at":"%s","version":%s}',
+				id, u, n,
 				to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SSZ'),
 				to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SSZ'), n)
 		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1::int) n, LATERAL (
@@ -99,7 +101,8 @@ func (f *fixture) fill(n int) {
 		) i`, n, keys)
 	f.exec(`
 		INSERT INTO {schema}.task_history
-			(user_id, seq, task_id, type, version, recorded_at, actor, request_id, changes, hash, title, is_completed, created_at)
+			(user_id, seq, task_id, type, version, recorded_at, actor, request_id, changes, hash,
+				title, is_completed, created_at)
 		SELECT u, n, ('00000000-0000-7000-8000-' || lpad((n % 100)::text, 12, '0'))::uuid,
 			(ARRAY['TaskCreated', 'TaskCompleted', 'TaskReopened', 'TaskRenamed'])[n % 4 + 1], n,
 			`+at+` + n * interval '1 second', u, 'r', '{}', '\x00', 'task', false, `+at+`
@@ -119,7 +122,8 @@ func (f *fixture) head(user string, n int) {
 	f.exec(`
 		INSERT INTO {schema}.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		VALUES ($1, $2, gen_random_uuid(), 'TaskCreated', 1, '{}', gen_random_uuid(), gen_random_uuid(), $1, 'r', clock_timestamp())`,
+		VALUES ($1, $2, gen_random_uuid(), 'TaskCreated', 1, '{}', gen_random_uuid(), gen_random_uuid(), $1, 'r',
+			clock_timestamp())`,
 		user, n)
 }
 
@@ -433,8 +437,12 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 		f.exec(`UPDATE {schema}.tasks SET body = body || ' '`) // which no projection would
 		ask := map[string]func() (Answer, error){
 			"list": func() (Answer, error) { return f.list(filter, Page{}), nil },
-			"a":    func() (Answer, error) { return f.Task(t.Context(), Ask{UserID: "u"}, uuid.MustParse(tasks[0]), nil) },
-			"b":    func() (Answer, error) { return f.Task(t.Context(), Ask{UserID: "u"}, uuid.MustParse(tasks[1]), nil) },
+			"a": func() (Answer, error) {
+				return f.Task(t.Context(), Ask{UserID: "u"}, uuid.MustParse(tasks[0]), nil)
+			},
+			"b": func() (Answer, error) {
+				return f.Task(t.Context(), Ask{UserID: "u"}, uuid.MustParse(tasks[1]), nil)
+			},
 		}
 		spaces := value[int64](f, `SELECT length(body) - length(rtrim(body)) FROM {schema}.tasks LIMIT 1`)
 		for name, ask := range ask {
@@ -743,7 +751,8 @@ func TestAQueryThatForgetsItsUserSeesNobodyElse(t *testing.T) {
 		}
 	}
 	for _, forbidden := range []string{
-		`DELETE FROM {schema}.tasks`, `UPDATE {schema}.tasks SET body = 'x'`, `UPDATE {schema}.checkpoints SET position = 0`,
+		`DELETE FROM {schema}.tasks`, `UPDATE {schema}.tasks SET body = 'x'`,
+		`UPDATE {schema}.checkpoints SET position = 0`,
 	} {
 		if _, err := f.Reader.db.Exec(
 			t.Context(),

@@ -6,7 +6,8 @@ import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import pg from 'pg';
 
-const { BETTER_AUTH_URL, TASKLEDGER_URL, DATABASE_URL, BETTER_AUTH_SECRET, BETTER_AUTH, KEY_ALG, RECORD, SEEN } = process.env;
+const { BETTER_AUTH_URL, TASKLEDGER_URL, DATABASE_URL } = process.env;
+const { BETTER_AUTH_SECRET, BETTER_AUTH, KEY_ALG, RECORD, SEEN } = process.env;
 const ORIGIN = 'http://localhost:3000';
 const password = 'correct horse battery staple';
 const run = Date.now().toString(36);
@@ -82,15 +83,18 @@ const cache = jar[CACHE];
 const title = `Buy milk ${run}`;
 
 // A write by cookie, as the browser makes it through the frontend; then the same user by every other credential.
-await expectStatus('a write by cookie without Origin: 403', { cookie: header(jar), method: 'POST', title }, 403, 'forbidden');
-await expectStatus('a write by cookie from elsewhere: 403', { cookie: header(jar), method: 'POST', title, origin: 'https://evil.test' }, 403, 'forbidden');
-await expectStatus('a write by cookie from the frontend: 201', { cookie: header(jar), method: 'POST', title, origin: ORIGIN }, 201);
+const write = { cookie: header(jar), method: 'POST', title };
+const elsewhere = 'https://evil.test';
+await expectStatus('a write by cookie without Origin: 403', write, 403, 'forbidden');
+await expectStatus('a write by cookie from elsewhere: 403', { ...write, origin: elsewhere }, 403, 'forbidden');
+await expectStatus('a write by cookie from the frontend: 201', { ...write, origin: ORIGIN }, 201);
 await expectTasks('all cookies of the browser', { cookie: header(jar) }, title);
 await expectTasks('session cookie, encoded', { cookie: cookie(SESSION, encoded) }, title);
 await expectTasks('session cookie, decoded', { cookie: cookie(SESSION, decoded) }, title);
 await expectTasks('secure session cookie', { cookie: cookie(`__Secure-${SESSION}`, encoded) }, title);
 await expectTasks('session as bearer, decoded', { bearer: decoded }, title);
-await expectTasks('session as bearer, as set-auth-token gives it', { bearer: signedIn.headers.get('set-auth-token') }, title);
+const given = signedIn.headers.get('set-auth-token');
+await expectTasks('session as bearer, as set-auth-token gives it', { bearer: given }, title);
 await expectTasks('cookie cache as cookie', { cookie: cookie(CACHE, cache) }, title);
 await expectTasks('secure cookie cache', { cookie: cookie(`__Secure-${CACHE}`, cache) }, title);
 await expectTasks('cookie cache as bearer', { bearer: cache }, title);
@@ -103,7 +107,8 @@ const mailed = (await (await better('/test/mail')).json()).token;
 assert.equal(mailed.split('.').length, 3);
 await expectStatus('e-mail verification token: 401', { bearer: mailed }, 401, 'invalid_token');
 await expectStatus('session without its signature: 401', { bearer: decoded.split('.')[0] }, 401, 'invalid_token');
-await expectStatus('session cookie with a foreign signature: 401', { cookie: cookie(SESSION, `${decoded.split('.')[0]}.${'A'.repeat(43)}=`) }, 401, 'invalid_token');
+const forged = cookie(SESSION, `${decoded.split('.')[0]}.${'A'.repeat(43)}=`);
+await expectStatus('session cookie with a foreign signature: 401', { cookie: forged }, 401, 'invalid_token');
 await expectStatus('a bad header beside good cookies: 401', { bearer: 'x', cookie: header(jar) }, 401, 'invalid_token');
 
 // A user so large that Better Auth cuts the cookie cache into chunks. Nobody sees another's tasks.
@@ -137,7 +142,9 @@ await expectStatus('token of the key taken out: 401', { bearer: token }, 401, 'i
 await expectTasks('session after the rotation', { bearer: decodeURIComponent(again[SESSION]) }, title);
 
 if (SEEN) {
-  const secrets = [BETTER_AUTH_SECRET, decoded.split('.')[0], cache, ...Object.values(chunks), token, rotated, mailed, title];
+  const secrets = [
+    BETTER_AUTH_SECRET, decoded.split('.')[0], cache, ...Object.values(chunks), token, rotated, mailed, title,
+  ];
   await writeFile(SEEN, `${secrets.join('\n')}\n`);
 }
 console.log(`${BETTER_AUTH} ${KEY_ALG}: ${checks} checks passed`);
@@ -147,7 +154,11 @@ async function record() {
   const database = new pg.Pool({ connectionString: DATABASE_URL });
   const rows = async (sql, args) => (await database.query(sql, args)).rows;
   const columns = (table) =>
-    rows('SELECT column_name AS name, data_type AS type FROM information_schema.columns WHERE table_name = $1 ORDER BY ordinal_position', [table]);
+    rows(
+      `SELECT column_name AS name, data_type AS type FROM information_schema.columns
+       WHERE table_name = $1 ORDER BY ordinal_position`,
+      [table],
+    );
   const sessionToken = decoded.split('.')[0];
   const fixture = {
     better_auth: BETTER_AUTH,
@@ -164,8 +175,14 @@ async function record() {
     verification_token: mailed,
     jwks: await (await better('/api/auth/jwks')).json(),
     tables: {
-      user: { columns: await columns('user'), rows: await rows('SELECT row_to_json(u) AS row FROM "user" u WHERE id = $1', [user.id]) },
-      session: { columns: await columns('session'), rows: await rows('SELECT row_to_json(s) AS row FROM "session" s WHERE token = $1', [sessionToken]) },
+      user: {
+        columns: await columns('user'),
+        rows: await rows('SELECT row_to_json(u) AS row FROM "user" u WHERE id = $1', [user.id]),
+      },
+      session: {
+        columns: await columns('session'),
+        rows: await rows('SELECT row_to_json(s) AS row FROM "session" s WHERE token = $1', [sessionToken]),
+      },
     },
   };
   await database.end();

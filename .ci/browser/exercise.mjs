@@ -1,6 +1,6 @@
-// Drives the frontend in Chromium, in front of a taskledger, and pages of other origins that call taskledger themselves.
-// The environment says where all of them are (see run); SCREENSHOT names a file for a picture of the rendered page, SEEN
-// one for the texts that no log may have.
+// Drives the frontend in Chromium, in front of a taskledger, and pages of other origins that call taskledger
+// themselves. The environment says where all of them are (see run); SCREENSHOT names a file for a picture of the
+// rendered page, SEEN one for the texts that no log may have.
 
 import assert from 'node:assert/strict';
 import { mkdir, mkdtemp, readFile, writeFile } from 'node:fs/promises';
@@ -17,8 +17,8 @@ const EXPOSED = [
   ...['allow', 'etag', 'idempotency-replayed', 'link', 'location', 'ratelimit', 'ratelimit-policy'],
   ...['retry-after', 'www-authenticate', 'x-request-id', 'x-stale', 'x-version'],
 ];
-const ACCEPTED = ['Authorization', 'Content-Type', 'Idempotency-Key', 'If-Match', 'If-None-Match', 'Last-Event-ID', 'X-Request-Id', 'Cache-Control', 'X-Requested-With',
-  'traceparent', 'tracestate', 'baggage', 'sentry-trace'];
+const ACCEPTED = ['Authorization', 'Content-Type', 'Idempotency-Key', 'If-Match', 'If-None-Match', 'Last-Event-ID',
+  'X-Request-Id', 'Cache-Control', 'X-Requested-With', 'traceparent', 'tracestate', 'baggage', 'sentry-trace'];
 const run = Date.now().toString(36);
 const email = `ada-${run}@example.test`;
 const password = 'correct horse battery staple';
@@ -111,7 +111,8 @@ async function throughTheProxy(page) {
   }
   for (const { headers } of writes) assert.equal(headers.origin, FRONTEND_URL);
   assert.equal(new Set(wire.seen.map(({ connection }) => connection)).size, wire.seen.length);
-  done(`${wire.seen.length} requests on as many connections, by cookie, of Sec-Fetch-Site same-origin, without X-Forwarded-For`);
+  done(`${wire.seen.length} requests on as many connections, by cookie, of Sec-Fetch-Site same-origin, ` +
+    'without X-Forwarded-For');
 }
 
 // onTheServer lets the frontend's server work with the session as bearer.
@@ -164,7 +165,8 @@ async function fromAListedOrigin(context, session) {
   await page.goto(LISTED_ORIGIN);
   const call = caller(page);
 
-  const creation = { method: 'POST', headers: { ...JSON_TYPE, 'Idempotency-Key': run }, body: JSON.stringify({ title: salt }) };
+  const body = JSON.stringify({ title: salt });
+  const creation = { method: 'POST', headers: { ...JSON_TYPE, 'Idempotency-Key': run }, body };
   const created = await call('', creation);
   assert.equal(created.status, 201);
   const again = await call('', creation);
@@ -182,9 +184,10 @@ async function fromAListedOrigin(context, session) {
   assert.match(list.headers['ratelimit-policy'], /q=\d+/);
   done('GET: weak ETag, X-Version, Link, X-Request-Id, RateLimit and RateLimit-Policy readable');
 
-  const put = await call(`/${id}`, { method: 'PUT', headers: { ...JSON_TYPE, 'If-Match': created.headers.etag }, body: '{"is_completed":true}' });
+  const onFirst = { ...JSON_TYPE, 'If-Match': created.headers.etag };
+  const put = await call(`/${id}`, { method: 'PUT', headers: onFirst, body: '{"is_completed":true}' });
   assert.equal(put.status, 200);
-  const stale = await call(`/${id}`, { method: 'PUT', headers: { ...JSON_TYPE, 'If-Match': created.headers.etag }, body: '{"is_completed":false}' });
+  const stale = await call(`/${id}`, { method: 'PUT', headers: onFirst, body: '{"is_completed":false}' });
   assert.equal(stale.status, 412);
   assert.equal(stale.headers.etag, put.headers.etag);
   assert.equal(JSON.parse(stale.body).code, 'precondition_failed');
@@ -192,7 +195,8 @@ async function fromAListedOrigin(context, session) {
   const [other] = JSON.parse((await call('?sort=created_at&order=asc')).body);
   assert.equal((await call(`/${other.id}`, { method: 'DELETE', headers: JSON_TYPE })).status, 204);
   assert.deepEqual(await titlesOf(session), [salt]);
-  assert.deepEqual(new Set(preflights.map(({ asked, status }) => `${asked} ${status}`)), new Set(['POST 204', 'PUT 204', 'DELETE 204']));
+  const answered = new Set(preflights.map(({ asked, status }) => `${asked} ${status}`));
+  assert.deepEqual(answered, new Set(['POST 204', 'PUT 204', 'DELETE 204']));
   done('DELETE: 204; preflights of POST, PUT and DELETE: 204');
 
   const refused = await call('', { method: 'POST', headers: JSON_TYPE, body: '{"title":""}' });
@@ -218,7 +222,8 @@ async function fromAListedOrigin(context, session) {
   await refilled(session);
 
   for (const name of ACCEPTED) {
-    const value = name === 'Content-Type' ? 'application/merge-patch+json' : name === 'Authorization' ? `Bearer ${session}` : '"x"';
+    const values = { 'Content-Type': 'application/merge-patch+json', Authorization: `Bearer ${session}` };
+    const value = values[name] ?? '"x"';
     const answer = await call(`?with=${name}`, { headers: { [name]: value } });
     assert.equal(answer.status, 200, name);
   }
@@ -258,13 +263,16 @@ async function fromAnUnlistedOrigin(context, session) {
   await page.close();
 }
 
-// fromAnotherSite has a page of another site, and a session cookie that the browser sends along even there, as frontends
-// whose cookies are SameSite=None have it. Its writes need no preflight.
+// fromAnotherSite has a page of another site, and a session cookie that the browser sends along even there, as
+// frontends whose cookies are SameSite=None have it. Its writes need no preflight.
 async function fromAnotherSite(session) {
   console.log('a page of another site, with a cookie for all sites');
   const context = await chromium.launchPersistentContext(await profileWithForeignCookies(), launch);
   await context.addCookies([
-    { name: SESSION, value: encodeURIComponent(session), domain: 'localhost', path: '/', httpOnly: true, secure: true, sameSite: 'None' },
+    {
+      name: SESSION, value: encodeURIComponent(session), domain: 'localhost', path: '/',
+      httpOnly: true, secure: true, sameSite: 'None',
+    },
   ]);
   const page = await context.newPage();
   await page.goto(FOREIGN_ORIGIN);
@@ -336,7 +344,8 @@ function caller(page) {
 // postWithoutPreflight creates a task as a hostile page would: in a way that the browser does not ask about first. The
 // page cannot read the answer; the browser's debugger can.
 async function postWithoutPreflight(page, type) {
-  const send = ([url, body, type]) => fetch(url, { method: 'POST', mode: 'no-cors', credentials: 'include', body: new Blob([body], { type }) });
+  const send = ([url, body, type]) =>
+    fetch(url, { method: 'POST', mode: 'no-cors', credentials: 'include', body: new Blob([body], { type }) });
   const [answer] = await Promise.all([
     page.waitForResponse((response) => response.url() === api('')),
     page.evaluate(send, [api(''), JSON.stringify({ title: foreign }), type]),
@@ -397,7 +406,8 @@ async function writesServed() {
 }
 
 function servePage(origin) {
-  const server = createServer((_, answer) => answer.setHeader('Content-Type', 'text/html').end('<!doctype html><title>page</title>'));
+  const server = createServer((_, answer) =>
+    answer.setHeader('Content-Type', 'text/html').end('<!doctype html><title>page</title>'));
   return server.listen(portOf(origin), '127.0.0.1');
 }
 

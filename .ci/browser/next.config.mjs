@@ -2,5 +2,8 @@
 export default {
   turbopack: { root: import.meta.dirname },
   rewrites: async () =>
-    ['/api/tasks/:path*', '/api/events'].map((source) => ({ source, destination: process.env.TASKLEDGER_URL + source })),
+    ['/api/tasks/:path*', '/api/events'].map((source) => ({
+      source,
+      destination: process.env.TASKLEDGER_URL + source,
+    })),
 };

@@ -149,7 +149,8 @@ func TestProfileIsSaved(t *testing.T) {
 	t.Parallel()
 	url, _ := serve(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.RequestURI) })
 	for duration, want := range map[time.Duration]string{
-		50 * time.Millisecond: "/debug/pprof/profile?seconds=1", 3900 * time.Millisecond: "/debug/pprof/profile?seconds=3",
+		50 * time.Millisecond:   "/debug/pprof/profile?seconds=1",
+		3900 * time.Millisecond: "/debug/pprof/profile?seconds=3",
 	} {
 		o := &options{Profile: t.TempDir(), Duration: duration, RequestTimeout: time.Second}
 		if err := o.saveProfile(t.Context(), &side{admin: url}, "list.pprof"); err != nil {

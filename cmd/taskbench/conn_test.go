@@ -65,24 +65,42 @@ func newTestConn(t testing.TB, url string) *conn {
 	return c
 }
 
+// answering is how a server of net/http answers, and what a conn reads of it.
+type answering struct {
+	name        string
+	handler     http.HandlerFunc
+	status      int
+	body        string
+	connections int64 // for three requests
+}
+
+// isRead asks three times.
+func (a answering) isRead(t *testing.T) {
+	t.Parallel()
+	url, connections := serve(t, a.handler)
+	c := newTestConn(t, url)
+	for range 3 {
+		if err := c.do(t.Context(), &user{}, operation{http.MethodGet, "/", "", a.status}, ""); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.body.String(); got != a.body {
+			t.Fatalf("read %d bytes %.20q, want %d", len(got), got, len(a.body))
+		}
+	}
+	if n := connections.Load(); n != a.connections {
+		t.Errorf("opened %d connections, want %d", n, a.connections)
+	}
+}
+
 func TestConnReadsAnswersOfNetHTTP(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("0123456789abcdef", 4096)
-	tests := []struct {
-		name        string
-		handler     http.HandlerFunc
-		status      int
-		body        string
-		connections int64 // for three requests
-	}{
+	for _, a := range []answering{
 		{"with a length", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }, 200, "hello", 1},
 		{"empty", func(http.ResponseWriter, *http.Request) {}, 200, "", 1},
 		{
 			"long, and so chunked",
-			func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, long) },
-			200,
-			long,
-			1,
+			func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, long) }, 200, long, 1,
 		},
 		{"in chunks", func(w http.ResponseWriter, _ *http.Request) {
 			for _, part := range []string{"one ", "two ", long} {
@@ -98,10 +116,7 @@ func TestConnReadsAnswersOfNetHTTP(t *testing.T) {
 		}, 200, "one", 1},
 		{
 			"no content",
-			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },
-			204,
-			"",
-			1,
+			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }, 204, "", 1,
 		},
 		{"not modified", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "5")
@@ -115,24 +130,8 @@ func TestConnReadsAnswersOfNetHTTP(t *testing.T) {
 			w.Header().Set("Connection", "close")
 			io.WriteString(w, "hello")
 		}, 200, "hello", 3},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			url, connections := serve(t, tt.handler)
-			c := newTestConn(t, url)
-			for range 3 {
-				if err := c.do(t.Context(), &user{}, operation{http.MethodGet, "/", "", tt.status}, ""); err != nil {
-					t.Fatal(err)
-				}
-				if got := c.body.String(); got != tt.body {
-					t.Fatalf("read %d bytes %.20q, want %d", len(got), got, len(tt.body))
-				}
-			}
-			if n := connections.Load(); n != tt.connections {
-				t.Errorf("opened %d connections, want %d", n, tt.connections)
-			}
-		})
+	} {
+		t.Run(a.name, a.isRead)
 	}
 }
 

@@ -68,7 +68,8 @@ func TestRivalKeepsTheContract(t *testing.T) {
 	status, header, created := alice.send("POST", "/api/tasks", `{"title":"b <&> \"ü\"","description":"d"}`)
 	form := regexp.MustCompile(
 		`^\{"id":"([0-9a-f-]{36})","user_id":"alice","title":"b <&> \\"ü\\"","description":"d",` +
-			`"is_completed":false,"created_at":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z","updated_at":"[^"]{27}","version":1\}$`,
+			`"is_completed":false,"created_at":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z",` +
+			`"updated_at":"[^"]{27}","version":1\}$`,
 	)
 	found := form.FindStringSubmatch(created)
 	if status != 201 || found == nil || header.Get("Location") != "/api/tasks/"+found[1] ||

@@ -133,7 +133,8 @@ func TestReadsAndWrites(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]int{
-		"GET /api/tasks?limit=20": 900, "GET /api/tasks/1": 900, "POST /api/tasks": 100, "PATCH /api/tasks/1/complete": 100,
+		"GET /api/tasks?limit=20": 900, "GET /api/tasks/1": 900, "POST /api/tasks": 100,
+		"PATCH /api/tasks/1/complete": 100,
 	} {
 		if got := counts[path]; got < want*2/3 || got > want*4/3 {
 			t.Errorf("%s: %d of 2000 requests, want some %d", path, got, want)

@@ -120,6 +120,22 @@ func (s *site) wantSilence() {
 	}
 }
 
+// wantList reads a user's tasks, of which the named members must be as they are in want.
+func (s *served) wantList(user string, want []map[string]any) {
+	s.t.Helper()
+	status, tasks, err := s.list(user)
+	if err != nil || status != 200 || len(tasks) != len(want) {
+		s.t.Fatalf("the list: %d %v %v", status, tasks, err)
+	}
+	for i := range want {
+		for member, value := range want[i] {
+			if tasks[i][member] != value {
+				s.t.Errorf("task %d has %s %v, want %v", i, member, tasks[i][member], value)
+			}
+		}
+	}
+}
+
 // The way of who replaces a backend: the start tells, a dry run tells more, adopt takes over, the frontend shows it.
 func TestAdoptTakesOverTheTasksOfTheBackendBefore(t *testing.T) {
 	t.Parallel()
@@ -146,25 +162,15 @@ func TestAdoptTakesOverTheTasksOfTheBackendBefore(t *testing.T) {
 	before := s.ask(fingerprint)
 
 	s.adopt(nil, "rows           5, of 2 users", "adopted        5")
-	if status, tasks, err := server.list("ann"); err != nil || status != 200 || len(tasks) != 5 {
-		t.Fatalf("the list: %d %v %v", status, tasks, err)
-	} else {
-		for i, want := range []map[string]any{
-			{"title": "my own", "id": own["id"], "version": 1.0},
-			{"title": "fourth", "version": 5.0}, {"title": "third", "version": 4.0},
-			{"title": "second", "version": 3.0, "id": "0b000000-0000-4000-8000-000000000002", "user_id": "ann",
-				"description": "two", "is_completed": true,
-				"created_at": "2024-03-01T10:00:00.500000Z", "updated_at": "2024-03-02T11:00:00.123456Z"},
-			{"title": "first", "version": 2.0, "description": nil, "is_completed": false,
-				"created_at": "2024-02-29T23:59:59.999999Z", "updated_at": "2024-03-05T00:00:00.000000Z"},
-		} {
-			for member, value := range want {
-				if tasks[i][member] != value {
-					t.Errorf("task %d has %s %v, want %v", i, member, tasks[i][member], value)
-				}
-			}
-		}
-	}
+	server.wantList("ann", []map[string]any{
+		{"title": "my own", "id": own["id"], "version": 1.0},
+		{"title": "fourth", "version": 5.0}, {"title": "third", "version": 4.0},
+		{"title": "second", "version": 3.0, "id": "0b000000-0000-4000-8000-000000000002", "user_id": "ann",
+			"description": "two", "is_completed": true,
+			"created_at": "2024-03-01T10:00:00.500000Z", "updated_at": "2024-03-02T11:00:00.123456Z"},
+		{"title": "first", "version": 2.0, "description": nil, "is_completed": false,
+			"created_at": "2024-02-29T23:59:59.999999Z", "updated_at": "2024-03-05T00:00:00.000000Z"},
+	})
 	s.await(func() bool {
 		return strings.Contains(heard.String(), "event: task.created") && strings.Contains(heard.String(), "of bob")
 	})
@@ -177,7 +183,13 @@ func TestAdoptTakesOverTheTasksOfTheBackendBefore(t *testing.T) {
 		t.Error("the old table has changed")
 	}
 
-	// Again takes only what is new; what was changed or deleted here since stays as it is.
+	takesOnlyWhatIsNew(t, s, server)
+	server.terminate()
+}
+
+// takesOnlyWhatIsNew adopts again: what was changed or deleted here since stays as it is.
+func takesOnlyWhatIsNew(t *testing.T, s *site, server *served) {
+	t.Helper()
 	server.must(204, "ann", "DELETE", "/api/tasks/0b000000-0000-4000-8000-000000000009", "")
 	server.must(200, "ann", "PATCH", "/api/tasks/0b000000-0000-4000-8000-000000000002", `{"title":"renamed here"}`)
 	s.wantSilence()
@@ -190,7 +202,6 @@ func TestAdoptTakesOverTheTasksOfTheBackendBefore(t *testing.T) {
 	if task["title"] != "renamed here" {
 		t.Errorf("a task that was renamed here is %v", task)
 	}
-	server.terminate()
 }
 
 // Who was erased is not brought back, not even by rows that came later.
@@ -222,47 +233,50 @@ func TestAdoptLeavesOutWhoseStreamIsDamaged(t *testing.T) {
 		SELECT gen_random_uuid(), 'a', NULL, false, u, now(), now() FROM unnest('{ann,bob}'::text[]) u;
 		INSERT INTO taskledger.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		SELECT 'ann', seq, gen_random_uuid(), 'TaskCreated', 1, data::jsonb, gen_random_uuid(), gen_random_uuid(), '', '', now()
+		SELECT 'ann', seq, gen_random_uuid(), 'TaskCreated', 1, data::jsonb, gen_random_uuid(), gen_random_uuid(),
+			'', '', now()
 		FROM (VALUES (1, '{"title":"a","description":null}'), (2, '{"damaged":true}')) e(seq, data)`)
 	const left = "left out       1: 1 of users whose stream this program can't read"
 	s.adopt([]string{"--dry-run"}, "to adopt       1", left)
 	s.adopt(nil, "adopted        1", left)
 }
 
-// What the code before let through.
+// looseRows are what the code before let through.
+const looseRows = `
+	CREATE TABLE task (
+		id uuid PRIMARY KEY, title varchar, description varchar, is_completed boolean, user_id varchar,
+		created_at timestamp, updated_at timestamp
+	);
+	INSERT INTO task
+	SELECT ('0b000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, title, description, NULL, 'ann',
+		created_at, created_at
+	FROM (VALUES
+		(1, '', 'd', timestamp '2024-01-01'),
+		(2, U&'\200B \00AD', NULL, '2024-01-01'),
+		(3, NULL, NULL, '2024-01-01'),
+		(4, repeat('é', 100), repeat(U&'\+01F600', 1000), '2024-01-01'),
+		(5, repeat('é', 101), repeat(U&'\+01F600', 1001), '2024-01-01'),
+		(6, repeat(' ', 100) || 'far', repeat('d', 3000000), '2024-01-01'),
+		(7, 'no time', NULL, NULL),
+		(8, 'never', NULL, 'infinity'),
+		(9, 'always', NULL, '-infinity'),
+		(10, 'before Christ', NULL, '0044-03-15 BC'),
+		(11, 'far away', NULL, '10000-01-01'),
+		(12, 'the last moment', NULL, '9999-12-31 23:59:59.999999'),
+		(13, 'the first one', NULL, '0001-01-01'),
+		(14, E'line\nand "quotes" \\ \x7f', NULL, '2024-01-01')
+	) rows(n, title, description, created_at);
+	INSERT INTO task
+	SELECT gen_random_uuid(), 'whose?', NULL, false, user_id, '2024-01-01', '2024-01-01'
+	FROM unnest(ARRAY[NULL, '', repeat('u', 256), E'a\nb', U&'a\0085b']) user_id;
+	INSERT INTO task VALUES
+		('00000000-0000-0000-0000-000000000000', 'nil', NULL, false, 'ann', NULL, NULL),
+		(gen_random_uuid(), 'long name', NULL, false, repeat('ü', 127) || 'u', NULL, NULL),
+		(gen_random_uuid(), 'endless', repeat('x', 4194304), false, 'ann', NULL, NULL)`
+
 func TestAdoptOfRowsThatNoTaskMayBe(t *testing.T) {
 	t.Parallel()
-	s := openSite(t, `
-		CREATE TABLE task (
-			id uuid PRIMARY KEY, title varchar, description varchar, is_completed boolean, user_id varchar,
-			created_at timestamp, updated_at timestamp
-		);
-		INSERT INTO task
-		SELECT ('0b000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, title, description, NULL, 'ann',
-			created_at, created_at
-		FROM (VALUES
-			(1, '', 'd', timestamp '2024-01-01'),
-			(2, U&'\200B \00AD', NULL, '2024-01-01'),
-			(3, NULL, NULL, '2024-01-01'),
-			(4, repeat('é', 100), repeat(U&'\+01F600', 1000), '2024-01-01'),
-			(5, repeat('é', 101), repeat(U&'\+01F600', 1001), '2024-01-01'),
-			(6, repeat(' ', 100) || 'far', repeat('d', 3000000), '2024-01-01'),
-			(7, 'no time', NULL, NULL),
-			(8, 'never', NULL, 'infinity'),
-			(9, 'always', NULL, '-infinity'),
-			(10, 'before Christ', NULL, '0044-03-15 BC'),
-			(11, 'far away', NULL, '10000-01-01'),
-			(12, 'the last moment', NULL, '9999-12-31 23:59:59.999999'),
-			(13, 'the first one', NULL, '0001-01-01'),
-			(14, E'line\nand "quotes" \\ \x7f', NULL, '2024-01-01')
-		) rows(n, title, description, created_at);
-		INSERT INTO task
-		SELECT gen_random_uuid(), 'whose?', NULL, false, user_id, '2024-01-01', '2024-01-01'
-		FROM unnest(ARRAY[NULL, '', repeat('u', 256), E'a\nb', U&'a\0085b']) user_id;
-		INSERT INTO task VALUES
-			('00000000-0000-0000-0000-000000000000', 'nil', NULL, false, 'ann', NULL, NULL),
-			(gen_random_uuid(), 'long name', NULL, false, repeat('ü', 127) || 'u', NULL, NULL),
-			(gen_random_uuid(), 'endless', repeat('x', 4194304), false, 'ann', NULL, NULL)`)
+	s := openSite(t, looseRows)
 	left := "left out       7: 1 with texts over 4 MiB, 1 without a usable id, 5 without a usable user_id"
 	s.adopt([]string{"--dry-run"}, "to adopt       15", "texts cut of   5", left)
 	began := time.Now()
@@ -297,7 +311,8 @@ func TestAdoptOfRowsThatNoTaskMayBe(t *testing.T) {
 	}
 	whole := s.ask(`
 		SELECT string_agg(
-			concat_ws(' ', substring(task_id::text FROM 35), length(data->>'full_title'), length(data->>'full_description')),
+			concat_ws(' ', substring(task_id::text FROM 35),
+				length(data->>'full_title'), length(data->>'full_description')),
 			', ' ORDER BY task_id)
 		FROM taskledger.task_events WHERE data ?| '{full_title,full_description}'`)
 	if whole != "01 0, 02 3, 05 101 1001, 06 103 3000000" {

@@ -100,7 +100,8 @@ func (s *settings) checkHTTP() error {
 		}
 		if !isOrigin(origin) {
 			return fmt.Errorf(
-				"CORS_ORIGINS must be origins such as https://app.example.com, without path, separated by commas, not %q",
+				"CORS_ORIGINS must be origins such as https://app.example.com, without path, separated by commas, "+
+					"not %q",
 				origin,
 			)
 		}
@@ -141,7 +142,9 @@ func (s *settings) checkDatabases() error {
 			s.DatabaseSchema,
 		)
 	}
-	for name, value := range map[string]string{"DATABASE_URL": s.DatabaseURL, "BETTER_AUTH_DATABASE_URL": s.BetterAuthDatabaseURL} {
+	for name, value := range map[string]string{
+		"DATABASE_URL": s.DatabaseURL, "BETTER_AUTH_DATABASE_URL": s.BetterAuthDatabaseURL,
+	} {
 		if value == "" {
 			continue
 		}
@@ -177,7 +180,8 @@ func (s *settings) checkServable() error {
 	}
 	if !s.embedded() && s.BetterAuthSecret == nil && s.BetterAuthURL == "" && s.JWKSURL == "" {
 		return errors.New(
-			"BETTER_AUTH_SECRET, BETTER_AUTH_URL or JWKS_URL must be set when DATABASE_URL is: nobody could log in without",
+			"BETTER_AUTH_SECRET, BETTER_AUTH_URL or JWKS_URL must be set when DATABASE_URL is: " +
+				"nobody could log in without",
 		)
 	}
 	return nil

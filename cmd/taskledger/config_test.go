@@ -57,15 +57,19 @@ func TestExampleNamesEverySettingWithItsDefault(t *testing.T) {
 func TestGoodSettings(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*settings){
-		"defaults":     func(*settings) {},
-		"no admin":     func(s *settings) { s.AdminAddr = "" },
-		"all origins":  func(s *settings) { s.CORSOrigins = []string{"https://a.example", "http://[::1]:3000"} },
-		"no origins":   func(s *settings) { s.CORSOrigins = nil },
-		"free port":    func(s *settings) { s.Port = 0 },
-		"no limits":    func(s *settings) { s.RateLimitRPS, s.RateLimitBurst = 0, 0 },
-		"32 bytes":     func(s *settings) { s.BetterAuthSecret = new(strings.Repeat("s", 32)) },
-		"pooled":       func(s *settings) { s.DatabaseURL = "postgres://u:p@h/d?default_query_exec_mode=exec&sslmode=require" },
-		"keys":         func(s *settings) { s.JWKSURL, s.BetterAuthURL = "https://a.example/keys", "http://localhost:3000" },
+		"defaults":    func(*settings) {},
+		"no admin":    func(s *settings) { s.AdminAddr = "" },
+		"all origins": func(s *settings) { s.CORSOrigins = []string{"https://a.example", "http://[::1]:3000"} },
+		"no origins":  func(s *settings) { s.CORSOrigins = nil },
+		"free port":   func(s *settings) { s.Port = 0 },
+		"no limits":   func(s *settings) { s.RateLimitRPS, s.RateLimitBurst = 0, 0 },
+		"32 bytes":    func(s *settings) { s.BetterAuthSecret = new(strings.Repeat("s", 32)) },
+		"pooled": func(s *settings) {
+			s.DatabaseURL = "postgres://u:p@h/d?default_query_exec_mode=exec&sslmode=require"
+		},
+		"keys": func(s *settings) {
+			s.JWKSURL, s.BetterAuthURL = "https://a.example/keys", "http://localhost:3000"
+		},
 		"other admin":  func(s *settings) { s.AdminAddr = ":9091" },
 		"other schema": func(s *settings) { s.DatabaseSchema = "ledger_2" },
 		"other format": func(s *settings) { s.LogFormat, s.LogLevel = "json", "debug" },
@@ -165,7 +169,10 @@ func TestTokenCommandRefuses(t *testing.T) {
 		{withSecret, []string{"--user", strings.Repeat("u", 256)}, "--user"},
 		{withSecret, []string{"--user", "a\nb"}, "--user"},
 		{withSecret, []string{"--user", "u", "--ttl", "0s"}, "--ttl"},
-		{[]string{"DATABASE_URL=postgres://h/d", "JWKS_URL=https://a.example/keys"}, []string{"--user", "u"}, "BETTER_AUTH_SECRET"},
+		{
+			[]string{"DATABASE_URL=postgres://h/d", "JWKS_URL=https://a.example/keys"}, []string{"--user", "u"},
+			"BETTER_AUTH_SECRET",
+		},
 	} {
 		got := finish(t, program(t, tt.env, append([]string{"token"}, tt.args...)...))
 		if got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, tt.want) {

@@ -179,7 +179,8 @@ func inspect(ctx context.Context, config *pgxpool.Config) (t traits, err error) 
 				ELSE 'SET'
 			END)
 		FROM pg_catalog.pg_roles r
-		WHERE r.rolname = current_user`, pgx.QueryExecModeExec, readingRole).Scan(&pid, &encoding, &t.bypasses, &t.switches)
+		WHERE r.rolname = current_user`, pgx.QueryExecModeExec, readingRole).
+		Scan(&pid, &encoding, &t.bypasses, &t.switches)
 	if err != nil {
 		return t, err
 	}

@@ -35,6 +35,21 @@ func TestAHostThatDoesNotAnswerIsPassedBy(t *testing.T) {
 	s.must(200, "u", "GET", "/api/tasks", "")
 }
 
+// shows reads every way to a task, each of which must show its title, and nothing stale.
+func (s *served) shows(token, id, title string) {
+	s.t.Helper()
+	for _, path := range []string{
+		"/api/tasks/" + id, "/api/tasks", "/api/tasks?q=" + neturl.QueryEscape(title), "/api/history",
+		"/api/tasks/" + id + "/history",
+	} {
+		got, err := s.send(token, "GET", path, "")
+		if err != nil || got.status != 200 || !strings.Contains(string(got.body), title) ||
+			got.header.Get("X-Stale") != "" {
+			s.t.Errorf("GET %s: %d %s %v %v", path, got.status, got.body, got.header, err)
+		}
+	}
+}
+
 // works uses all of a database: two servers on it, and the commands of an operator beside them.
 func works(t *testing.T, url string) {
 	t.Helper()
@@ -57,18 +72,8 @@ func works(t *testing.T, url string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, s := range []*served{writer, reader} {
-			for _, path := range []string{
-				"/api/tasks/" + task.ID, "/api/tasks", "/api/tasks?q=" + neturl.QueryEscape(title), "/api/history",
-				"/api/tasks/" + task.ID + "/history",
-			} {
-				got, err := s.send(token, "GET", path, "")
-				if err != nil || got.status != 200 || !strings.Contains(string(got.body), title) ||
-					got.header.Get("X-Stale") != "" {
-					t.Errorf("GET %s: %d %s %v %v", path, got.status, got.body, got.header, err)
-				}
-			}
-		}
+		writer.shows(token, task.ID, title)
+		reader.shows(token, task.ID, title)
 		select {
 		case got := <-heard:
 			if got != title {
@@ -90,11 +95,8 @@ func works(t *testing.T, url string) {
 	writer.must(200, "u", "PATCH", "/api/tasks/"+id+"/complete", "")
 	writer.must(404, "v", "GET", "/api/tasks/"+id, "")
 	write("after")
-	if got := finish(
-		t,
-		program(t, env[:1], "verify"),
-	); got.code != 0 ||
-		got.stdout != "compared 1 users, 5 events, 8 rows; 0 parked\n" {
+	got := finish(t, program(t, env[:1], "verify"))
+	if got.code != 0 || got.stdout != "compared 1 users, 5 events, 8 rows; 0 parked\n" {
 		t.Errorf("verify: %+v", got)
 	}
 	for _, s := range []*served{writer, reader} {
@@ -172,12 +174,15 @@ func TestAnOrdinaryOwnerIsEnough(t *testing.T) {
 				WITH scope AS MATERIALIZED (SELECT set_config('taskledger.user_id', $1, true) AS user_id)
 				SELECT coalesce(string_agg(DISTINCT x.user_id, ' '), '')
 				FROM scope s
-				CROSS JOIN LATERAL (SELECT user_id FROM {schema}.`+table+` WHERE s.user_id IS NOT NULL) x`, []any{user}, &seen)
+				CROSS JOIN LATERAL (SELECT user_id FROM {schema}.`+table+` WHERE s.user_id IS NOT NULL) x`,
+				[]any{user}, &seen)
 			if err != nil || seen != want {
 				t.Errorf("%s for %q: sees %q, %v", table, user, seen, err)
 			}
 		}
-		for _, text := range []string{`DELETE FROM {schema}.` + table, `UPDATE {schema}.` + table + ` SET user_id = 'x'`} {
+		for _, text := range []string{
+			`DELETE FROM {schema}.` + table, `UPDATE {schema}.` + table + ` SET user_id = 'x'`,
+		} {
 			if changed, err := reader.Exec(t.Context(), text); changed > 0 {
 				t.Errorf("%s: %d rows, %v", text, changed, err)
 			}

@@ -95,10 +95,9 @@ func TestURLsOfOtherProgramsStopEveryCommand(t *testing.T) {
 	}
 }
 
-// What other clients put into the URL that they share with us is understood, or left out.
-func TestParametersOfOtherClients(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]string{
+// parametersOfOthers are what other clients put into a URL, and what we make of it.
+func parametersOfOthers() map[string]string {
+	return map[string]string{
 		"":                                    "",
 		"schema=public":                       "",
 		"sslmode=":                            "",
@@ -144,7 +143,13 @@ func TestParametersOfOtherClients(t *testing.T) {
 		"options=":                                                        "",
 		"supa=base-pooler.x&sslmode=require":                              "tls",
 		"ApplicationName=x&prepareThreshold=0&reWriteBatchedInserts=true": "pooled",
-	} {
+	}
+}
+
+// What other clients put into the URL that they share with us is understood, or left out.
+func TestParametersOfOtherClients(t *testing.T) {
+	t.Parallel()
+	for text, want := range parametersOfOthers() {
 		urls := []string{"postgres://u:p@127.0.0.1/d?" + text}
 		if keyValued := strings.ReplaceAll(strings.Trim(text, "&"), "&", " "); !strings.ContainsAny(keyValued, "%[-") {
 			urls = append(urls, "host=127.0.0.1 user=u password='p:/\\'' dbname=d "+keyValued)

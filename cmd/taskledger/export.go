@@ -18,8 +18,8 @@ type exportCmd struct {
 // Help implements kong.HelpProvider.
 func (exportCmd) Help() string {
 	return "Each line is the record of an event with its hash, oldest first, user by user, all of one moment. " +
-		"For import a line may also have idempotency_key and request_fingerprint (with the first event of a command), " +
-		"skipped, and the first line export, which says how many events of how many users there are. " +
+		"For import a line may also have idempotency_key and request_fingerprint (with the first event of a " +
+		"command), skipped, and the first line export, which says how many events of how many users there are. " +
 		"None of these is in the hash."
 }
 

@@ -69,8 +69,8 @@ func fillLedger(t *testing.T, env []string) (s *served, answers [2]string) {
 	execute(t, strings.TrimPrefix(env[0], "DATABASE_URL="), `
 		INSERT INTO taskledger.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
-		VALUES ('carol', 2, gen_random_uuid(), 'TaskRenamed', 7, '{"b":1e2,"a":{}}', gen_random_uuid(), gen_random_uuid(), 'carol', 'r',
-			clock_timestamp())`)
+		VALUES ('carol', 2, gen_random_uuid(), 'TaskRenamed', 7, '{"b":1e2,"a":{}}', gen_random_uuid(),
+			gen_random_uuid(), 'carol', 'r', clock_timestamp())`)
 	execute(
 		t,
 		strings.TrimPrefix(env[0], "DATABASE_URL="),
@@ -123,14 +123,8 @@ func TestExportAndImport(t *testing.T) {
 	from := []string{"DATABASE_URL=" + testdb.URL(t), secret}
 	source, answers := fillLedger(t, from)
 	export := output(t, from, "", "export")
-	if checked := output(
-		t,
-		nil,
-		"",
-		"verify",
-		"--export",
-		inFile(t, export),
-	); checked != "checked 10 events of 3 users: the chain holds\n" {
+	checked := output(t, nil, "", "verify", "--export", inFile(t, export))
+	if checked != "checked 10 events of 3 users: the chain holds\n" {
 		t.Errorf("verify --export: %s", checked)
 	}
 
@@ -138,14 +132,8 @@ func TestExportAndImport(t *testing.T) {
 	target := startServer(t, to...)
 	target.must(201, "zoe", "POST", "/api/tasks", `{"title":"was here before"}`)
 	changes := target.stream("carol")
-	if out := output(
-		t,
-		to,
-		"",
-		"import",
-		inFile(t, export),
-	); !strings.HasPrefix(out, "imported 10 events of 3 users in ") ||
-		strings.Count(out, "\n") != 1 {
+	out := output(t, to, "", "import", inFile(t, export))
+	if !strings.HasPrefix(out, "imported 10 events of 3 users in ") || strings.Count(out, "\n") != 1 {
 		t.Errorf("import: %s", out)
 	}
 	hear(t, changes, "event: task.deleted")
@@ -162,7 +150,9 @@ func TestExportAndImport(t *testing.T) {
 			t.Errorf("%s's tasks are %v, were %v; %v", user, found, listed, err)
 		}
 	}
-	for i, of := range []struct{ path, body, key string }{{"/api/tasks", keyedTask, "key-1"}, {"/api/batch", keyedBatch, "key-2"}} {
+	for i, of := range []struct{ path, body, key string }{
+		{"/api/tasks", keyedTask, "key-1"}, {"/api/batch", keyedBatch, "key-2"},
+	} {
 		if answer, replayed := target.keyed("alice", of.path, of.body, of.key); !replayed || answer != answers[i] {
 			t.Errorf("%s is answered with %s, replayed %t; was %s", of.key, answer, replayed, answers[i])
 		}
@@ -181,7 +171,15 @@ func TestExportAndImport(t *testing.T) {
 		t.Errorf("rebuild: %s", out)
 	}
 
-	// From a pipe, into another schema, as somebody who is not a superuser; a user's own export too.
+	_, own := source.fetch("böb/😀", "/api/export")
+	importsFromAPipe(t, export, own)
+	target.terminate()
+	source.terminate()
+}
+
+// importsFromAPipe takes an export into another schema, as somebody who is not a superuser; a user's own export too.
+func importsFromAPipe(t *testing.T, export, own string) {
+	t.Helper()
 	owner := []string{"DATABASE_URL=" + asOwner(t, testdb.URL(t)), "DATABASE_SCHEMA=another"}
 	output(t, owner, "", "migrate")
 	output(t, owner, export, "import", "-")
@@ -190,20 +188,11 @@ func TestExportAndImport(t *testing.T) {
 	}
 	output(t, owner, "", "verify")
 	third := []string{"DATABASE_URL=" + testdb.URL(t)}
-	_, own := source.fetch("böb/😀", "/api/export")
-	if out := output(
-		t,
-		third,
-		own,
-		"import",
-		"-",
-	); !strings.Contains(out, "2 events of 1 user") ||
-		!strings.Contains(out, "does not say how much") {
+	out := output(t, third, own, "import", "-")
+	if !strings.Contains(out, "2 events of 1 user") || !strings.Contains(out, "does not say how much") {
 		t.Errorf("a user's own export: %s", out)
 	}
 	output(t, third, "", "verify")
-	target.terminate()
-	source.terminate()
 }
 
 // hear reads a stream until it says something.
@@ -272,6 +261,61 @@ func contents(t *testing.T, url string) (found string) {
 	return found
 }
 
+// importRefuses offers an export, of which one line must say why it is not taken.
+func importRefuses(t *testing.T, env []string, export, want string) {
+	t.Helper()
+	cmd := program(t, env, "import", "-")
+	cmd.Stdin = strings.NewReader(export)
+	got := finish(t, cmd)
+	if got.code != exitFailed || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 ||
+		!strings.Contains(got.stderr, want) {
+		t.Errorf("%+v, want %s", got, want)
+	}
+}
+
+// refusal is an export that is not taken, and what is said of it.
+type refusal struct{ export, want string }
+
+// refusals are made of the lines of an export of three users.
+func refusals(t *testing.T, lines []string) map[string]refusal {
+	t.Helper()
+	alices := strings.Join(lines[:4], "")
+	swapped := slices.Clone(lines)
+	swapped[1], swapped[2] = swapped[2], swapped[1]
+	var zero events.Hash
+	return map[string]refusal{
+		"a user who is there": {strings.Join(lines, ""), `line 7: user "carol" is in this ledger already`},
+		"a broken chain":      {strings.Replace(alices, `"title":"first"`, `"title":"fiRst"`, 1), "the hash of seq 3"},
+		"a line left out": {
+			strings.Join(slices.Delete(slices.Clone(lines), 2, 3), ""), "line 3: seq 4 follows seq 2",
+		},
+		"lines swapped": {strings.Join(swapped, ""), "line 2: seq 3 follows seq 1"},
+		"the end cut":   {alices, "says that it has 10 of 3"},
+		"cut in a line": {alices[:len(alices)-20], "line 4: is not a record"},
+		"an unknown type": {forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskPainted"`),
+			"line 1: unknown stored form of an event: TaskPainted version 1"},
+		"an unknown version": {
+			forged(t, lines[0], zero, `"schema_version":1`, `"schema_version":2`), "line 1: unknown stored form",
+		},
+		"data of another type": {
+			forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskRenamed"`), "line 1: decode TaskRenamed",
+		},
+		"data that does not fit": {
+			forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskDeleted"`), "line 1: decode TaskDeleted",
+		},
+		"an event that cannot be": {forged(t, lines[0], zero, "TaskCreated", "TaskDescribed",
+			`,"title":"Buy \"milk\"`+"\u2028"+`"`, ``),
+			"there is no such live task"},
+		"garbage":     {"\x1f\x8b\x08garbage", "line 1: is not a record"},
+		"the history": {`[{"seq":1}]`, "line 1: is not a record"},
+		"nothing":     {"", "there is nothing in the export"},
+		"a long user": {
+			forged(t, lines[0], zero, `"user_id":"alice"`, `"user_id":"`+strings.Repeat("a", 256)+`"`), "user_id",
+		},
+		"U+0000": {forged(t, lines[0], zero, `"request_id":"`, `"request_id":"\u0000`), "U+0000"},
+	}
+}
+
 // What is not an export as a ledger wrote it, or is about somebody who is there, is refused whole.
 func TestImportRefuses(t *testing.T) {
 	t.Parallel()
@@ -288,48 +332,16 @@ func TestImportRefuses(t *testing.T) {
 	target.terminate()
 	before := contents(t, url)
 
-	alices := strings.Join(lines[:4], "")
-	swapped := slices.Clone(lines)
-	swapped[1], swapped[2] = swapped[2], swapped[1]
-	var zero events.Hash
-	for name, tc := range map[string]struct{ export, want string }{
-		"a user who is there": {strings.Join(lines, ""), `line 7: user "carol" is in this ledger already`},
-		"a broken chain":      {strings.Replace(alices, `"title":"first"`, `"title":"fiRst"`, 1), "the hash of seq 3"},
-		"a line left out":     {strings.Join(slices.Delete(slices.Clone(lines), 2, 3), ""), "line 3: seq 4 follows seq 2"},
-		"lines swapped":       {strings.Join(swapped, ""), "line 2: seq 3 follows seq 1"},
-		"the end cut":         {alices, "says that it has 10 of 3"},
-		"cut in a line":       {alices[:len(alices)-20], "line 4: is not a record"},
-		"an unknown type": {forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskPainted"`),
-			"line 1: unknown stored form of an event: TaskPainted version 1"},
-		"an unknown version":     {forged(t, lines[0], zero, `"schema_version":1`, `"schema_version":2`), "line 1: unknown stored form"},
-		"data of another type":   {forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskRenamed"`), "line 1: decode TaskRenamed"},
-		"data that does not fit": {forged(t, lines[0], zero, `"type":"TaskCreated"`, `"type":"TaskDeleted"`), "line 1: decode TaskDeleted"},
-		"an event that cannot be": {forged(t, lines[0], zero, "TaskCreated", "TaskDescribed", `,"title":"Buy \"milk\"`+"\u2028"+`"`, ``),
-			"there is no such live task"},
-		"garbage":     {"\x1f\x8b\x08garbage", "line 1: is not a record"},
-		"the history": {`[{"seq":1}]`, "line 1: is not a record"},
-		"nothing":     {"", "there is nothing in the export"},
-		"a long user": {forged(t, lines[0], zero, `"user_id":"alice"`, `"user_id":"`+strings.Repeat("a", 256)+`"`), "user_id"},
-		"U+0000":      {forged(t, lines[0], zero, `"request_id":"`, `"request_id":"\u0000`), "U+0000"},
-	} {
+	for name, tc := range refusals(t, lines) {
 		t.Run(name, func(t *testing.T) {
-			cmd := program(t, to, "import", "-")
-			cmd.Stdin = strings.NewReader(tc.export)
-			got := finish(t, cmd)
-			if got.code != exitFailed || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 ||
-				!strings.Contains(got.stderr, tc.want) {
-				t.Errorf("%+v, want %s", got, tc.want)
-			}
+			importRefuses(t, to, tc.export, tc.want)
 			if after := contents(t, url); after != before {
 				t.Errorf("left behind: %s, before %s", after, before)
 			}
 		})
 	}
-	if got := finish(
-		t,
-		program(t, to, "import", "/nowhere"),
-	); got.code != exitFailed ||
-		strings.Count(got.stderr, "\n") != 1 {
+	got := finish(t, program(t, to, "import", "/nowhere"))
+	if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 {
 		t.Errorf("no file: %+v", got)
 	}
 	output(t, to, "", "verify")
@@ -359,7 +371,8 @@ func TestVerifyExport(t *testing.T) {
 	lines := strings.SplitAfter(string(text), "\n")
 	one := strings.Replace(strings.Join(lines[:6], ""), `,"export":{"events":8,"users":2}`, "", 1)
 	want := "checked 6 events of 1 user: the chain holds\n" +
-		`user "ada" ends with seq 6, hash 4de614a92c4fab7574132ac1cd145734076b20d1ae956a2dd46cdb03cff1acee` + "\n" + cutNote(false)
+		`user "ada" ends with seq 6, hash 4de614a92c4fab7574132ac1cd145734076b20d1ae956a2dd46cdb03cff1acee` +
+		"\n" + cutNote(false)
 	if out := output(t, nil, "", "verify", "--export", inFile(t, one)); out != want {
 		t.Errorf("%q, want %q", out, want)
 	}
@@ -391,21 +404,37 @@ func TestVerifyNamesATamperedLog(t *testing.T) {
 	for name, tc := range map[string]struct{ tamper, want string }{
 		"changed": {`UPDATE taskledger.task_events SET data = '{"title":"forged"}' WHERE user_id = 'u' AND seq = 2`,
 			"task_history: user=\"u\" task="},
-		"a time changed":    {`UPDATE taskledger.task_events SET recorded_at = recorded_at - interval '1 h' WHERE seq = 2`, "member=recorded_at"},
+		"a time changed": {
+			`UPDATE taskledger.task_events SET recorded_at = recorded_at - interval '1 h' WHERE seq = 2`,
+			"member=recorded_at",
+		},
 		"a request changed": {`UPDATE taskledger.task_events SET request_id = 'another' WHERE seq = 2`, "member=hash"},
-		"a command changed": {`UPDATE taskledger.task_events SET command_id = gen_random_uuid() WHERE seq = 2`, "member=hash"},
-		"removed":           {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 2`, "task_events: user=\"u\" task= member=seq expected=2 found=3"},
-		"the first removed": {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1`, "expected=1 found=2"},
-		"the last removed":  {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`, "member=row expected=none found=a row"},
+		"a command changed": {
+			`UPDATE taskledger.task_events SET command_id = gen_random_uuid() WHERE seq = 2`, "member=hash",
+		},
+		"removed": {
+			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 2`,
+			"task_events: user=\"u\" task= member=seq expected=2 found=3",
+		},
+		"the first removed": {
+			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1`, "expected=1 found=2",
+		},
+		"the last removed": {
+			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`,
+			"member=row expected=none found=a row",
+		},
 		"added": {`INSERT INTO taskledger.task_events
-				(position, user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+				(position, user_id, seq, task_id, type, schema_version, data, event_id, command_id,
+					actor, request_id, recorded_at)
 			OVERRIDING SYSTEM VALUE
-			SELECT 0, user_id, 4, task_id, 'TaskCompleted', 1, '{}', gen_random_uuid(), command_id, actor, request_id, recorded_at
+			SELECT 0, user_id, 4, task_id, 'TaskCompleted', 1, '{}', gen_random_uuid(), command_id,
+				actor, request_id, recorded_at
 			FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`, "member=row expected=a row found=none"},
 		"made unknown": {`UPDATE taskledger.task_events SET type = 'TaskForged' WHERE user_id = 'u' AND seq = 2`,
 			"user \"u\": fold event 2 (TaskForged)"},
 		"replaced by an erasure": {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1;
-			UPDATE taskledger.task_events SET type = 'UserErased', task_id = NULL, data = '{"hash":"` + strings.Repeat("00", 32) + `"}'
+			UPDATE taskledger.task_events SET type = 'UserErased', task_id = NULL,
+				data = '{"hash":"` + strings.Repeat("00", 32) + `"}'
 			WHERE user_id = 'u' AND seq = 2`, "member=hash"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -282,7 +282,9 @@ func (c *client) compose(n int) *order {
 	defer c.account.mu.Unlock()
 	o := &order{op: "create", key: fmt.Sprintf("%s.%d.%d", c.account.user, c.number, n)}
 	if len(c.account.ids) > 0 {
-		o.op = []string{"create", "create", "update", "update", "update", "toggle", "complete", "reopen", "delete"}[c.random.IntN(9)]
+		o.op = []string{
+			"create", "create", "update", "update", "update", "toggle", "complete", "reopen", "delete",
+		}[c.random.IntN(9)]
 	}
 	if o.op != "create" {
 		// Mostly young ones: the old are mostly deleted.

@@ -66,8 +66,8 @@ func (s *stage) prepareDisk() {
 		if _, err := conn.Exec(ctx, fullDisk); err != nil {
 			return err
 		}
-		return conn.QueryRow(ctx, `SELECT current_setting('data_directory') || '/' || pg_relation_filepath('fault.filler')`).
-			Scan(&file)
+		return conn.QueryRow(ctx, `
+			SELECT current_setting('data_directory') || '/' || pg_relation_filepath('fault.filler')`).Scan(&file)
 	})
 	if err != nil {
 		s.t.Fatalf("prepare a full disk: %v", err)
@@ -124,7 +124,8 @@ func openDatabase(t *testing.T) (server *postgres.Server, disk string) {
 	disk, err := mountDisk(t)
 	if err != nil {
 		t.Logf(
-			"no file system of PostgreSQL's own, so none is filled for real, log and read models alone run out of disk: %v",
+			"no file system of PostgreSQL's own, so none is filled for real, "+
+				"log and read models alone run out of disk: %v",
 			err,
 		)
 		return testdb.Server(t), ""

@@ -89,7 +89,8 @@ func TestNotificationsOfStrangersDoNoHarm(t *testing.T) {
 		}
 	})
 	for i, payload := range []string{
-		"", "9223372036854775807", "-1", "18446744073709551616", "1e400", "NaN", `{"position":1e99}`, "\x01", strings.Repeat("9", 7999),
+		"", "9223372036854775807", "-1", "18446744073709551616", "1e400", "NaN", `{"position":1e99}`, "\x01",
+		strings.Repeat("9", 7999),
 	} {
 		onDatabase(t, url, func(ctx context.Context, conn *pgx.Conn) error {
 			if _, err := conn.Exec(ctx, `SET ROLE `+role); err != nil {
@@ -195,7 +196,8 @@ func copyTables(t *testing.T, from, to string) {
 		}
 	}
 	const goOn = `
-		SELECT setval(pg_get_serial_sequence('taskledger.task_events', 'position'), (SELECT max(position) FROM taskledger.task_events))`
+		SELECT setval(pg_get_serial_sequence('taskledger.task_events', 'position'),
+			(SELECT max(position) FROM taskledger.task_events))`
 	if _, err := target.Exec(t.Context(), goOn); err != nil {
 		t.Fatal(err)
 	}

@@ -201,7 +201,8 @@ func (s *stage) summary(accounts []*account) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return fmt.Sprintf(
-		"%d commands settled on %d tasks; %d events heard on %d streams; answers %v, %d requests broken off; faults %v; %v at most until a write succeeded",
+		"%d commands settled on %d tasks; %d events heard on %d streams; answers %v, %d requests broken off; "+
+			"faults %v; %v at most until a write succeeded",
 		acknowledged,
 		tasks,
 		streamed,

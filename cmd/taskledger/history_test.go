@@ -67,10 +67,12 @@ func TestHistoryCommand(t *testing.T) {
 		want int
 		args []string
 	}{
-		{6, nil}, {5, []string{"--task", id}}, {5, []string{"--task", end}}, {1, []string{"--task", other}}, {0, []string{"--task", "000000000000"}},
+		{6, nil}, {5, []string{"--task", id}}, {5, []string{"--task", end}}, {1, []string{"--task", other}},
+		{0, []string{"--task", "000000000000"}},
 		{4, []string{"--since", "2"}}, {2, []string{"--until", "2"}}, {1, []string{"--since", "2", "--until", "3"}},
 		{4, []string{"--until", third}}, {2, []string{"--since", third}}, {0, []string{"--until", "1999-12-31"}},
-		{6, []string{"--since", "1999-12-31 23:59"}}, {6, []string{"--until", "2999-01-01T00:00"}}, {0, []string{"--since", "7"}},
+		{6, []string{"--since", "1999-12-31 23:59"}}, {6, []string{"--until", "2999-01-01T00:00"}},
+		{0, []string{"--since", "7"}},
 	} {
 		if got := count(tc.args...); got != tc.want {
 			t.Errorf("%v: %d entries, want %d", tc.args, got, tc.want)
@@ -85,7 +87,9 @@ func TestHistoryCommand(t *testing.T) {
 		entry["hash"] != entries[0]["hash"] {
 		t.Errorf("%v: %s", err, line)
 	}
-	for _, args := range [][]string{{"--user", "nobody"}, {"--user", "u", "--since", "soon"}, {"--user", "u", "--task", "x"}, {}} {
+	for _, args := range [][]string{
+		{"--user", "nobody"}, {"--user", "u", "--since", "soon"}, {"--user", "u", "--task", "x"}, {},
+	} {
 		got := finish(t, program(t, env, append([]string{"history"}, args...)...))
 		if got.code == 0 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 {
 			t.Errorf("%v: %+v", args, got)
@@ -126,9 +130,11 @@ func TestHistoryOfManyEvents(t *testing.T) {
 func TestTableFitsTheTerminal(t *testing.T) {
 	t.Parallel()
 	entry := jsontext.Value(
-		`{"seq":1,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f","recorded_at":"2026-11-22T19:43:57.105086Z",
-		"actor":"u\u001b]0;evil\u0007","request_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f",
-		"changes":{"title":{"from":"日本語日本語日本語日本語日本語","to":"👩‍👩‍👧‍👦👩‍👩‍👧‍👦 e\u0301e\u0301e\u0301 \u200b\u2066\u0085\u00a0\u009b31m family and more"}}}`,
+		`{"seq":1,"type":"TaskRenamed","task_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f",
+		"recorded_at":"2026-11-22T19:43:57.105086Z","actor":"u\u001b]0;evil\u0007",
+		"request_id":"0190a5c2-7b1e-7c3a-9f10-3d2b1a0c9e8f",
+		"changes":{"title":{"from":"日本語日本語日本語日本語日本語",
+		"to":"👩‍👩‍👧‍👦👩‍👩‍👧‍👦 e\u0301e\u0301e\u0301 \u200b\u2066\u0085\u00a0\u009b31m family and more"}}}`,
 	)
 	control := regexp.MustCompile(`[\x00-\x09\x0b-\x1f\x7f-\x{9f}\x{200b}\x{202a}-\x{202e}\x{2066}-\x{2069}]`)
 	for _, width := range []int{0, 500, 120, 80, 72, 20} {

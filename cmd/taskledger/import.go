@@ -18,9 +18,10 @@ type importCmd struct {
 
 // Help implements kong.HelpProvider.
 func (importCmd) Help() string {
-	return "The export, of this ledger or of another, is checked first: its chain, its order, its types. Then all of it " +
-		"is stored, exactly as it was, with its hashes and idempotency keys, or nothing. None of its users may be in " +
-		"this ledger. Servers may go on running; clients of the users that are imported should not write meanwhile."
+	return "The export, of this ledger or of another, is checked first: its chain, its order, its types. Then all of " +
+		"it is stored, exactly as it was, with its hashes and idempotency keys, or nothing. None of its users may " +
+		"be in this ledger. Servers may go on running; clients of the users that are imported should not write " +
+		"meanwhile."
 }
 
 // Run exits with 0 when all of the export is stored and shown.

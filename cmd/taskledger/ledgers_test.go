@@ -22,7 +22,8 @@ var others = []string{
 	`CREATE SCHEMA strange`,
 	`CREATE TABLE public.tasks (id serial PRIMARY KEY, title text); INSERT INTO public.tasks (title) VALUES ('theirs')`,
 	`CREATE TABLE public.task (id serial PRIMARY KEY, title text); INSERT INTO public.task (title) VALUES ('theirs')`,
-	`CREATE TABLE public.goose_db_version (id serial PRIMARY KEY, version_id bigint); INSERT INTO public.goose_db_version (version_id) VALUES (7)`,
+	`CREATE TABLE public.goose_db_version (id serial PRIMARY KEY, version_id bigint);
+	INSERT INTO public.goose_db_version (version_id) VALUES (7)`,
 	`CREATE TABLE strange.tasks (body text); INSERT INTO strange.tasks VALUES ('theirs')`,
 	`CREATE TABLE strange.task_events (body text); INSERT INTO strange.task_events VALUES ('theirs')`,
 	`CREATE TABLE strange.users (body text); INSERT INTO strange.users VALUES ('theirs')`,
@@ -246,7 +247,8 @@ func TestSearchPathsChangeNothing(t *testing.T) {
 	before := strange()
 	t.Run("", func(t *testing.T) {
 		for _, parameters := range []string{
-			"", "search_path=strange", "search_path=", "search_path=strange,public,pg_catalog", `search_path="$user",strange`, "schema=strange",
+			"", "search_path=strange", "search_path=", "search_path=strange,public,pg_catalog",
+			`search_path="$user",strange`, "schema=strange",
 			"options=-c search_path=strange,public,pg_catalog",
 		} {
 			for _, mode := range []string{"cache_statement", "exec"} {

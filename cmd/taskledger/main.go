@@ -84,7 +84,8 @@ func parse(c *cli, args []string, stdout, stderr io.Writer) (*kong.Context, erro
 	parser, err := kong.New(c,
 		kong.Name("taskledger"),
 		kong.Description("A task backend whose source of truth is a ledger of events. "+
-			"Each setting is a flag, an environment variable or a line of a .env file in the working directory; the first of these wins."),
+			"Each setting is a flag, an environment variable or a line of a .env file in the working directory; "+
+			"the first of these wins."),
 		kong.Writers(stdout, stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
 	)

@@ -58,7 +58,8 @@ func TestBadSettingStopsTheProgramWithOneLine(t *testing.T) {
 	t.Parallel()
 	for _, env := range []string{
 		"PORT=eighty", "PORT=65536", "PORT=-1", "PORT=1.5",
-		"CORS_ORIGINS=*", "CORS_ORIGINS=http://a.example/", "CORS_ORIGINS=http://a.example,b.example", "CORS_ORIGINS=http://A.example",
+		"CORS_ORIGINS=*", "CORS_ORIGINS=http://a.example/", "CORS_ORIGINS=http://a.example,b.example",
+		"CORS_ORIGINS=http://A.example",
 		"ADMIN_ADDR=9090", "ADMIN_ADDR=:http", "ADMIN_TOKEN=s3cret",
 		"DATABASE_URL=s3cret:", "BETTER_AUTH_DATABASE_URL=postgres://s3cret@:x/",
 		"REBUILD_ON_START=maybe", "DATABASE_SCHEMA=My Ledger", "DATABASE_SCHEMA=public", "DATABASE_SCHEMA=pg_ledger",

@@ -33,7 +33,8 @@ func (p poolMetrics) Collect(out chan<- prometheus.Metric) {
 	for name, pool := range p {
 		s := pool.Stat()
 		gauge := func(desc *prometheus.Desc, n int32, labels ...string) {
-			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), append([]string{name}, labels...)...)
+			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n),
+				append([]string{name}, labels...)...)
 		}
 		counter := func(desc *prometheus.Desc, v float64) {
 			out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, v, name)

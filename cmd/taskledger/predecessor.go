@@ -53,8 +53,8 @@ var neededColumns = []string{"id", "title", "user_id"}
 
 // findOldTables finds the tables of some names, with their columns, in the order in which they are looked for.
 const findOldTables = `
-	SELECT format('%I.%I', n.nspname, c.relname), c.oid, has_schema_privilege(n.oid, 'USAGE'), quote_ident(current_user),
-		a.attname,
+	SELECT format('%I.%I', n.nspname, c.relname), c.oid, has_schema_privilege(n.oid, 'USAGE'),
+		quote_ident(current_user), a.attname,
 		CASE
 			WHEN t.typcategory = 'S' THEN 'text'
 			WHEN b.typname IN ('int2', 'int4', 'int8') THEN 'integer'

@@ -47,7 +47,8 @@ func TestNoReadMissesAWriteDuringRebuilds(t *testing.T) {
 					return
 				}
 				for _, path := range []string{
-					got.header.Get("Location"), "/api/tasks?limit=1", "/api/history?limit=1", "/api/sync?since=" + fmt.Sprint(n-1),
+					got.header.Get("Location"), "/api/tasks?limit=1", "/api/history?limit=1",
+					"/api/sync?since=" + fmt.Sprint(n-1),
 				} {
 					got, err := servers[(n+1)%2].send(token, "GET", path, "")
 					if err != nil || got.status != 200 || !strings.Contains(string(got.body), title) ||

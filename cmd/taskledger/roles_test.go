@@ -63,8 +63,14 @@ func TestRolesAndTheSecondLock(t *testing.T) {
 	}{
 		{"superuser", func(_ *testing.T, database string) string { return database }, true},
 		{"owner", func(t *testing.T, database string) string { _, u := newOwner(t, database, ""); return u }, true},
-		{"owner with CREATEROLE", func(t *testing.T, database string) string { _, u := newOwner(t, database, "CREATEROLE"); return u }, true},
-		{"owner with BYPASSRLS", func(t *testing.T, database string) string { _, u := newOwner(t, database, "BYPASSRLS"); return u }, false},
+		{
+			"owner with CREATEROLE",
+			func(t *testing.T, database string) string { _, u := newOwner(t, database, "CREATEROLE"); return u }, true,
+		},
+		{
+			"owner with BYPASSRLS",
+			func(t *testing.T, database string) string { _, u := newOwner(t, database, "BYPASSRLS"); return u }, false,
+		},
 		{"owner with BYPASSRLS who may read all", func(t *testing.T, database string) string {
 			name, u := newOwner(t, database, "BYPASSRLS")
 			execute(t, database, readAll+name)
@@ -89,7 +95,8 @@ func TestRolesAndTheSecondLock(t *testing.T) {
 				t.Fatalf("migrate: %+v", got)
 			}
 			name, u := newRole(t, database, "")
-			execute(t, owner, `GRANT USAGE ON SCHEMA taskledger TO `+name, `GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO `+name,
+			execute(t, owner, `GRANT USAGE ON SCHEMA taskledger TO `+name,
+				`GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO `+name,
 				`GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO `+name)
 			return u
 		}, true},
@@ -212,7 +219,8 @@ func TestOneRoleMigratesAndAnotherServes(t *testing.T) {
 func TestSettingsOfOthersChangeNothing(t *testing.T) {
 	t.Parallel()
 	for _, setting := range []string{
-		"client_encoding = 'LATIN1'", "row_security = off", "search_path = 'nowhere'", "default_transaction_isolation = 'serializable'",
+		"client_encoding = 'LATIN1'", "row_security = off", "search_path = 'nowhere'",
+		"default_transaction_isolation = 'serializable'",
 		"idle_in_transaction_session_timeout = '1ms'", "statement_timeout = '3s'",
 	} {
 		t.Run(setting, func(t *testing.T) {
@@ -330,7 +338,8 @@ func TestTheLedgerStandsBesideOthers(t *testing.T) {
 // by itself.
 func TestADatabaseThatRefuses(t *testing.T) {
 	t.Parallel()
-	const reconnect = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`
+	const reconnect = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid()`
 	raise := func(code string) string {
 		return `CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS
 			$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '` + code + `'; END $$;
@@ -340,15 +349,33 @@ func TestADatabaseThatRefuses(t *testing.T) {
 	for _, tt := range []struct{ name, refuse, relent string }{
 		{"read-only", `ALTER DATABASE {database} SET default_transaction_read_only = on; ` + reconnect,
 			`ALTER DATABASE {database} RESET default_transaction_read_only`},
-		{"no right to insert", `REVOKE INSERT ON taskledger.task_events FROM {owner}`, `GRANT INSERT ON taskledger.task_events TO {owner}`},
-		{"no right to apply", `REVOKE UPDATE ON taskledger.checkpoints FROM {owner}`, `GRANT UPDATE ON taskledger.checkpoints TO {owner}`},
-		{"no right to read", `REVOKE SELECT ON taskledger.tasks FROM {owner}`, `GRANT SELECT ON taskledger.tasks TO {owner}`},
-		{"no right to enter", `REVOKE USAGE ON SCHEMA taskledger FROM {owner}`, `GRANT USAGE ON SCHEMA taskledger TO {owner}`},
+		{
+			"no right to insert", `REVOKE INSERT ON taskledger.task_events FROM {owner}`,
+			`GRANT INSERT ON taskledger.task_events TO {owner}`,
+		},
+		{
+			"no right to apply", `REVOKE UPDATE ON taskledger.checkpoints FROM {owner}`,
+			`GRANT UPDATE ON taskledger.checkpoints TO {owner}`,
+		},
+		{
+			"no right to read", `REVOKE SELECT ON taskledger.tasks FROM {owner}`,
+			`GRANT SELECT ON taskledger.tasks TO {owner}`,
+		},
+		{
+			"no right to enter", `REVOKE USAGE ON SCHEMA taskledger FROM {owner}`,
+			`GRANT USAGE ON SCHEMA taskledger TO {owner}`,
+		},
 		{"no right to connect", `ALTER ROLE {owner} NOLOGIN; ` + reconnect, `ALTER ROLE {owner} LOGIN`},
 		{"an append is ended", raise("25P03"), relent},
 		{"a full disk", raise("53100"), relent},
-		{"a table is away", `ALTER TABLE taskledger.tasks RENAME TO elsewhere`, `ALTER TABLE taskledger.elsewhere RENAME TO tasks`},
-		{"the schema is away", `ALTER SCHEMA taskledger RENAME TO elsewhere`, `ALTER SCHEMA elsewhere RENAME TO taskledger`},
+		{
+			"a table is away", `ALTER TABLE taskledger.tasks RENAME TO elsewhere`,
+			`ALTER TABLE taskledger.elsewhere RENAME TO tasks`,
+		},
+		{
+			"the schema is away", `ALTER SCHEMA taskledger RENAME TO elsewhere`,
+			`ALTER SCHEMA elsewhere RENAME TO taskledger`,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -393,7 +420,8 @@ func (s *served) refusals(user, id string) (n int) {
 	s.t.Helper()
 	for i := range 10 {
 		for _, request := range [][3]string{
-			{"POST", "/api/tasks", fmt.Sprintf(`{"title":"%d"}`, i)}, {"GET", "/api/tasks/" + id, ""}, {"GET", "/api/tasks", ""}, {"GET", "/api/history", ""},
+			{"POST", "/api/tasks", fmt.Sprintf(`{"title":"%d"}`, i)}, {"GET", "/api/tasks/" + id, ""},
+			{"GET", "/api/tasks", ""}, {"GET", "/api/history", ""},
 		} {
 			status, answer, err := s.call(user, request[0], request[1], request[2])
 			if err != nil || status >= 300 && (status != 503 || answer["code"] != "unavailable") {

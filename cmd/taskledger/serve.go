@@ -171,47 +171,18 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	if a.ledger, err = db.openLedger(ctx, ledgerConnections, events.Settings); err != nil {
+	if err := a.openLedger(ctx, db, registry); err != nil {
 		return nil, err
 	}
-	a.pools = append(a.pools, a.ledger.Pool())
-	reader, err := db.openReader(ctx, db.config.MaxConns, events.Settings)
-	if err != nil {
-		return nil, err
-	}
-	a.reader = reader
-	a.pools = append(a.pools, reader.Pool())
-	if err := a.tellSecondLock(ctx, db.traits, registry); err != nil {
-		return nil, err
-	}
-	sessionURL, err := cfg.sessionURL(db, log)
-	if err != nil {
-		return nil, err
-	}
-	sessions, err := openSessions(ctx, sessionURL)
-	if err != nil {
-		return nil, fmt.Errorf("open BETTER_AUTH_DATABASE_URL: %w", err)
-	}
-	a.pools = append(a.pools, sessions)
-	a.auth, err = auth.New(ctx, auth.Config{
-		Secret:         secret,
-		Issuer:         cfg.JWTIssuer,
-		Audience:       cfg.JWTAudience,
-		JWKSURL:        cfg.jwksURL(),
-		Sessions:       sessions,
-		SessionSchema:  sessionURL.schema,
-		AllowedOrigins: cfg.origins(),
-		Logger:         log,
-		Metrics:        registry,
-	})
+	sessions, err := a.openAuth(ctx, cfg, db, secret, registry)
 	if err != nil {
 		return nil, err
 	}
 	a.events = events.Open(a.ledger)
 	a.events.RegisterMetrics(registry)
-	registry.MustRegister(poolMetrics{"ledger": a.ledger.Pool(), "reader": reader.Pool(), "sessions": sessions})
+	registry.MustRegister(poolMetrics{"ledger": a.ledger.Pool(), "reader": a.reader.Pool(), "sessions": sessions})
 	a.runner = projections.NewRunner(a.events, log, projections.NewMetrics(registry))
-	queries := query.NewReader(query.Config{DB: reader, Log: a.events, ReadModel: a.runner, KeptBytes: keptBytes})
+	queries := query.NewReader(query.Config{DB: a.reader, Log: a.events, ReadModel: a.runner, KeptBytes: keptBytes})
 	queries.RegisterMetrics(registry)
 	commands := command.NewHandler(command.Config{
 		Log:        a.events,
@@ -241,6 +212,46 @@ func newApp(ctx context.Context, cfg *settings, db *database, secret []byte, log
 	a.admin = &http.Server{Handler: operators, ReadHeaderTimeout: 5 * time.Second}
 	a.sample = operators.Sample
 	return a, nil
+}
+
+// openLedger opens what the server writes and reads the ledger with.
+func (a *app) openLedger(ctx context.Context, db *database, registry *prometheus.Registry) (err error) {
+	if a.ledger, err = db.openLedger(ctx, ledgerConnections, events.Settings); err != nil {
+		return err
+	}
+	a.pools = append(a.pools, a.ledger.Pool())
+	if a.reader, err = db.openReader(ctx, db.config.MaxConns, events.Settings); err != nil {
+		return err
+	}
+	a.pools = append(a.pools, a.reader.Pool())
+	return a.tellSecondLock(ctx, db.traits, registry)
+}
+
+// openAuth makes what tells who is calling, and returns the pool that it reads sessions with.
+func (a *app) openAuth(
+	ctx context.Context, cfg *settings, db *database, secret []byte, registry *prometheus.Registry,
+) (*pgxpool.Pool, error) {
+	url, err := cfg.sessionURL(db, a.log)
+	if err != nil {
+		return nil, err
+	}
+	sessions, err := openSessions(ctx, url)
+	if err != nil {
+		return nil, fmt.Errorf("open BETTER_AUTH_DATABASE_URL: %w", err)
+	}
+	a.pools = append(a.pools, sessions)
+	a.auth, err = auth.New(ctx, auth.Config{
+		Secret:         secret,
+		Issuer:         cfg.JWTIssuer,
+		Audience:       cfg.JWTAudience,
+		JWKSURL:        cfg.jwksURL(),
+		Sessions:       sessions,
+		SessionSchema:  url.schema,
+		AllowedOrigins: cfg.origins(),
+		Logger:         a.log,
+		Metrics:        registry,
+	})
+	return sessions, err
 }
 
 // jwksURL is where the public keys are: named, or Better Auth's, whose URL may have its base path.
@@ -285,7 +296,8 @@ func (a *app) tellSecondLock(ctx context.Context, role traits, registry promethe
 	}
 	gauge := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "taskledger_row_level_security",
-		Help: "Whether row level security, the second lock between users, binds the connections that read (1) or not (0).",
+		Help: "Whether row level security, the second lock between users, binds the connections that read (1) " +
+			"or not (0).",
 	})
 	registry.MustRegister(gauge)
 	if binds {
@@ -415,7 +427,8 @@ func (a *app) banner(w io.Writer, addr net.Addr, cfg *settings, secret []byte) e
 			"",
 			"Try it:",
 			"",
-			"  curl -H 'Authorization: Bearer "+token+"' -H 'Content-Type: application/json' -d '{\"title\":\"Buy milk\"}' "+base+"/api/tasks",
+			"  curl -H 'Authorization: Bearer "+token+"' -H 'Content-Type: application/json' "+
+				"-d '{\"title\":\"Buy milk\"}' "+base+"/api/tasks",
 		)
 	}
 	_, err := fmt.Fprintln(w, strings.Join(lines, "\n"))

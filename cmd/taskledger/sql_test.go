@@ -40,6 +40,16 @@ func execute(t *testing.T, url string, texts ...string) {
 	})
 }
 
+// appendUnreadable stores the second event of the user u, which no read model can apply: its title is missing.
+func appendUnreadable(t *testing.T, url string) {
+	t.Helper()
+	execute(t, url, `
+		INSERT INTO taskledger.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		VALUES ('u', 2, gen_random_uuid(), 'TaskRenamed', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r',
+			clock_timestamp())`)
+}
+
 // value is the one value that a query gives.
 func value[T any](t *testing.T, url, text string, args ...any) (v T) {
 	t.Helper()

@@ -101,7 +101,9 @@ func TestStatusTellsWhatNeedsAPerson(t *testing.T) {
 		`UPDATE taskledger.checkpoints SET version = 0`,
 		`SELECT taskledger.create_read_model('_rebuild')`,
 		// Nothing is written: the database takes nothing.
-		`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`,
+		`DO $$ BEGIN
+			EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database());
+		END $$`,
 	)
 	s, got := statusOf(t, append(env, "JWKS_URL="+keys.URL)...)
 	for _, want := range []string{

@@ -90,8 +90,8 @@ func TestAThousandStreams(t *testing.T) {
 	}
 	after, _ := s.resident()
 	var connections int
-	err = pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`).
-		Scan(&connections)
+	err = pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid()`).Scan(&connections)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,8 @@ type verifyCmd struct {
 
 // Help implements kong.HelpProvider.
 func (verifyCmd) Help() string {
-	return "Exit 0: every row of the read models is the fold of the log, and each user's seqs have no gap; 1: not, one " +
-		"line a difference. With --export: 0: the chain of hashes holds; 1: not, with the first line that is wrong."
+	return "Exit 0: every row of the read models is the fold of the log, and each user's seqs have no gap; 1: not, " +
+		"one line a difference. With --export: 0: the chain of hashes holds; 1: not, with the first line that is wrong."
 }
 
 // Run exits with 0 when every row is the fold of the log, with 1 when not.

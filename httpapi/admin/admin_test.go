@@ -329,7 +329,8 @@ func TestWhatIsAskedForIsBounded(t *testing.T) {
 		s.must(422, "/user?id="+bad, nil, "255 bytes")
 	}
 	for _, bad := range []string{
-		"at=-1", "at=x", "at=9223372036854775808", "time=tomorrow", "task=x", "before=x", "from=x", "from=2026-01-01T00:00,x",
+		"at=-1", "at=x", "at=9223372036854775808", "time=tomorrow", "task=x", "before=x", "from=x",
+		"from=2026-01-01T00:00,x",
 	} {
 		s.must(422, "/user?id=u&"+bad, nil, "does not understand")
 	}

@@ -125,7 +125,8 @@ func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 	}
 	if p.Parked, err = s.Parked(ctx); err != nil {
 		s.Log.Warn("parked users were not read", "err", err)
-		p.ParkedError = "Who is parked could not be read: the database did not answer, or not in time. The log says why."
+		p.ParkedError = "Who is parked could not be read: the database did not answer, or not in time. " +
+			"The log says why."
 	}
 	for i, d := range s.samples.drawings(now.Add(-time.Hour)) {
 		p.Plots = append(p.Plots, viewOf(d, i, now))

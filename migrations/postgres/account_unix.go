@@ -44,7 +44,8 @@ func ownerOf(info fs.FileInfo) (*account, error) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || stat.Uid == 0 {
 		return nil, errors.New(
-			"PostgreSQL refuses to run as root, and root owns its " + info.Name() + " directory: chown it to another user",
+			"PostgreSQL refuses to run as root, and root owns its " + info.Name() + " directory: " +
+				"chown it to another user",
 		)
 	}
 	u, err := user.LookupId(strconv.Itoa(int(stat.Uid)))

@@ -341,7 +341,10 @@ func TestDefaultDir(t *testing.T) {
 	}{
 		{"linux", 1000, map[string]string{"HOME": "/home/u"}, "/home/u/.local/share/taskledger"},
 		{"linux", 1000, map[string]string{"HOME": "/home/u", "XDG_DATA_HOME": "/data"}, "/data/taskledger"},
-		{"linux", 1000, map[string]string{"HOME": "/home/u", "XDG_DATA_HOME": "relative"}, "/home/u/.local/share/taskledger"},
+		{
+			"linux", 1000, map[string]string{"HOME": "/home/u", "XDG_DATA_HOME": "relative"},
+			"/home/u/.local/share/taskledger",
+		},
 		{"linux", 0, map[string]string{"HOME": "/root", "XDG_DATA_HOME": "/data"}, "/var/lib/taskledger"},
 		{"darwin", 501, map[string]string{"HOME": "/Users/u"}, "/Users/u/Library/Application Support/taskledger"},
 		{"windows", -1, map[string]string{"LocalAppData": "/AppData"}, "/AppData/taskledger"},
