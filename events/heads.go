@@ -3,6 +3,7 @@ package events
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -22,7 +23,7 @@ type Look struct {
 func (l *Log) Head(ctx context.Context, user string) (Look, error) {
 	k, mine := l.looks.join(user)
 	if mine {
-		l.look(k)
+		l.look()
 	} else {
 		select {
 		case <-k.done:
@@ -36,7 +37,7 @@ func (l *Log) Head(ctx context.Context, user string) (Look, error) {
 // looks are the look under way, and the one that gathers meanwhile.
 type looks struct {
 	mu      sync.Mutex
-	running bool
+	running bool // somebody runs a look, or is about to
 	next    *look
 }
 
@@ -52,40 +53,47 @@ type look struct {
 func (ls *looks) join(user string) (k *look, mine bool) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	if k = ls.next; k == nil {
-		k = &look{heads: map[string]Look{}, done: make(chan struct{})}
+	if ls.next == nil {
+		ls.next = &look{heads: map[string]Look{}, done: make(chan struct{})}
 	}
+	k, mine = ls.next, !ls.running
 	if _, asked := k.heads[user]; !asked {
 		k.heads[user] = Look{}
 		k.users = append(k.users, user)
 	}
-	if ls.running {
-		ls.next = k
-		return k, false
-	}
 	ls.running = true
-	return k, true
+	return k, mine
 }
 
-// leave returns the look that has gathered meanwhile.
-func (ls *looks) leave() (next *look) {
+// begin returns the look that has gathered.
+func (ls *looks) begin() *look {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	next, ls.next = ls.next, nil
-	ls.running = next != nil
-	return next
+	k := ls.next
+	ls.next = nil
+	return k
 }
 
-// look runs a look, and has the next one run.
-func (l *Log) look(k *look) {
+// end tells whether there is another look to run.
+func (ls *looks) end() (more bool) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.running = ls.next != nil
+	return ls.running
+}
+
+// look runs the next look, and has the one after it run.
+func (l *Log) look() {
+	runtime.Gosched() // who is about to ask, and waits for a processor only, shares it
+	k := l.looks.begin()
 	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
 	defer cancel()
 	if err := l.readHeads(ctx, k); err != nil {
 		k.err = fmt.Errorf("look at the heads of streams: %w", err)
 	}
 	close(k.done)
-	if next := l.looks.leave(); next != nil {
-		go l.look(next)
+	if l.looks.end() {
+		go l.look()
 	}
 }
 

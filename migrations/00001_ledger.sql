@@ -164,7 +164,7 @@ BEGIN
     FOREACH name IN ARRAY ARRAY[
         'ALTER TABLE {schema}.%1$I ADD CONSTRAINT %4$I PRIMARY KEY (user_id, id)',
         'CREATE INDEX %5$I ON {schema}.%1$I (user_id, created_at, id) WHERE deleted_at IS NULL',
-        'CREATE INDEX %6$I ON {schema}.%1$I (user_id, version) WHERE deleted_at IS NOT NULL',
+        'CREATE INDEX %6$I ON {schema}.%1$I (user_id, deleted_at) WHERE deleted_at IS NOT NULL',
         'ALTER TABLE {schema}.%2$I ADD CONSTRAINT %7$I PRIMARY KEY (user_id, seq)',
         'CREATE INDEX %8$I ON {schema}.%2$I (user_id, task_id, seq)',
         'CREATE INDEX %10$I ON {schema}.%2$I (user_id, type, seq)',

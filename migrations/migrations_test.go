@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -33,6 +34,30 @@ func TestUpMigratesOnce(t *testing.T) {
 	}
 	if got := count(t, pool, `SELECT count(*) FROM taskledger.task_events`); got != 0 {
 		t.Errorf("%d events in a new database", got)
+	}
+}
+
+// A change of a task that neither deletes nor restores it touches no index: it can be a HOT update. A column that is in
+// any index of the table, a partial one too, prevents that.
+func TestChangesOfATaskTouchNoIndex(t *testing.T) {
+	t.Parallel()
+	pool := testdb.New(t)
+	rows, err := pool.Query(t.Context(), `
+		SELECT DISTINCT a.attname::text
+		FROM pg_index i
+		JOIN pg_attribute a ON a.attrelid = i.indrelid
+		WHERE i.indrelid = 'taskledger.tasks'::regclass
+		AND (a.attnum = ANY (i.indkey) OR pg_get_expr(i.indpred, i.indrelid) ~ ('\y' || a.attname || '\y'))
+		ORDER BY 1`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"created_at", "deleted_at", "id", "user_id"}; !slices.Equal(got, want) {
+		t.Errorf("the indexes have the columns %v, want %v", got, want)
 	}
 }
 

@@ -73,6 +73,16 @@ func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
 	q.add(` AS seq, `)
 	q.isFuture(*f.AsOf)
 	q.add(` AS future) m
+	CROSS JOIN LATERAL (
+		SELECT coalesce((
+			SELECT h.recorded_at
+			FROM {schema}.task_history h
+			WHERE h.user_id = s.user_id AND h.seq <= m.seq
+			ORDER BY h.seq DESC
+			LIMIT 1
+		), '-infinity') AS at
+		OFFSET 0 -- so that it is a value: row level security lets no subquery into the condition of an index
+	) moment
 	LEFT JOIN LATERAL (
 		SELECT h.*
 		FROM (
@@ -82,7 +92,7 @@ func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
 			UNION ALL
 			SELECT t.id
 			FROM {schema}.tasks t
-			WHERE t.user_id = s.user_id AND t.deleted_at IS NOT NULL AND t.version > m.seq
+			WHERE t.user_id = s.user_id AND t.deleted_at >= moment.at AND t.version > m.seq
 		) t
 		CROSS JOIN LATERAL (
 			SELECT ` + events.HistoryTaskColumns + `

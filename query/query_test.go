@@ -88,8 +88,8 @@ func (f *fixture) fill(n int) {
 	f.exec(`
 		INSERT INTO {schema}.tasks
 			(user_id, id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body)
-		SELECT u, id, n, n % 3 = 0, created_at, updated_at, CASE WHEN n % 10 = 9 THEN `+at+` END,
-			($2::bytea[])[n], 'task ' || n,
+		SELECT u, id, n, n % 3 = 0, created_at, updated_at,
+			CASE WHEN n % 10 = 9 THEN `+at+` + n * interval '1 second' END, ($2::bytea[])[n], 'task ' || n,
 			format('{"id":"%s","user_id":"%s","title":"task %s","created_at":"%s","updated_at":"%s","version":%s}',
 				id, u, n,
 				to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SSZ'),
@@ -228,7 +228,12 @@ func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 		)
 		f.inOrderOf("history of a type "+string(order), "task_history_by_type", f.plan(statement(columns, from), args))
 	}
-	columns, from, args := TaskFilter{AsOf: &Moment{Seq: 500}}.sql(Page{})
+	columns, from, args := TrashFilter{}.sql(Page{Limit: 20, After: &Place{Time: time.Now(), Seq: 500}})
+	if plan := f.plan(statement(columns, from), args); !strings.Contains(plan, "Presorted Key: t.deleted_at") ||
+		!strings.Contains(plan, "tasks_deleted") {
+		t.Errorf("trash:\n%s", plan)
+	}
+	columns, from, args = TaskFilter{AsOf: &Moment{Seq: 500}}.sql(Page{})
 	for name, plan := range map[string]string{
 		"link": f.plan(statement(`x.hash`, linkAt), []any{15_000}), "as of": f.plan(statement(columns, from), args),
 	} {

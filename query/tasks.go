@@ -1,6 +1,8 @@
 package query
 
 import (
+	"errors"
+
 	"github.com/jackc/pgx/v5"
 
 	"taskledger/events"
@@ -101,6 +103,8 @@ func (f TaskFilter) placeOf(t *events.Task) Place {
 // TrashFilter lists deleted tasks, with the time of their deletion, those deleted last first.
 type TrashFilter struct{}
 
+var errNotDeleted = errors.New("a task of the trash has no deleted_at")
+
 func (f TrashFilter) list() string { return "trash" }
 
 func (f TrashFilter) sql(page Page) (columns, from string, args []any) {
@@ -110,9 +114,9 @@ func (f TrashFilter) sql(page Page) (columns, from string, args []any) {
 			FROM {schema}.tasks t
 			WHERE t.user_id = s.user_id AND t.deleted_at IS NOT NULL`)
 	if page.After != nil {
-		q.add(` AND t.version < $?`, page.After.Seq)
+		q.add(` AND (t.deleted_at, t.version) < ($?, $?)`, page.After.Time, page.After.Seq)
 	}
-	q.add(` ORDER BY t.version DESC`)
+	q.add(` ORDER BY t.deleted_at DESC, t.version DESC`)
 	q.limit(page)
 	q.gather(page)
 	return `x.items`, q.lateral(), q.args
@@ -121,6 +125,9 @@ func (f TrashFilter) sql(page Page) (columns, from string, args []any) {
 func (f TrashFilter) read(rows pgx.Rows, _ state, page Page, a *Answer, w *writer) error {
 	return readItems(rows, page, a, w, readyItems, func(item []byte) (Place, error) {
 		t, err := events.ParseTask(item)
-		return Place{Seq: t.Version}, err
+		if err != nil || t.DeletedAt == nil {
+			return Place{}, errors.Join(err, errNotDeleted)
+		}
+		return Place{Time: *t.DeletedAt, Seq: t.Version}, nil
 	})
 }
