@@ -55,8 +55,7 @@ type Log struct {
 	subscribersMu sync.RWMutex
 	subscribers   map[*Subscriber]bool
 
-	insert string // a test takes the lock out of it
-	lock   string
+	lock string // a test takes the lock out of it
 }
 
 // Open starts the appender. The caller closes the log before the pool.
@@ -69,7 +68,6 @@ func Open(db *DB) *Log {
 		done:        make(chan struct{}),
 		subscribers: map[*Subscriber]bool{},
 		metrics:     newMetrics(),
-		insert:      insertEvents,
 		lock:        lockLog,
 	}
 	l.alone <- struct{}{}

@@ -41,56 +41,55 @@ const announce = `,
 // insertEvents stores those commits of a batch whose stream ends at the event that they, or the one they are chained
 // to, were decided on. That is asked by the event's id and not by its seq: after a failover to a standby that was
 // behind, another event may have that seq. It keeps streams without holes too, whatever anybody remembers. The
-// condition is the same for all events of a commit, so they are stored together or not.
+// condition is the same for all events of a commit, so they are stored together or not. Rows come back in the order in
+// which they were stored.
 //
-// before is the position that was drawn last before these: PostgreSQL tells it without regard to snapshots.
-const insertEvents = `
-	WITH base AS MATERIALIZED (
-		SELECT clock_timestamp() AS recorded_at,
-		       coalesce(pg_sequence_last_value('{schema}.task_events_position_seq'::regclass), 0) AS before,
-		       (SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks') AS generation
-	), appended AS (
-		INSERT INTO {schema}.task_events (
-			user_id, seq, task_id, type, schema_version, data, event_id, command_id,
-			idempotency_key, request_fingerprint, actor, request_id, recorded_at
-		)
-		SELECT
-			e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id,
-			e.idempotency_key, e.request_fingerprint, e.actor, e.request_id,
-			greatest(base.recorded_at, head.recorded_at)
-		FROM base
-		CROSS JOIN ROWS FROM (
-			jsonb_to_recordset($1::jsonb) AS (
-				user_id text, seq bigint, task_id uuid, type text, schema_version integer, data jsonb, event_id uuid,
-				command_id uuid, idempotency_key text, request_fingerprint bytea, actor text, request_id text,
-				after uuid, generation bigint, command_key text
-			)
-		) WITH ORDINALITY AS e
-		LEFT JOIN LATERAL (
-			SELECT t.event_id, t.recorded_at
-			FROM {schema}.task_events t
-			WHERE t.user_id = e.user_id
-			ORDER BY t.seq DESC
-			LIMIT 1
-		) head ON true
-		WHERE head.event_id IS NOT DISTINCT FROM e.after
-		AND e.generation = base.generation
-		AND (e.command_key IS NULL OR NOT EXISTS (
-			SELECT FROM {schema}.task_events k WHERE k.user_id = e.user_id AND k.idempotency_key = e.command_key
-		))
-		ORDER BY e.ordinality
-		RETURNING position, recorded_at, event_id
+// It is written for few nodes in its plan: making them ready costs more than a row does.
+const (
+	insertEvents = `
+	INSERT INTO {schema}.task_events (
+		user_id, seq, task_id, type, schema_version, data, event_id, command_id,
+		idempotency_key, request_fingerprint, actor, request_id, recorded_at
 	)
-	SELECT a.position, a.recorded_at, a.event_id, base.before
-	FROM appended a
-	CROSS JOIN base
-	ORDER BY a.position`
+	SELECT
+		e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id,
+		e.idempotency_key, e.request_fingerprint, e.actor, e.request_id,
+		greatest((SELECT clock_timestamp()), head.recorded_at)
+	FROM ROWS FROM (
+		jsonb_to_recordset($1::jsonb) AS (
+			user_id text, seq bigint, task_id uuid, type text, schema_version integer, data jsonb, event_id uuid,
+			command_id uuid, idempotency_key text, request_fingerprint bytea, actor text, request_id text,
+			after uuid, generation bigint, command_key text
+		)
+	) WITH ORDINALITY AS e
+	LEFT JOIN LATERAL (
+		SELECT t.event_id, t.recorded_at
+		FROM {schema}.task_events t
+		WHERE t.user_id = e.user_id
+		ORDER BY t.seq DESC
+		LIMIT 1
+	) head ON true
+	WHERE head.event_id IS NOT DISTINCT FROM e.after
+	AND e.generation = (SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks')`
+	// unlessKeyed is there when a commit has an idempotency key.
+	unlessKeyed = `
+	AND (e.command_key IS NULL OR NOT EXISTS (
+		SELECT FROM {schema}.task_events k WHERE k.user_id = e.user_id AND k.idempotency_key = e.command_key
+	))`
+	inOrder = `
+	ORDER BY e.ordinality
+	RETURNING position, recorded_at, event_id`
+)
 
 // publish appends commits by one Watermill Publish, which is one INSERT. A message is an event: its payload is the
 // record, its UUID the event's id. It returns what was stored; those events have their Position and RecordedAt.
 func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
 	messages := make(message.Messages, 0, len(commits))
+	insert := insertEvents + inOrder
 	for _, c := range commits {
+		if c.IdempotencyKey != "" {
+			insert = insertEvents + unlessKeyed + inOrder
+		}
 		for i := range c.Events {
 			e := &c.Events[i]
 			if err := e.encode(); err != nil {
@@ -104,7 +103,7 @@ func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
 		exec.lock, exec.args = l.lock+announce, append(exec.args, *channel)
 	}
 	publisher, err := watermillsql.NewPublisher(exec, watermillsql.PublisherConfig{
-		SchemaAdapter: insertAdapter{insert: l.db.SQL(l.insert), commits: commits},
+		SchemaAdapter: insertAdapter{insert: l.db.SQL(insert), commits: commits},
 	}, watermill.NopLogger{})
 	if err != nil {
 		return nil, fmt.Errorf("append: %w", err)
@@ -174,7 +173,6 @@ type appendedRow struct {
 	Position   int64
 	RecordedAt time.Time
 	EventID    [16]byte
-	Before     int64
 }
 
 // ExecContext takes the lock and runs the INSERT, in one round trip.
@@ -199,12 +197,15 @@ func (x *executor) batch(commits []*pending) *Batch {
 			}
 			row := x.rows[n]
 			e.Position, e.RecordedAt = row.Position, row.RecordedAt.UTC()
-			b.From, b.To = row.Before, row.Position
+			b.To = row.Position
 			b.Events = append(b.Events, *e)
 		}
 		if c.span != nil && len(b.Events) > before {
 			b.Appends = append(b.Appends, c.span)
 		}
+	}
+	if len(x.rows) > 0 {
+		b.From = x.rows[0].Position - 1 // whoever drew that one has committed, or never will: this one had the lock
 	}
 	return b
 }
