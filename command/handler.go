@@ -416,7 +416,7 @@ func (a *attempt) current(ctx context.Context, s *stream) (bool, error) {
 	look, err := a.cfg.Log.Head(ctx, a.req.UserID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return look.EventID == s.head.EventID && look.Generation == s.generation, err
+	return look.EventID == s.head.EventID && look.Generation == s.userGeneration, err
 }
 
 // commit is what was decided: the events, the task of each step, and the seq of the last event.

@@ -17,6 +17,7 @@ import (
 const loadStream = `
 	WITH shown AS MATERIALIZED (
 		SELECT coalesce(max(u.seq), 0) AS seq, coalesce(max(u.live), 0) AS live,
+			coalesce(max(u.generation), 0) AS user_generation,
 			(SELECT c.generation FROM {schema}.checkpoints c WHERE c.projection = 'tasks') AS generation
 		FROM {schema}.users u
 		WHERE u.user_id = $1
@@ -29,12 +30,12 @@ const loadStream = `
 	)
 	SELECT NULL::bigint, NULL::text, NULL::bigint AS seq, NULL::uuid, NULL::text, NULL::integer, NULL::jsonb,
 		NULL::uuid, NULL::uuid, NULL::text, NULL::text, NULL::timestamptz, NULL::boolean,
-		s.live, s.generation, h.seq, h.position, h.event_id, t.body
+		s.live, s.generation, s.user_generation, h.seq, h.position, h.event_id, t.body
 	FROM shown s
 	LEFT JOIN head h ON true
 	LEFT JOIN {schema}.tasks t ON t.user_id = $1 AND t.id = ANY ($2::uuid[])
 	UNION ALL
-	SELECT ` + events.Columns + `, NULL, NULL, NULL, NULL, NULL, NULL
+	SELECT ` + events.Columns + `, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 	FROM shown s
 	JOIN {schema}.task_events e ON e.user_id = $1 AND e.seq > s.seq
 	ORDER BY 3 NULLS FIRST`
@@ -58,7 +59,7 @@ func load(ctx context.Context, from events.Querier, user string, quota int, task
 				}
 				continue
 			}
-			e, err := events.ScanEvent(rows, nil, nil, nil, nil, nil, nil)
+			e, err := events.ScanEvent(rows, nil, nil, nil, nil, nil, nil, nil)
 			if err != nil {
 				return err
 			}
@@ -85,7 +86,7 @@ func (s *stream) begin(rows pgx.Rows) (end events.Head, err error) {
 		id            *[16]byte
 		body          []byte
 	)
-	places := append(make([]any, 13), &s.live, &s.generation, &seq, &position, &id, &body)
+	places := append(make([]any, 13), &s.live, &s.generation, &s.userGeneration, &seq, &position, &id, &body)
 	if err := rows.Scan(places...); err != nil {
 		return end, err
 	}

@@ -14,8 +14,9 @@ import (
 // into the log: a command is decided on the one before it, whose outcome is not known yet, and is stored only if that
 // one is.
 type stream struct {
-	generation int64 // of the read model that this began with
-	quota      int
+	generation     int64 // of the read model that this began with
+	userGeneration int64 // of the user's part of it
+	quota          int
 
 	mu    sync.Mutex // guards what follows
 	head  events.Head
@@ -121,7 +122,10 @@ func (s *stream) knows(ids []uuid.UUID) bool {
 
 // try calls decide with a copy of what is known, which is taken over unless decide returns an error.
 func (s *stream) try(decide func(*stream) error) error {
-	trial := &stream{generation: s.generation, quota: s.quota, head: s.head, live: s.live, bytes: s.bytes}
+	trial := &stream{
+		generation: s.generation, userGeneration: s.userGeneration, quota: s.quota,
+		head: s.head, live: s.live, bytes: s.bytes,
+	}
 	trial.tasks = make(map[uuid.UUID]*events.Task, len(s.tasks))
 	for id, t := range s.tasks {
 		t := *t

@@ -9,8 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Look is what a look at a stream's head tells: where the stream ends, the generation of the read model, and whether
-// that follows the stream no more.
+// Look is what a look at a stream's head tells: where the stream ends, the generation of the user's part of the read
+// model, 0 without one, and whether that follows the stream no more.
 type Look struct {
 	Head
 	Generation int64
@@ -99,9 +99,11 @@ func (l *Log) look() {
 
 func (l *Log) readHeads(ctx context.Context, k *look) error {
 	return l.db.Query(ctx, `
-		SELECT u.user_id, coalesce(h.seq, 0), coalesce(h.position, 0), h.event_id,
-			(SELECT generation FROM {schema}.checkpoints WHERE projection = 'tasks'),
-			EXISTS (SELECT FROM {schema}.users p WHERE p.user_id = u.user_id AND p.parked_error IS NOT NULL)
+		SELECT u.user_id, coalesce(h.seq, 0), coalesce(h.position, 0), h.event_id, coalesce((
+			SELECT CASE WHEN s.parked_error IS NULL THEN s.generation ELSE -s.generation - 1 END
+			FROM {schema}.users s
+			WHERE s.user_id = u.user_id
+		), 0)
 		FROM unnest($1::text[]) u(user_id)
 		LEFT JOIN LATERAL (
 			SELECT e.seq, e.position, e.event_id
@@ -116,8 +118,11 @@ func (l *Log) readHeads(ctx context.Context, k *look) error {
 				h    Look
 				id   *[16]byte
 			)
-			if err := rows.Scan(&user, &h.Seq, &h.Position, &id, &h.Generation, &h.Parked); err != nil {
+			if err := rows.Scan(&user, &h.Seq, &h.Position, &id, &h.Generation); err != nil {
 				return err
+			}
+			if h.Parked = h.Generation < 0; h.Parked {
+				h.Generation = -h.Generation - 1
 			}
 			if id != nil {
 				h.EventID = *id

@@ -21,7 +21,7 @@ func (r *rebuild) fill(ctx context.Context) (position int64, err error) {
 		defer close(tasks)
 		defer close(history)
 		defer close(users)
-		f := &streamFolder{tasks: chunked(ctx, tasks), history: chunked(ctx, history), users: chunked(ctx, users)}
+		f := &streamFolder{generation: r.generation, tasks: chunked(ctx, tasks), history: chunked(ctx, history), users: chunked(ctx, users)}
 		return r.db.Begin(ctx, readOnlySnapshot, func(tx *events.Tx) (err error) {
 			position, err = r.fold(ctx, tx, f)
 			return err
@@ -74,11 +74,12 @@ func (r *rebuild) report() {
 
 // streamFolder folds the log in user order, and hands out rows as they are done.
 type streamFolder struct {
-	user    *userFold
-	changes []change
-	tasks   chunks[events.Task]
-	history chunks[change]
-	users   chunks[userState]
+	generation int64
+	user       *userFold
+	changes    []change
+	tasks      chunks[events.Task]
+	history    chunks[change]
+	users      chunks[userState]
 }
 
 func (f *streamFolder) next(e *events.Event) (err error) {
@@ -87,6 +88,7 @@ func (f *streamFolder) next(e *events.Event) (err error) {
 			return err
 		}
 		f.user = newUserFold(e.UserID)
+		f.user.generation = f.generation
 	}
 	if f.changes, err = f.user.apply(f.changes[:0], e); err != nil {
 		return err

@@ -55,7 +55,7 @@ func (m *readModel) derive(
 		}
 	}
 	f.remember(m.users)
-	return derived{rows: f.rows(), parked: f.parked, doubtful: f.doubtful}, nil
+	return derived{rows: f.rows(d.Generation), parked: f.parked, doubtful: f.doubtful}, nil
 }
 
 // batchFold is the fold of one batch.
@@ -188,11 +188,13 @@ func (f *batchFold) remember(in *events.Recent[*userFold]) {
 	}
 }
 
-// rows are the rows of the read model's tables that the batch changes.
-func (f *batchFold) rows() []rows {
+// rows are the rows of the tables that the batch changes, of a read model of this generation.
+func (f *batchFold) rows(generation int64) []rows {
 	users := make([]userState, 0, len(f.dirty))
 	for user := range f.dirty {
-		users = append(users, f.users[user].userState)
+		u := f.users[user].userState
+		u.generation = generation
+		users = append(users, u)
 	}
 	made, changed := f.lastStates()
 	if len(f.changes) == 1 && isErasure(*f.changes[0].event) {

@@ -79,6 +79,7 @@ var userColumns = columns[userState]{
 	col("hash", "bytea", func(u *userState) []byte { return u.hash[:] }),
 	col("parked_error", "text", func(u *userState) *string { return u.parked }),
 	col("parked_at", "timestamptz", func(u *userState) *time.Time { return u.parkedAt }),
+	col("generation", "bigint", func(u *userState) int64 { return u.generation }),
 }
 
 // The tables of the read model.
@@ -97,6 +98,9 @@ type userState struct {
 	hash     events.Hash
 	parked   *string // why no more is folded
 	parkedAt *time.Time
+	// generation is that of the read model when the row is written. What was remembered of the user under another one
+	// does not hold any more.
+	generation int64
 }
 
 // userFold folds one user's events in order. It stops for good at the first event that cannot follow: the user is

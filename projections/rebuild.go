@@ -112,6 +112,7 @@ type rebuild struct {
 	progress    Progress
 	done, total int64
 	rows        int64
+	generation  int64     // of the new read model
 	follower    *follower // applies to the new tables what came in meanwhile
 }
 
@@ -126,6 +127,11 @@ func (r *rebuild) run(ctx context.Context) error {
 	}()
 	if _, err := r.db.Exec(ctx, `SELECT {schema}.create_read_model($1)`, suffix); err != nil {
 		return fmt.Errorf("make tables: %w", err)
+	}
+	if _, err := events.One(
+		ctx, r.db, `SELECT generation + 1 FROM {schema}.checkpoints WHERE projection = $1`, []any{Name}, &r.generation,
+	); err != nil {
+		return err
 	}
 	position, err := r.fill(ctx)
 	if err != nil {
@@ -185,8 +191,8 @@ func (r *rebuild) index(ctx context.Context, position int64) error {
 		}
 	}
 	_, err := r.db.Exec(ctx, `
-		INSERT INTO {schema}.checkpoints (projection, position)
-		VALUES ($1, $2)`, Name+suffix, position)
+		INSERT INTO {schema}.checkpoints (projection, position, generation)
+		VALUES ($1, $2, $3)`, Name+suffix, position, r.generation)
 	return err
 }
 
@@ -202,7 +208,7 @@ func (r *rebuild) catchUp(ctx context.Context, q events.Querier) error {
 		if len(b.Events) == 0 {
 			return nil
 		}
-		if err = r.follower.apply(ctx, &events.Delivery{Batch: b}); errors.Is(err, errOvertaken) {
+		if err = r.follower.apply(ctx, &events.Delivery{Batch: b, Generation: r.generation}); errors.Is(err, errOvertaken) {
 			err = r.resume(ctx, q)
 		}
 		if err != nil {
@@ -326,7 +332,7 @@ func (r *rebuild) swapIn(ctx context.Context, tx *events.Tx) error {
 	}
 	_, err = tx.Exec(ctx, `
 		UPDATE {schema}.checkpoints c
-		SET position = s.position, generation = c.generation + 1, version = $3
+		SET position = s.position, generation = s.generation, version = $3
 		FROM {schema}.checkpoints s
 		WHERE c.projection = $1 AND s.projection = $2`, Name, Name+suffix, version)
 	return err
@@ -377,7 +383,7 @@ func (w *userWriter) run(ctx context.Context) error {
 		UPDATE {schema}.checkpoints
 		SET generation = generation + 1, `+writtenTo+`
 		WHERE projection = $1
-		RETURNING position`, []any{Name}, &w.position)
+		RETURNING position, generation`, []any{Name}, &w.position, &w.user.generation)
 	if err != nil {
 		return err
 	}

@@ -359,6 +359,13 @@ func TestNobodyNoticesARebuild(t *testing.T) {
 	if report := p.verified(); report.Events < 120+5 {
 		t.Errorf("%+v", report)
 	}
+	// Whatever was remembered of a user's rows before they were made anew is good for nothing any more.
+	if n := value[int64](p, `
+		SELECT count(*)
+		FROM {schema}.users
+		WHERE generation <> CASE user_id WHEN 'writer' THEN 10 ELSE 9 END`); n > 0 {
+		t.Errorf("%d users have another generation than that of the last rebuild", n)
+	}
 }
 
 // One snapshot: while writers write and two processes project, verify sees the read models where they stand, and

@@ -130,11 +130,7 @@ func statement(columns, from string) string {
 	)
 	SELECT
 		coalesce(h.seq, 0), coalesce(h.position, 0), coalesce(h.event_id, '00000000-0000-0000-0000-000000000000'),
-		coalesce((
-			SELECT CASE WHEN u.parked_error IS NULL THEN u.seq ELSE -u.seq - 1 END
-			FROM {schema}.users u WHERE u.user_id = $1
-		), 0),
-		(SELECT c.generation FROM {schema}.checkpoints c WHERE c.projection = 'tasks'),
+		coalesce(CASE WHEN u.parked_error IS NULL THEN u.seq ELSE -u.seq - 1 END, 0), coalesce(u.generation, 0),
 		` + columns + `
 	FROM scope s
 	LEFT JOIN LATERAL (
@@ -144,6 +140,12 @@ func statement(columns, from string) string {
 		ORDER BY e.seq DESC
 		LIMIT 1
 	) h ON true
+	LEFT JOIN LATERAL (
+		SELECT u.seq, u.parked_error, u.generation
+		FROM {schema}.users u
+		WHERE u.user_id = s.user_id
+		LIMIT 1
+	) u ON true
 	` + from
 }
 

@@ -408,7 +408,7 @@ func TestAnswersAreKept(t *testing.T) {
 		string(a.Body) == string(first.Body) {
 		t.Errorf("another user's: %s, %v", a.Body, err)
 	}
-	f.exec(`UPDATE {schema}.checkpoints SET generation = generation + 1`)
+	f.exec(`UPDATE {schema}.users SET generation = generation + 1`)
 	kept(false, "the read model was made anew")
 	kept(true, "nothing has happened since")
 	f.wrote("u", 0)
@@ -495,7 +495,7 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 	expect("a has changed, and another", "b")
 	write(uuid.New(), last.Generation, tasks[2])
 	expect("something else was written in between")
-	f.exec(`UPDATE {schema}.checkpoints SET generation = generation + 1 WHERE projection = 'tasks'`)
+	f.exec(`UPDATE {schema}.users SET generation = generation + 1`)
 	write(last.EventID, last.Generation+1, tasks[2])
 	expect("the read model was made anew in between")
 	seq++
