@@ -272,9 +272,7 @@ func TestNobodyIsAlwaysLast(t *testing.T) {
 			}
 		})
 	}
-	var most int64 // of the many in the time of one: not in seconds, for a slow machine is slow for them too
 	for n := range 60 {
-		before := toggles.Load()
 		req := Request{UserID: "u", RequestID: "r"}
 		if n%2 == 1 {
 			req.Key = fmt.Sprint("key", n)
@@ -283,13 +281,14 @@ func TestNobodyIsAlwaysLast(t *testing.T) {
 			t.Errorf("write %d of the one: %v", n, err)
 		}
 		toggles.Add(1)
-		most = max(most, toggles.Load()-before)
 	}
 	stop()
 	work.Wait()
-	t.Logf("%d writes, %d at most while the one waited for its own", toggles.Load(), most)
-	if most > 1000 {
-		t.Errorf("a write of the one took as long as %d others", most)
+	// Not in seconds, for a slow machine is slow for them too. Seen: 200 to 2,600; where the one never got to be alone
+	// with the log, some 5,000 for each write of its own.
+	t.Logf("%d writes while the one made 60", toggles.Load())
+	if toggles.Load() > 20_000 {
+		t.Errorf("%d writes while the one made 60", toggles.Load())
 	}
 	if n := int64(len(stored(t, one, "u"))); n != toggles.Load()+1 {
 		t.Errorf("%d events stored for %d toggles", n, toggles.Load())

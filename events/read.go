@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -121,23 +122,25 @@ func visitEvents(rows pgx.Rows, visit func(Event) error) error {
 	return rows.Err()
 }
 
-// ScanEvent reads an event from the columns of this package, and then more columns into places.
+// ScanEvent reads an event from the columns of this package, and then more columns into places. It scans into what pgx
+// knows best: a uuid.UUID it would make a text of, and read that.
 func ScanEvent(rows pgx.Rows, places ...any) (Event, error) {
 	var (
 		e       Event
 		typ     Type
 		version int
-		data    []byte
+		data    pgtype.DriverBytes // good until the next row
+		task    pgtype.UUID
 		at      time.Time
 		skipped bool
 	)
 	err := rows.Scan(append([]any{
-		&e.Position, &e.UserID, &e.Seq, &e.TaskID, &typ, &version, &data, &e.EventID, &e.CommandID, &e.Actor,
-		&e.RequestID, &at, &skipped,
+		&e.Position, &e.UserID, &e.Seq, &task, (*string)(&typ), &version, &data,
+		(*[16]byte)(&e.EventID), (*[16]byte)(&e.CommandID), &e.Actor, &e.RequestID, &at, &skipped,
 	}, places...)...)
 	if err != nil {
 		return Event{}, err
 	}
-	e.RecordedAt = at.UTC()
+	e.TaskID, e.RecordedAt = task.Bytes, at.UTC()
 	return e, e.read(typ, version, data, skipped)
 }

@@ -13,18 +13,28 @@ import (
 // copyChunk is how many rows go to a COPY at a time.
 const copyChunk = 500
 
-// fill folds the log up to its present end into the new tables, and returns that end. Fold and COPY run side by side.
+// fill folds the log up to its present end into the new tables, and returns that end. Reading, fold and COPY run side by
+// side.
 func (r *rebuild) fill(ctx context.Context) (position int64, err error) {
+	log := make(chan []events.Event, 8)
 	tasks, history, users := make(chan []events.Task, 8), make(chan []change, 8), make(chan []userState, 8)
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(log)
+		return r.db.Begin(ctx, readOnlySnapshot, func(tx *events.Tx) (err error) {
+			position, err = r.read(ctx, tx, chunked(ctx, log))
+			return err
+		})
+	})
 	group.Go(func() error {
 		defer close(tasks)
 		defer close(history)
 		defer close(users)
-		f := &streamFolder{generation: r.generation, tasks: chunked(ctx, tasks), history: chunked(ctx, history), users: chunked(ctx, users)}
-		return r.db.Begin(ctx, readOnlySnapshot, func(tx *events.Tx) (err error) {
-			position, err = r.fold(ctx, tx, f)
-			return err
+		return r.fold(log, &streamFolder{
+			generation: r.generation,
+			tasks:      chunked(ctx, tasks),
+			history:    chunked(ctx, history),
+			users:      chunked(ctx, users),
 		})
 	})
 	var rows [3]int64
@@ -45,25 +55,34 @@ func (r *rebuild) fill(ctx context.Context) (position int64, err error) {
 	return position, err
 }
 
-// fold folds the whole log in the order of users.
-func (r *rebuild) fold(ctx context.Context, tx *events.Tx, f *streamFolder) (position int64, err error) {
+// read reads the whole log in the order of users.
+func (r *rebuild) read(ctx context.Context, tx *events.Tx, log chunks[events.Event]) (position int64, err error) {
 	_, err = events.One(ctx, tx, `
 		SELECT coalesce(max(position), 0), count(*)
 		FROM {schema}.task_events`, nil, &position, &r.total)
 	if err != nil {
 		return 0, err
 	}
-	err = events.ReadStreams(ctx, tx, "", position, func(e events.Event) error {
-		if r.done++; r.done%2000 == 0 {
-			r.report()
-		}
-		return f.next(&e)
-	})
-	if err != nil {
+	if err = events.ReadStreams(ctx, tx, "", position, func(e events.Event) error { return log.add(e) }); err != nil {
 		return 0, err
 	}
+	return position, log.flush()
+}
+
+// fold folds what was read.
+func (r *rebuild) fold(log <-chan []events.Event, f *streamFolder) error {
+	for chunk := range log {
+		for i := range chunk {
+			if r.done++; r.done%2000 == 0 {
+				r.report()
+			}
+			if err := f.next(&chunk[i]); err != nil {
+				return err
+			}
+		}
+	}
 	r.report()
-	return position, f.end()
+	return f.end()
 }
 
 func (r *rebuild) report() {

@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,8 +35,6 @@ const (
 	streamCache = 16 << 20
 	// keptBytes bounds the answers that are kept.
 	keptBytes = 24 << 20
-	// softMemoryLimit is what the heap is kept below as long as that is not busy work: the caches take a half of it.
-	softMemoryLimit = 112 << 20
 	// maxLag is how old an event may be that the read model does not show, before the service is not ready.
 	maxLag = 10 * time.Second
 )
@@ -50,17 +46,6 @@ func (serveCmd) Run(ctx context.Context, cfg *settings, log *slog.Logger, stdout
 		return err
 	}
 	return serve(ctx, cfg, log, stdout)
-}
-
-// tuneGC lets the heap grow to several times what is in use, and no further than memory allows: collecting it as often
-// as Go does by default took a tenth of the time of a busy server. Who sets GOGC or GOMEMLIMIT has it that way.
-func tuneGC() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(softMemoryLimit)
-	}
 }
 
 // serve runs until ctx ends, then lets what is under way finish.
@@ -104,7 +89,6 @@ func serve(ctx context.Context, cfg *settings, log *slog.Logger, stdout io.Write
 	if err != nil {
 		return err
 	}
-	tuneGC()
 	app, err := newApp(ctx, cfg, db, secret, log)
 	if err != nil {
 		return err

@@ -834,18 +834,16 @@ func TestOneWriterBesideManyOfAnotherServer(t *testing.T) {
 			}
 		})
 	}
-	const overtaking = 1000
-	var slowest int64 // in toggles of the many: a slow machine is slow for them too
 	for range 50 {
-		before := toggles.Load()
 		toggle(quiet)
-		slowest = max(slowest, toggles.Load()-before)
 	}
 	done.Store(true)
 	work.Wait()
-	t.Logf("%d toggles, %d at most while the one waited for its own", toggles.Load(), slowest)
-	if slowest > overtaking {
-		t.Errorf("the one waited for its toggle while there were %d others", slowest)
+	// Not in seconds, for a slow machine is slow for the many too; where the one is always overtaken, they make some
+	// thousands to each of its own.
+	t.Logf("%d toggles while the one made 50", toggles.Load())
+	if toggles.Load() > 20_000 {
+		t.Errorf("%d toggles while the one made 50", toggles.Load())
 	}
 	task := quiet.must(200, "u", "GET", strings.TrimSuffix(path, "/complete"), "")
 	if task["version"] != float64(toggles.Load()+1) || task["is_completed"] != (toggles.Load()%2 == 1) {
