@@ -115,13 +115,16 @@ func (h Hash) Next(record []byte) Hash {
 }
 
 // Link is the event's link of its user's chain, behind the link before. An erasure brings that one along. The record
-// may be written into buf, which is returned.
+// may be written into buf, which is returned: never a record that is there, which would keep a whole batch in memory.
 func (e *Event) Link(before Hash, buf []byte) (Hash, []byte) {
 	if d, ok := e.Data.(UserErased); ok {
 		before = d.Hash
 	}
 	record := e.Record(buf)
-	return before.Next(record), record
+	if e.record == nil {
+		buf = record
+	}
+	return before.Next(record), buf
 }
 
 // String is the link in hexadecimal.

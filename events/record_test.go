@@ -105,3 +105,21 @@ func TestTasksAreReadBack(t *testing.T) {
 		}
 	}
 }
+
+// A record that is there is part of a batch: who remembers the buffer for the next one must not remember the batch.
+func TestALinkKeepsNoRecord(t *testing.T) {
+	t.Parallel()
+	e := Event{UserID: "u", Seq: 1, Data: TaskReopened{}}
+	if err := e.encode(); err != nil {
+		t.Fatal(err)
+	}
+	made, buf := e.Link(Hash{}, nil)
+	e.record = append([]byte(nil), buf...)
+	there, kept := e.Link(Hash{}, buf)
+	if &kept[0] != &buf[0] {
+		t.Error("the record is given as the buffer")
+	}
+	if made != there {
+		t.Error("the links differ")
+	}
+}
