@@ -388,8 +388,8 @@ func TestSeveralHosts(t *testing.T) {
 	}
 }
 
-// Why there is no connection is told with host and database, and nothing else of the URL.
-func TestFailedConnectionsShowNoUser(t *testing.T) {
+// Why there is no connection is told, and nothing of the URL.
+func TestFailedConnectionsShowNothingOfTheURL(t *testing.T) {
 	t.Parallel()
 	plain, err := url.Parse(testdb.URL(t))
 	if err != nil {
@@ -404,8 +404,8 @@ func TestFailedConnectionsShowNoUser(t *testing.T) {
 		for _, command := range []string{"migrate", "verify", "rebuild", "parked"} {
 			got := finish(t, program(t, []string{"DATABASE_URL=" + u.String()}, command))
 			if got.code != exitFailed || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, want) ||
-				strings.Contains(got.stderr, "s3cret") || !strings.Contains(got.stderr, plain.Host) ||
-				!strings.Contains(got.stderr, plain.Path[1:]) {
+				strings.Contains(got.stderr, "s3cret") || strings.Contains(got.stderr, plain.Host) ||
+				strings.Contains(got.stderr, plain.Path[1:]) {
 				t.Errorf("%s: %+v", command, got)
 			}
 		}

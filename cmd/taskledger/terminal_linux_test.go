@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"os"
@@ -81,12 +82,10 @@ func TestHistoryOnATerminal(t *testing.T) {
 	if err := cmd.Run(); err != nil {
 		t.Fatal(err)
 	}
-	buf := make([]byte, 4096)
-	n, err := keyboard.Read(buf)
-	if err != nil {
-		t.Fatal(err)
+	var lines []string
+	for shown := bufio.NewScanner(keyboard); len(lines) < 3 && shown.Scan(); {
+		lines = append(lines, strings.TrimSuffix(shown.Text(), "\r"))
 	}
-	lines := strings.Split(strings.TrimSuffix(string(buf[:n]), "\r\n"), "\r\n")
 	if len(lines) != 3 || !strings.Contains(lines[1], "…") || !strings.HasSuffix(lines[2], "  short") {
 		t.Errorf("%q", lines)
 	}
