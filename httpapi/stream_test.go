@@ -325,7 +325,7 @@ func TestHeartbeats(t *testing.T) {
 func TestStreamsEnd(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	s.server.workTime = 100 * time.Millisecond
+	s.server.workTime = 500 * time.Millisecond
 	token, err := auth.SignToken(testSecret, "u", "", "", time.Now(), 2*time.Second)
 	if err != nil {
 		t.Fatal(err)

@@ -92,7 +92,8 @@ func TestTheAdminPageDoesWhatItSays(t *testing.T) {
 			return err
 		}
 		pages.must(409, "/parked", form, "Try again when it has ended")
-		return nil
+		_, err := conn.Exec(ctx, `SELECT pg_advisory_unlock($1)`, db.ledger.LockKey("maintenance"))
+		return err
 	})
 	relent()
 	pages.must(200, "/parked", form, "follows this user again")
