@@ -44,11 +44,12 @@ func Import(ctx context.Context, db *events.DB, log *slog.Logger, export io.Read
 }
 
 type importer struct {
-	db     *events.DB
-	log    *slog.Logger
-	tx     *events.Tx
-	user   *userFold // whose lines are being stored
-	report ImportReport
+	db         *events.DB
+	log        *slog.Logger
+	tx         *events.Tx
+	user       *userFold // whose lines are being stored
+	generation int64     // of the read model
+	report     ImportReport
 }
 
 func (im *importer) check(export io.ReadSeeker) error {
@@ -74,6 +75,11 @@ func (im *importer) run(ctx context.Context, export io.Reader) error {
 	var began time.Time
 	err := im.db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) error {
 		im.tx = tx
+		if _, err := events.One(
+			ctx, tx, `SELECT generation FROM {schema}.checkpoints WHERE projection = $1`, []any{Name}, &im.generation,
+		); err != nil {
+			return err
+		}
 		log, err := events.BeginImport(ctx, tx, export)
 		if err != nil {
 			return err
@@ -119,6 +125,7 @@ func (im *importer) store(ctx context.Context, log *events.Import) error {
 					return err
 				}
 				im.user = newUserFold(l.UserID)
+				im.user.generation = im.generation
 			}
 			if changes, err = im.user.apply(changes, &l.Event); err != nil {
 				return err

@@ -120,7 +120,7 @@ func newUserFold(user string) *userFold {
 // whether that could be folded, is of no account any more.
 func (u *userFold) apply(changes []change, e *events.Event) ([]change, error) {
 	if _, erased := e.Data.(events.UserErased); erased && e.Seq > u.seq {
-		u.userState = userState{user: u.user, seq: e.Seq - 1}
+		u.userState = userState{user: u.user, seq: e.Seq - 1, generation: u.generation}
 		clear(u.tasks)
 	}
 	if u.parked != nil || e.Seq <= u.seq {

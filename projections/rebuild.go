@@ -330,11 +330,14 @@ func (r *rebuild) swapIn(ctx context.Context, tx *events.Tx) error {
 	if _, err := tx.Exec(ctx, `SELECT {schema}.swap_read_model($1)`, suffix); err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `
+	moved, err := tx.Exec(ctx, `
 		UPDATE {schema}.checkpoints c
 		SET position = s.position, generation = s.generation, version = $3
 		FROM {schema}.checkpoints s
-		WHERE c.projection = $1 AND s.projection = $2`, Name, Name+suffix, version)
+		WHERE c.projection = $1 AND s.projection = $2 AND c.generation = s.generation - 1`, Name, Name+suffix, version)
+	if err == nil && moved == 0 {
+		err = errors.New("somebody else has changed the read model meanwhile: run it again")
+	}
 	return err
 }
 

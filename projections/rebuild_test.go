@@ -325,6 +325,7 @@ func TestARebuiltTableIsTheSameTable(t *testing.T) {
 func TestNobodyNoticesARebuild(t *testing.T) {
 	t.Parallel()
 	p := projected(t, 20)
+	p.visible(p.erase("user-01"))
 	ctx, stop := context.WithCancel(t.Context())
 	var work sync.WaitGroup
 	var shown atomic.Int64

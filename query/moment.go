@@ -48,6 +48,23 @@ func (c *clauses) seqAt(m Moment) {
 			)`, m.Time)
 }
 
+// timeOf is the time of the last event up to a seq: what was deleted after that was deleted then or later, which an
+// index has in order. It is the log's, because a read that has locked a table of the read model before tasks would stand
+// in the way of a swap. OFFSET makes it a value: row level security lets no subquery into the condition of an index.
+func timeOf(seq string) string {
+	return `
+	CROSS JOIN LATERAL (
+		SELECT coalesce((
+			SELECT e.recorded_at
+			FROM {schema}.task_events e
+			WHERE e.user_id = s.user_id AND e.seq <= ` + seq + `
+			ORDER BY e.seq DESC
+			LIMIT 1
+		), '-infinity') AS at
+		OFFSET 0
+	) moment`
+}
+
 // isFuture adds whether a moment is still to come, as the database's clock has it; a seq is compared when the answer is
 // there.
 func (c *clauses) isFuture(m Moment) {
@@ -73,16 +90,7 @@ func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
 	q.add(` AS seq, `)
 	q.isFuture(*f.AsOf)
 	q.add(` AS future) m
-	CROSS JOIN LATERAL (
-		SELECT coalesce((
-			SELECT h.recorded_at
-			FROM {schema}.task_history h
-			WHERE h.user_id = s.user_id AND h.seq <= m.seq
-			ORDER BY h.seq DESC
-			LIMIT 1
-		), '-infinity') AS at
-		OFFSET 0 -- so that it is a value: row level security lets no subquery into the condition of an index
-	) moment
+	` + timeOf(`m.seq`) + `
 	LEFT JOIN LATERAL (
 		SELECT h.*
 		FROM (

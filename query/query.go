@@ -78,8 +78,8 @@ func NewReader(cfg Config) *Reader {
 type Head struct {
 	// Seq is the user's seq, 0 without any event.
 	Seq int64
-	// EventID and Generation are those of the end of the user's stream and of the read model, when the answer shows all
-	// of the stream: an answer with the same two is the same. Else they are zero.
+	// EventID is that of the end of the user's stream when the answer shows all of that, else zero. Generation is that of
+	// the user's part of the read model. An answer with the same two is the same.
 	EventID    uuid.UUID
 	Generation int64
 	// Stale: there are events that the answer should show and does not.
@@ -122,7 +122,8 @@ type question struct {
 
 // statement is the beginning of every question: it names the user to row level security before anything else is read,
 // and tells where the user's stream ends and what the read model shows of it, in the snapshot of what follows. That is
-// joined to s, of which there is one row.
+// joined to s, of which there is one row. The row of users is asked for in the select list: so its table is locked last,
+// as a swap of the tables does, which could not come through readers who do so the other way round.
 func statement(columns, from string) string {
 	return `
 	WITH scope AS MATERIALIZED (
@@ -130,7 +131,8 @@ func statement(columns, from string) string {
 	)
 	SELECT
 		coalesce(h.seq, 0), coalesce(h.position, 0), coalesce(h.event_id, '00000000-0000-0000-0000-000000000000'),
-		coalesce(CASE WHEN u.parked_error IS NULL THEN u.seq ELSE -u.seq - 1 END, 0), coalesce(u.generation, 0),
+		(SELECT ARRAY[CASE WHEN u.parked_error IS NULL THEN u.seq ELSE -u.seq - 1 END, u.generation]
+			FROM {schema}.users u WHERE u.user_id = $1),
 		` + columns + `
 	FROM scope s
 	LEFT JOIN LATERAL (
@@ -140,12 +142,6 @@ func statement(columns, from string) string {
 		ORDER BY e.seq DESC
 		LIMIT 1
 	) h ON true
-	LEFT JOIN LATERAL (
-		SELECT u.seq, u.parked_error, u.generation
-		FROM {schema}.users u
-		WHERE u.user_id = s.user_id
-		LIMIT 1
-	) u ON true
 	` + from
 }
 
@@ -158,7 +154,7 @@ type state struct {
 }
 
 // headColumns is how many columns a statement has before those of the question.
-const headColumns = 5
+const headColumns = 4
 
 // places are where the columns of a row go, behind those of the state.
 func places(columns ...any) []any {
@@ -168,9 +164,11 @@ func places(columns ...any) []any {
 func scanState(rows pgx.Rows, user string) (st state, err error) {
 	st.user = user
 	to := make([]any, len(rows.RawValues()))
-	to[0], to[1], to[2] = &st.end.Seq, &st.end.Position, (*[16]byte)(&st.end.EventID)
-	to[3], to[4] = &st.shown, &st.end.Generation
-	err = rows.Scan(to...)
+	var shown []int64 // none, where the read model has nothing of the user
+	to[0], to[1], to[2], to[3] = &st.end.Seq, &st.end.Position, (*[16]byte)(&st.end.EventID), &shown
+	if err = rows.Scan(to...); len(shown) > 0 {
+		st.shown, st.end.Generation = shown[0], shown[1]
+	}
 	if st.parked = st.shown < 0; st.parked {
 		st.shown = -st.shown - 1
 	}
@@ -179,9 +177,9 @@ func scanState(rows pgx.Rows, user string) (st state, err error) {
 
 // head is what an answer to a read that began when the stream ended at seq reflects.
 func (st state) head(began int64) Head {
-	h := Head{Seq: st.shown, Stale: st.shown < min(began, st.end.Seq)}
+	h := Head{Seq: st.shown, Generation: st.end.Generation, Stale: st.shown < min(began, st.end.Seq)}
 	if st.shown == st.end.Seq {
-		h.EventID, h.Generation = st.end.EventID, st.end.Generation
+		h.EventID = st.end.EventID
 	}
 	return h
 }

@@ -233,6 +233,16 @@ func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 		!strings.Contains(plan, "tasks_deleted") {
 		t.Errorf("trash:\n%s", plan)
 	}
+	f.exec(`
+		INSERT INTO {schema}.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		VALUES ('u', 500, gen_random_uuid(), 'TaskCreated', 1, '{}', gen_random_uuid(), gen_random_uuid(), 'u', 'r',
+			'2026-11-22 12:08:20Z')`)
+	since := f.plan(statement(`coalesce(b.reset, false), x.version, x.id, x.body`, changedSince), []any{500, 100})
+	if i := strings.Index(since, "tasks_deleted"); i < 0 || strings.Contains(since[i:], "Rows Removed by Filter") ||
+		!strings.Contains(since, "Presorted Key: t_1.deleted_at") {
+		t.Errorf("sync:\n%s", since)
+	}
 	columns, from, args = TaskFilter{AsOf: &Moment{Seq: 500}}.sql(Page{})
 	for name, plan := range map[string]string{
 		"link": f.plan(statement(`x.hash`, linkAt), []any{15_000}), "as of": f.plan(statement(columns, from), args),
@@ -247,6 +257,63 @@ func TestListsAreInTheOrderOfAnIndex(t *testing.T) {
 	); !strings.Contains(plan, "task_history_pkey") ||
 		strings.Contains(plan, "Seq Scan on task") {
 		t.Errorf("changes:\n%s", plan)
+	}
+}
+
+// A read that waits for the tasks has locked neither of the tables that a swap locks after them: or each would wait for
+// the other.
+func TestReadsLockTablesAsASwapDoes(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(10)
+	past := listing(t, TaskFilter{AsOf: &Moment{Seq: 5}, Sort: SortCreatedAt}, Page{})
+	for name, read := range map[string]func() error{
+		"a task": func() error { _, err := f.Task(t.Context(), Ask{UserID: "u"}, uuid.New(), nil); return err },
+		"a list": func() error {
+			_, err := f.List(t.Context(), Ask{UserID: "u"}, listing(t, TaskFilter{Sort: SortTitle}, Page{Limit: 3}))
+			return err
+		},
+		"a list of the past": func() error { _, err := f.List(t.Context(), Ask{UserID: "u"}, past); return err },
+	} {
+		swap, err := f.db.Pool().Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := swap.Exec(t.Context(), f.db.SQL(`LOCK TABLE {schema}.tasks IN ACCESS EXCLUSIVE MODE`)); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- read() }()
+		var held string
+		waiting := func() bool {
+			found, err := events.One(t.Context(), f.db, `
+				SELECT coalesce((
+					SELECT string_agg(h.relation::regclass::text, ',')
+					FROM pg_locks h
+					WHERE h.pid = w.pid AND h.granted AND h.relation::regclass::text ~ '(users|task_history)$'
+				), '')
+				FROM pg_locks w
+				WHERE NOT w.granted AND w.relation = '{schema}.tasks'::regclass`, nil, &held)
+			return err == nil && found
+		}
+		for !waiting() {
+			select {
+			case err := <-done:
+				t.Fatalf("%s did not wait: %v", name, err)
+			case <-t.Context().Done():
+				t.Fatal(t.Context().Err())
+			default:
+			}
+		}
+		if held != "" {
+			t.Errorf("%s waits for the tasks and has locked %s", name, held)
+		}
+		if err := swap.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil && !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -16,14 +16,14 @@ import (
 // more than asked for ($3). Deleted ones are told too, but not to who begins at 0, and who has nothing. Who stands
 // before an erasure ($2 is of another life, and the stream does not begin at 1 any more) begins at 0 as well, and is
 // told so.
-const changedSince = `
+var changedSince = `
 	LEFT JOIN LATERAL (
 		SELECT b.seq > 1 AND $2::bigint BETWEEN 1 AND b.seq - 1 AS reset
 		FROM (SELECT h.seq FROM {schema}.task_history h WHERE h.user_id = s.user_id ORDER BY h.seq LIMIT 1) b
 	) b ON true
 	LEFT JOIN LATERAL (
 		SELECT c.*
-		FROM (SELECT CASE WHEN b.reset THEN 0 ELSE $2::bigint END AS seq) since
+		FROM (SELECT CASE WHEN b.reset THEN 0 ELSE $2::bigint END AS seq) since` + timeOf(`since.seq`) + `
 		CROSS JOIN LATERAL (
 			(
 				SELECT t.version, t.id, t.body
@@ -36,8 +36,8 @@ const changedSince = `
 			(
 				SELECT t.version, t.id, NULL
 				FROM {schema}.tasks t
-				WHERE t.user_id = s.user_id AND t.deleted_at IS NOT NULL AND t.version > since.seq AND since.seq > 0
-				ORDER BY t.version
+				WHERE t.user_id = s.user_id AND t.deleted_at >= moment.at AND t.version > since.seq AND since.seq > 0
+				ORDER BY t.deleted_at, t.version
 				LIMIT $3
 			)
 		) c
