@@ -79,7 +79,7 @@ type Head struct {
 	// Seq is the user's seq, 0 without any event.
 	Seq int64
 	// EventID is that of the end of the user's stream when the answer shows all of that, else zero. Generation is that of
-	// the user's part of the read model. An answer with the same two is the same.
+	// the user's part of the read model. Two answers with the same of both, and an event, are the same.
 	EventID    uuid.UUID
 	Generation int64
 	// Stale: there are events that the answer should show and does not.
