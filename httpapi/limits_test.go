@@ -127,7 +127,8 @@ func TestMediaTypes(t *testing.T) {
 		t.Errorf("no content type: %d %s", a.StatusCode, a.body)
 	}
 	for _, refused := range []string{
-		"text/plain", "", "application/json; charset=latin1", "application/json; charset='utf-8", "application/json; charset=utf-16",
+		"text/plain", "", "application/json; charset=latin1", "application/json; charset='utf-8",
+		"application/json; charset=utf-16",
 		"application/x-www-form-urlencoded", "json", "application/merge-patch+json",
 	} {
 		if a := post(http.Header{"Content-Type": {refused}}); a.StatusCode != 415 {

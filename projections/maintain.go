@@ -15,9 +15,9 @@ import (
 var ErrMaintenance = errors.New("another rebuild, adopt, import or erase, or a command that changes parked users, " +
 	"is running on this ledger")
 
-// maintain runs work while no other process does so on this ledger; so many more connections than one are needed for it
-// at once. The lock is held in a transaction, which works behind a transaction pooler too, and which has no snapshot, so
-// it holds up no vacuum.
+// maintain runs work while no other process does so on this ledger; so many more connections than one are needed for
+// it at once. The lock is held in a transaction, which works behind a transaction pooler too, and which has no
+// snapshot, so it holds up no vacuum.
 func maintain(ctx context.Context, db *events.DB, connections int, work func() error) error {
 	var workErr error
 	err := db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) error {

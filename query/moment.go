@@ -49,8 +49,9 @@ func (c *clauses) seqAt(m Moment) {
 }
 
 // timeOf is the time of the last event up to a seq: what was deleted after that was deleted then or later, which an
-// index has in order. It is the log's, because a read that has locked a table of the read model before tasks would stand
-// in the way of a swap. OFFSET makes it a value: row level security lets no subquery into the condition of an index.
+// index has in order. It is the log's, because a read that has locked a table of the read model before tasks would
+// stand in the way of a swap. OFFSET makes it a value: row level security lets no subquery into the condition of an
+// index.
 func timeOf(seq string) string {
 	return `
 	CROSS JOIN LATERAL (

@@ -78,8 +78,8 @@ func NewReader(cfg Config) *Reader {
 type Head struct {
 	// Seq is the user's seq, 0 without any event.
 	Seq int64
-	// EventID is that of the end of the user's stream when the answer shows all of that, else zero. Generation is that of
-	// the user's part of the read model. Two answers with the same of both, and an event, are the same.
+	// EventID is that of the end of the user's stream when the answer shows all of that, else zero. Generation is that
+	// of the user's part of the read model. Two answers with the same of both, and an event, are the same.
 	EventID    uuid.UUID
 	Generation int64
 	// Stale: there are events that the answer should show and does not.
@@ -122,8 +122,8 @@ type question struct {
 
 // statement is the beginning of every question: it names the user to row level security before anything else is read,
 // and tells where the user's stream ends and what the read model shows of it, in the snapshot of what follows. That is
-// joined to s, of which there is one row. The row of users is asked for in the select list: so its table is locked last,
-// as a swap of the tables does, which could not come through readers who do so the other way round.
+// joined to s, of which there is one row. The row of users is asked for in the select list: so its table is locked
+// last, as a swap of the tables does, which could not come through readers who do so the other way round.
 func statement(columns, from string) string {
 	return `
 	WITH scope AS MATERIALIZED (

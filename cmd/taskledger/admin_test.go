@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"html"
-	"log/slog"
 	"net/http/httptest"
 	"net/url"
 	"regexp"
@@ -52,19 +51,7 @@ func (p *adminPages) form(path string) url.Values {
 func TestTheAdminPageDoesWhatItSays(t *testing.T) {
 	t.Parallel()
 	url := testdb.URL(t)
-	db, err := connect(t.Context(), url, testdb.Schema)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.ledger.Pool().Close()
-	cfg := &settings{MaxTasksPerUser: 100}
-	a, err := newApp(t.Context(), cfg, db, []byte(serveSecret), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.close()
-	s := &served{t: t, stderr: &lockedBuffer{}}
-	stop := s.runApp(a)
+	s, a, stop := serveHere(t, url, &settings{MaxTasksPerUser: 100})
 	defer stop()
 	pages := &adminPages{t: t, a: a}
 	path := "/api/tasks/" + s.must(201, "u", "POST", "/api/tasks", `{"title":"first"}`)["id"].(string)
@@ -88,11 +75,11 @@ func TestTheAdminPageDoesWhatItSays(t *testing.T) {
 	form := pages.form("/parked?action=retry&id=u")
 	pages.must(409, "/parked", form, "still refuses this event")
 	onDatabase(t, url, func(ctx context.Context, conn *pgx.Conn) error {
-		if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, db.ledger.LockKey("maintenance")); err != nil {
+		if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, a.ledger.LockKey("maintenance")); err != nil {
 			return err
 		}
 		pages.must(409, "/parked", form, "Try again when it has ended")
-		_, err := conn.Exec(ctx, `SELECT pg_advisory_unlock($1)`, db.ledger.LockKey("maintenance"))
+		_, err := conn.Exec(ctx, `SELECT pg_advisory_unlock($1)`, a.ledger.LockKey("maintenance"))
 		return err
 	})
 	relent()

@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -94,20 +93,9 @@ type observed struct {
 func observe(t *testing.T, jwks string, do func(o *observed)) *observed {
 	t.Helper()
 	url := testdb.URL(t)
-	db, err := connect(t.Context(), url, testdb.Schema)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.ledger.Pool().Close()
-	cfg := &settings{MaxTasksPerUser: 100, DatabaseURL: url, JWKSURL: jwks}
-	a, err := newApp(t.Context(), cfg, db, []byte(serveSecret), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.close()
-	o := &observed{served: &served{t: t, stderr: &lockedBuffer{}}, app: a}
-	stop := o.runApp(a)
+	s, a, stop := serveHere(t, url, &settings{MaxTasksPerUser: 100, DatabaseURL: url, JWKSURL: jwks})
 	defer stop()
+	o := &observed{served: s, app: a}
 	use := func() {
 		o.must(201, "used", "POST", "/api/tasks", `{"title":"a"}`)
 		o.must(200, "used", "GET", "/api/tasks", "")

@@ -212,7 +212,8 @@ func newLogger(cfg settings, w io.Writer) *slog.Logger {
 const softMemoryLimit = 112 << 20
 
 // tuneGC lets the heap grow to several times what is in use, and no further than memory allows: collecting it as often
-// as Go does by default took a tenth of the time of a busy server, and a fifth of that of a rebuild. Who sets GOGC or GOMEMLIMIT has it that way.
+// as Go does by default took a tenth of the time of a busy server, and a fifth of that of a rebuild. Who sets GOGC or
+// GOMEMLIMIT has it that way.
 func tuneGC() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)

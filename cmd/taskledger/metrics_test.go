@@ -138,24 +138,7 @@ func TestWhatThePagePlotsIsMeasured(t *testing.T) {
 func TestAScrapeWakesNoDatabase(t *testing.T) {
 	t.Parallel()
 	url := testdb.URL(t)
-	db, err := connect(t.Context(), url, testdb.Schema)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.ledger.Pool().Close()
-	a, err := newApp(
-		t.Context(),
-		&settings{MaxTasksPerUser: 100},
-		db,
-		[]byte(serveSecret),
-		slog.New(slog.DiscardHandler),
-	)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.close()
-	s := &served{t: t, stderr: &lockedBuffer{}}
-	stop := s.runApp(a)
+	s, a, stop := serveHere(t, url, &settings{MaxTasksPerUser: 100})
 	defer stop()
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
 	s.must(200, "u", "GET", "/api/tasks", "")
@@ -187,6 +170,27 @@ func TestAScrapeWakesNoDatabase(t *testing.T) {
 			}
 		}
 	})
+}
+
+// serveHere runs a server in this process until stop is called.
+func serveHere(t *testing.T, url string, cfg *settings) (s *served, a *app, stop func()) {
+	t.Helper()
+	db, err := connect(t.Context(), url, testdb.Schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err = newApp(t.Context(), cfg, db, []byte(serveSecret), slog.New(slog.DiscardHandler))
+	if err != nil {
+		db.ledger.Pool().Close()
+		t.Fatal(err)
+	}
+	s = &served{t: t, stderr: &lockedBuffer{}}
+	end := s.runApp(a)
+	return s, a, func() {
+		end()
+		a.close()
+		db.ledger.Pool().Close()
+	}
 }
 
 // runApp serves until stop is called.
