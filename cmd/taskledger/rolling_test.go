@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,7 +29,7 @@ const balanceEvery = 250 * time.Millisecond
 
 // balance begins to ask. It ends with stop.
 func balance(t *testing.T, servers ...*served) (b *balancer, stop func()) {
-	b = &balancer{t: t, servers: servers}
+	b = &balancer{t: t, servers: slices.Clone(servers)} // the caller writes to its own
 	b.ask()
 	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
