@@ -89,14 +89,17 @@ func (s *Subscriber) take(b *Batch) {
 	if s.queued+b.len() > maxHandedOver {
 		s.drop()
 		s.unread = true
+		s.signal()
 	} else {
 		if s.queued == 0 {
 			s.since = time.Now()
 		}
+		if s.queued == 0 || s.queued < s.cfg.MaxEvents && s.queued+b.len() >= s.cfg.MaxEvents {
+			s.signal() // to linger, or no longer
+		}
 		s.queue, s.queued = append(s.queue, b), s.queued+b.len()
 	}
 	s.known.heard(b.To, b.Events[0].RecordedAt)
-	s.signal()
 }
 
 // drop forgets what was handed over. The caller holds mu.

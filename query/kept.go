@@ -2,6 +2,7 @@ package query
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -12,13 +13,17 @@ import (
 const (
 	// maxKept is the largest answer that is kept, in bytes.
 	maxKept = 64 << 10
+	// maxKeptTasks and maxKeptTaskBytes bound what is kept of a user's live tasks, all of them or none.
+	maxKeptTasks     = 200
+	maxKeptTaskBytes = 128 << 10
 	// firstLook and lastLook are the times between looks at the log for a version that another process may write. Each
 	// is a multiple of the one before.
 	firstLook = 20 * time.Millisecond
 	lastLook  = 80 * time.Millisecond
 )
 
-// kept are the answers given last, by user and question. They are good as long as the user's stream ends where it did.
+// kept are the answers given last, by user and question, and all live tasks of those who ask for lists again, which
+// answer any question about them. They are good as long as the user's stream ends where it did.
 type kept struct {
 	mu    sync.Mutex // guards all of it
 	users *events.Recent[*keptUser]
@@ -30,6 +35,51 @@ type keptUser struct {
 	head    Head  // of all the answers
 	tasks   keptAnswers
 	others  keptAnswers // which any event may change
+	live    liveTasks
+	many    int64 // up to this seq the user is taken to have too many live tasks to keep
+}
+
+// liveTasks are all live tasks of a user, in no order; nil = they are not known. Neither the slice nor a task in it is
+// ever changed.
+type liveTasks []*events.Task
+
+// follow returns the tasks after a commit; nil = they are too many, or it is not known what became of one.
+func (l liveTasks) follow(c *events.Commit, changed []events.Task) liveTasks {
+	if l == nil {
+		return nil
+	}
+	for i := range c.Events {
+		if !slices.ContainsFunc(changed, func(t events.Task) bool { return t.ID == c.Events[i].TaskID }) {
+			return nil
+		}
+	}
+	after := append(make(liveTasks, 0, len(l)+len(changed)), l...)
+	for i := range changed {
+		t := &changed[i]
+		at := slices.IndexFunc(after, func(other *events.Task) bool { return other.ID == t.ID })
+		switch {
+		case at >= 0 && t.Live():
+			after[at] = t
+		case at >= 0:
+			after = slices.Delete(after, at, at+1)
+		case t.Live():
+			after = append(after, t)
+		}
+	}
+	if !after.few() {
+		return nil
+	}
+	return after
+}
+
+// few tells whether they may be kept.
+func (l liveTasks) few() bool { return len(l) <= maxKeptTasks && l.bytes() <= maxKeptTaskBytes }
+
+func (l liveTasks) bytes() (n int) {
+	for _, t := range l {
+		n += t.Bytes()
+	}
+	return n
 }
 
 // keptAnswers are answers without their head, by question.
@@ -42,22 +92,38 @@ func newKept(limit int) kept {
 	return kept{users: events.NewRecent[*keptUser](limit), waits: map[string]map[chan struct{}]bool{}}
 }
 
-// get returns an answer, nil if none is kept, and the position of what this process wrote last for the user.
-func (k *kept) get(user, key string) (a *Answer, written int64) {
+// keptFor is what is kept for a question.
+type keptFor struct {
+	head   Head
+	answer *Answer // nil = none
+	live   liveTasks
+	// written is the position of what this process wrote last for the user.
+	written int64
+	// learn: the user asks again and again, so that it pays to know all live tasks, which are not too many.
+	learn bool
+}
+
+// get returns what is kept for a question.
+func (k *kept) get(user string, q question) keptFor {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	u, ok := k.users.Get(user)
 	if !ok {
-		return nil, 0
+		return keptFor{}
 	}
-	found := u.among(key).by[key]
-	if found == nil {
-		return nil, u.written
+	found := keptFor{head: u.head, written: u.written, learn: q.list && u.head != (Head{}) && u.head.Seq >= u.many}
+	if a := u.among(q.key).by[q.key]; a != nil {
+		answer := *a
+		answer.Head = u.head
+		found.answer = &answer
+	} else if q.of != nil {
+		found.live = u.live
 	}
-	answer := *found
-	answer.Head = u.head
-	return &answer, u.written
+	return found
 }
+
+// good tells that there is an answer.
+func (f keptFor) good() bool { return f.answer != nil || f.live != nil }
 
 // put keeps an answer. Those of another head are good for nothing any more.
 func (k *kept) put(user, key string, a Answer) {
@@ -70,13 +136,45 @@ func (k *kept) put(user, key string, a Answer) {
 	if !ok {
 		u = &keptUser{}
 	}
-	if u.head != a.Head {
-		u.tasks, u.others = keptAnswers{}, keptAnswers{}
-		u.head = a.Head
-	}
+	u.begin(a.Head)
 	u.among(key).put(key, &a)
-	k.users.Put(user, u, u.tasks.bytes+u.others.bytes)
+	k.users.Put(user, u, u.bytes())
 }
+
+// putMade keeps an answer that was made of what is kept, unless that has moved on.
+func (k *kept) putMade(user, key string, a Answer) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if u, ok := k.users.Get(user); ok && u.head == a.Head && len(a.Body) <= maxKept {
+		u.among(key).put(key, &a)
+		k.users.Put(user, u, u.bytes())
+	}
+}
+
+// putLive keeps all live tasks of the user, or takes note that they are too many; nil = more than can be kept.
+func (k *kept) putLive(user string, head Head, live liveTasks) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	u, ok := k.users.Get(user)
+	if !ok {
+		u = &keptUser{}
+	}
+	u.begin(head)
+	if u.live = live; live == nil || !live.few() {
+		u.live, u.many = nil, head.Seq+maxKeptTasks
+	}
+	k.users.Put(user, u, u.bytes())
+}
+
+// begin drops what is kept of another head.
+func (u *keptUser) begin(head Head) {
+	if u.head != head {
+		u.tasks, u.others, u.live = keptAnswers{}, keptAnswers{}, nil
+		u.head = head
+	}
+}
+
+func (u *keptUser) bytes() int { return u.tasks.bytes + u.others.bytes + u.live.bytes() }
 
 func (u *keptUser) among(key string) *keptAnswers {
 	if strings.HasPrefix(key, taskKey) {
@@ -117,7 +215,7 @@ func (r *Reader) Wrote(c *events.Commit, tasks []events.Task) {
 	}
 	u.follow(c, tasks)
 	u.written = last.Position
-	k.users.Put(last.UserID, u, u.tasks.bytes)
+	k.users.Put(last.UserID, u, u.bytes())
 	for wake := range k.waits[last.UserID] {
 		select {
 		case wake <- struct{}{}:
@@ -130,7 +228,7 @@ func (r *Reader) Wrote(c *events.Commit, tasks []events.Task) {
 func (u *keptUser) follow(c *events.Commit, tasks []events.Task) {
 	u.others = keptAnswers{}
 	if u.head.EventID != c.After || u.head.Generation != c.Generation {
-		u.tasks = keptAnswers{}
+		u.tasks, u.live = keptAnswers{}, nil
 	}
 	if u.head == (Head{}) {
 		return // the user reads nothing
@@ -145,6 +243,7 @@ func (u *keptUser) follow(c *events.Commit, tasks []events.Task) {
 			u.tasks.drop(keyOfTask(t.ID))
 		}
 	}
+	u.live = u.live.follow(c, tasks)
 	last := &c.Events[len(c.Events)-1]
 	u.head = Head{Seq: last.Seq, EventID: last.EventID, Generation: c.Generation}
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"taskledger/events"
 )
 
 // Order is the direction of a list; ties follow it too.
@@ -124,14 +126,59 @@ func (r *Reader) List(ctx context.Context, ask Ask, l Listing) (Answer, error) {
 			return a, err
 		}
 	}
-	return r.answer(ctx, ask, question{
-		key: l.key(),
+	q := l.question()
+	q.key = l.key()
+	if f, ok := l.Filter.(TaskFilter); ok && f.AsOf == nil && l.Limit > 0 {
+		q.list, q.of = true, func(live liveTasks, a *Answer) error { return f.pick(live, l.Page, a) }
+	}
+	return r.answer(ctx, ask, q)
+}
+
+// question is the list as a question whose answer is not kept.
+func (l Listing) question() question {
+	return question{
 		sql: func() (string, []any) {
 			columns, from, args := l.sql(l.Page)
 			return statement(columns, from), args
 		},
 		read: func(rows pgx.Rows, st state, a *Answer, w *writer) error { return l.read(rows, st, l.Page, a, w) },
-	})
+	}
+}
+
+// askLive reads all live tasks of the user, and keeps them; nil = they are too many.
+func (r *Reader) askLive(ctx context.Context, ask Ask, written int64, deadline time.Time) (Answer, liveTasks, error) {
+	l := Listing{Filter: TaskFilter{Order: Ascending, Sort: SortCreatedAt}, Page: Page{Limit: maxKeptTasks}}
+	ask.Stream = nil
+	a, err := r.ask(ctx, ask, l.question(), written, deadline)
+	if err != nil {
+		return a, nil, err
+	}
+	var live liveTasks
+	if a.Next == nil {
+		if live, err = parseTasks(a.Body); err != nil {
+			return a, nil, err
+		}
+	}
+	if a.EventID != uuid.Nil {
+		r.kept.putLive(ask.UserID, a.Head, live)
+	}
+	return a, live, nil
+}
+
+// parseTasks reads a list of tasks.
+func parseTasks(body []byte) (liveTasks, error) {
+	live := make(liveTasks, 0, bytes.Count(body, []byte(separator))+1)
+	for item := range bytes.SplitSeq(body[1:len(body)-1], []byte(separator)) {
+		if len(item) == 0 {
+			break // of an empty list
+		}
+		t, err := events.ParseTask(item)
+		if err != nil {
+			return nil, err
+		}
+		live = append(live, &t)
+	}
+	return live, nil
 }
 
 // lastColumn is the last column of the row, as the server sent it.

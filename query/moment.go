@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -122,61 +120,12 @@ func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
 	return `m.future, x.task_id, x.*`, string(q.text), q.args
 }
 
-// placed is a task with its place in a list.
-type placed struct {
-	Place
-	task events.Task
-}
-
-// compare orders two places of one list.
-func (o Order) compare(a, b Place) int {
-	order := cmp.Or(a.Time.Compare(b.Time), slices.Compare(a.Title, b.Title), slices.Compare(a.ID[:], b.ID[:]))
-	if o == Descending {
-		return -order
-	}
-	return order
-}
-
 func (f TaskFilter) readAsOf(rows pgx.Rows, st state, page Page, a *Answer, w *writer) error {
-	var (
-		found  []placed
-		search = events.FoldCase(f.Search)
-		most   = page.Limit + 1 // one more than the page has tells whether there is a next one
-	)
-	sort := func() {
-		slices.SortFunc(found, func(a, b placed) int { return f.Order.compare(a.Place, b.Place) })
-		if page.Limit > 0 && len(found) > most {
-			found = slices.Delete(found, most, len(found))
-		}
-	}
-	err := f.visitAsOf(rows, st, func(t events.Task) {
-		p := placed{f.placeOf(&t), t}
-		switch {
-		case f.Search != "" && !strings.Contains(events.SearchText(t.Title, t.Description), search):
-			return
-		case page.After != nil && f.Order.compare(p.Place, *page.After) <= 0:
-			return
-		}
-		if found = append(found, p); page.Limit > 0 && len(found) >= 2*most {
-			sort()
-		}
-	})
-	if err != nil {
+	p := newPicker(f, page)
+	if err := f.visitAsOf(rows, st, func(t events.Task) { p.add(&t) }); err != nil {
 		return err
 	}
-	sort()
-	if page.Limit > 0 && len(found) == most {
-		found = found[:page.Limit]
-		a.Next = &found[page.Limit-1].Place
-	}
-	w.body = append(w.body, '[')
-	for i, p := range found {
-		if i > 0 {
-			w.body = append(w.body, separator...)
-		}
-		w.body = p.task.AppendJSON(w.body)
-	}
-	w.body = append(w.body, ']')
+	w.body = p.list(a)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 // Package query answers from the read model, and from nothing else; of the log it only looks where a user's stream
 // ends, to know that an answer shows all of it. A question is one statement in one round trip. Answers are kept, and
-// given again after a look at that end; those about tasks are taken on with each append of this process, by the fold
+// given again after a look at that end. Who asks for lists again and again has all live tasks kept, if they are few: any
+// page of any list is made of those. What is kept of tasks is taken on with each append of this process, by the fold
 // that the read model will have.
 package query
 
@@ -114,10 +115,14 @@ type Ask struct {
 // question is one statement, and how to read its answer. Answers under the same key are the same as long as the head
 // is.
 type question struct {
-	key string
+	key string // empty = the answer is not kept
 	// sql is the statement, and its arguments behind the user. Who gets a kept answer needs none.
 	sql  func() (text string, args []any)
 	read func(rows pgx.Rows, st state, a *Answer, w *writer) error
+	// of answers of all live tasks of the user; nil = it takes more than those.
+	of func(live liveTasks, a *Answer) error
+	// list: it is a list of those.
+	list bool
 }
 
 // statement is the beginning of every question: it names the user to row level security before anything else is read,
@@ -199,32 +204,59 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 			return Answer{}, err
 		}
 	}
-	kept, written := r.kept.get(ask.UserID, q.key)
-	if kept != nil || ask.Has != nil {
+	kept := r.kept.get(ask.UserID, q)
+	if kept.good() || ask.Has != nil {
 		look, err := r.log.Head(ctx, ask.UserID)
 		if err != nil {
 			return Answer{}, err
 		}
 		head := Head{Seq: look.Seq, EventID: look.EventID, Generation: look.Generation}
-		if kept != nil && kept.Head != head { // it may have been taken on since
-			kept, written = r.kept.get(ask.UserID, q.key)
+		if kept.good() && kept.head != head { // it may have been taken on since
+			kept = r.kept.get(ask.UserID, q)
 		}
 		switch {
 		case look.Parked: // what was appended is not shown
 		case ask.Has != nil && ask.Has(head):
 			r.metrics.unchanged.Inc()
 			return Answer{Head: head, Unchanged: true}, nil
-		case kept != nil && kept.Head == head:
+		case kept.good() && kept.head == head:
 			r.metrics.hits.Inc()
-			return *kept, nil
+			return r.give(ask.UserID, q, kept)
 		}
 	}
 	r.metrics.misses.Inc()
-	a, err := r.ask(ctx, ask, q, written, deadline)
+	a, err := r.read(ctx, ask, q, kept, deadline)
 	if err == nil && a.Stale {
 		r.metrics.stale.Inc()
 	}
 	return a, err
+}
+
+// give gives what is kept.
+func (r *Reader) give(user string, q question, kept keptFor) (Answer, error) {
+	if kept.answer != nil {
+		return *kept.answer, nil
+	}
+	a := Answer{Head: kept.head}
+	err := q.of(kept.live, &a)
+	if err == nil {
+		r.kept.putMade(user, q.key, a)
+	}
+	return a, err
+}
+
+// read asks the read model. Who asks for lists again and again is answered of all live tasks, which are kept.
+func (r *Reader) read(ctx context.Context, ask Ask, q question, kept keptFor, deadline time.Time) (Answer, error) {
+	if kept.learn {
+		a, live, err := r.askLive(ctx, ask, kept.written, deadline)
+		if err != nil {
+			return a, err
+		}
+		if live != nil {
+			return r.give(ask.UserID, q, keptFor{head: a.Head, live: live})
+		}
+	}
+	return r.ask(ctx, ask, q, kept.written, deadline)
 }
 
 // ask asks the read model until it shows what was in the log when the read began, or the time is up; then the answer is
@@ -322,7 +354,7 @@ func (r *Reader) askOnce(
 		return Answer{}, st.end, fmt.Errorf("read: %w", err)
 	}
 	a.Head, a.Body, a.Streamed = st.head(began), w.body, w.out != nil
-	if err == nil && a.EventID != uuid.Nil && !a.Streamed {
+	if err == nil && a.EventID != uuid.Nil && !a.Streamed && q.key != "" {
 		r.kept.put(ask.UserID, q.key, a)
 	}
 	return a, st.end, err
@@ -406,6 +438,15 @@ func (r *Reader) Task(ctx context.Context, ask Ask, id uuid.UUID, asOf *Moment) 
 			}
 			a.Version = *version
 			return nil
+		},
+		of: func(live liveTasks, a *Answer) error {
+			for _, t := range live {
+				if t.ID == id {
+					a.Version, a.Body = t.Version, t.AppendJSON(nil)
+					return nil
+				}
+			}
+			return ErrNotFound
 		},
 	})
 }

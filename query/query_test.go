@@ -90,8 +90,8 @@ func (f *fixture) fill(n int) {
 			(user_id, id, version, is_completed, created_at, updated_at, deleted_at, title_key, search, body)
 		SELECT u, id, n, n % 3 = 0, created_at, updated_at,
 			CASE WHEN n % 10 = 9 THEN `+at+` + n * interval '1 second' END, ($2::bytea[])[n], 'task ' || n,
-			format('{"id":"%s","user_id":"%s","title":"task %s","created_at":"%s","updated_at":"%s","version":%s}',
-				id, u, n,
+			format('{"id":"%s","user_id":"%s","title":"task %s","is_completed":%s,"created_at":"%s","updated_at":"%s",'
+				'"version":%s}', id, u, n, (n % 3 = 0)::text,
 				to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SSZ'),
 				to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SSZ'), n)
 		FROM unnest('{u,v}'::text[]) u, generate_series(1, $1::int) n, LATERAL (
@@ -114,6 +114,12 @@ func (f *fixture) fill(n int) {
 	f.head("u", n)
 	f.head("v", n)
 	f.exec(`ANALYZE`)
+}
+
+// rename puts an x before each title, which no projection would.
+func (f *fixture) rename() {
+	f.t.Helper()
+	f.exec(`UPDATE {schema}.tasks SET body = replace(body, '"title":"', '"title":"x')`)
 }
 
 // head gives the user's stream its event n, and takes it the one before.
@@ -453,7 +459,7 @@ func TestAnswersAreKept(t *testing.T) {
 	f.fill(10)
 	filter := TaskFilter{Sort: SortCreatedAt, Order: Descending}
 	first := f.list(filter, Page{Limit: 3})
-	secretly := func() { f.exec(`UPDATE {schema}.tasks SET body = body || ' '`) } // which no projection would
+	secretly := f.rename
 	kept := func(want bool, why string) {
 		t.Helper()
 		secretly()
@@ -506,7 +512,7 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 	// state has everything asked, and tells what comes of what is kept.
 	state := func() (told []string) {
 		t.Helper()
-		f.exec(`UPDATE {schema}.tasks SET body = body || ' '`) // which no projection would
+		f.rename()
 		ask := map[string]func() (Answer, error){
 			"list": func() (Answer, error) { return f.list(filter, Page{}), nil },
 			"a": func() (Answer, error) {
@@ -516,14 +522,15 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 				return f.Task(t.Context(), Ask{UserID: "u"}, uuid.MustParse(tasks[1]), nil)
 			},
 		}
-		spaces := value[int64](f, `SELECT length(body) - length(rtrim(body)) FROM {schema}.tasks LIMIT 1`)
+		title := value[string](f, `SELECT body::json ->> 'title' FROM {schema}.tasks WHERE version = 1 AND user_id = 'u'`)
+		current := `"title":"` + strings.TrimSuffix(title, "task 1")
 		for name, ask := range ask {
 			a, err := ask()
 			if err != nil || a.Seq != int64(seq) {
 				t.Errorf("%s: %+v, %v", name, a.Head, err)
 			}
 			last = a.Head
-			if !strings.HasSuffix(strings.TrimRight(string(a.Body), "]"), strings.Repeat(" ", int(spaces))) {
+			if !strings.Contains(string(a.Body), current) {
 				told = append(told, name)
 			}
 		}
