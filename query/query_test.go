@@ -280,6 +280,7 @@ func TestReadsLockTablesAsASwapDoes(t *testing.T) {
 			return err
 		},
 		"a list of the past": func() error { _, err := f.List(t.Context(), Ask{UserID: "u"}, past); return err },
+		"what has changed":   func() error { _, err := f.Sync(t.Context(), Ask{UserID: "u"}, 5, 3); return err },
 	} {
 		swap, err := f.db.Pool().Begin(t.Context())
 		if err != nil {

@@ -15,11 +15,11 @@ import (
 // changedSince are the user's tasks that changed after a seq ($2), each once, in the order of their last changes, one
 // more than asked for ($3). Deleted ones are told too, but not to who begins at 0, and who has nothing. Who stands
 // before an erasure ($2 is of another life, and the stream does not begin at 1 any more) begins at 0 as well, and is
-// told so.
+// told so; where it begins is asked of the log, for the reason that timeOf has.
 var changedSince = `
 	LEFT JOIN LATERAL (
 		SELECT b.seq > 1 AND $2::bigint BETWEEN 1 AND b.seq - 1 AS reset
-		FROM (SELECT h.seq FROM {schema}.task_history h WHERE h.user_id = s.user_id ORDER BY h.seq LIMIT 1) b
+		FROM (SELECT e.seq FROM {schema}.task_events e WHERE e.user_id = s.user_id ORDER BY e.seq LIMIT 1) b
 	) b ON true
 	LEFT JOIN LATERAL (
 		SELECT c.*
