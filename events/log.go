@@ -55,7 +55,8 @@ type Log struct {
 	subscribersMu sync.RWMutex
 	subscribers   map[*Subscriber]bool
 
-	lock string // a test takes the lock out of it
+	lock       string // a test takes the lock out of it
+	batchBytes int    // a test makes it less
 }
 
 // Open starts the appender. The caller closes the log before the pool.
@@ -69,6 +70,7 @@ func Open(db *DB) *Log {
 		subscribers: map[*Subscriber]bool{},
 		metrics:     newMetrics(),
 		lock:        lockLog,
+		batchBytes:  batchBytes,
 	}
 	l.alone <- struct{}{}
 	go l.run()

@@ -59,12 +59,16 @@ const nextBatch = `
 // Read reads the log behind position after, in the order of commits, at most limit events and about 16 MiB; none at the
 // end of the log. No reader ever skips one: commit order is position order.
 func Read(ctx context.Context, from Querier, after int64, limit int) (Batch, error) {
+	return readBatch(ctx, from, after, limit, batchBytes)
+}
+
+func readBatch(ctx context.Context, from Querier, after int64, limit, bytes int) (Batch, error) {
 	b := Batch{From: after, To: after}
 	err := from.Query(ctx, `
 		SELECT `+Columns+`
 		FROM (SELECT $1::bigint AS position) c`+nextBatch+`
 		WHERE e.position IS NOT NULL
-		ORDER BY e.position`, []any{after, limit, batchBytes}, func(rows pgx.Rows) error {
+		ORDER BY e.position`, []any{after, limit, bytes}, func(rows pgx.Rows) error {
 		return visitEvents(rows, func(e Event) error {
 			b.Events, b.To = append(b.Events, e), e.Position
 			return nil

@@ -366,7 +366,7 @@ func (s *Subscriber) read(ctx context.Context) (*Delivery, *Checkpoint, error) {
 		SELECT `+Columns+`, x.position IS NOT NULL, c.position, c.generation
 		FROM {schema}.checkpoints c`+nextBatch+`
 		WHERE c.projection = $1
-		ORDER BY e.position`, []any{s.cfg.Projection, s.cfg.MaxEvents, batchBytes}, func(rows pgx.Rows) error {
+		ORDER BY e.position`, []any{s.cfg.Projection, s.cfg.MaxEvents, s.log.batchBytes}, func(rows pgx.Rows) error {
 		for rows.Next() {
 			found = true
 			if rows.RawValues()[0] == nil { // nothing new

@@ -98,18 +98,19 @@ func TestABatchIsBoundedByItsBytes(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
 	l := openLog(t, db)
+	l.batchBytes = batchBytes >> 6 // or it would take seconds
 	exec(t, db, `
 		INSERT INTO {schema}.task_events
 			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
 		SELECT 'u', n, gen_random_uuid(), 'TaskCreated', 1,
-			jsonb_build_object('title', repeat('x', CASE n WHEN 20 THEN 20 ELSE 3 END << 20)),
+			jsonb_build_object('title', repeat('x', CASE n WHEN 20 THEN 20 ELSE 3 END << 14)),
 			gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp()
 		FROM generate_series(1, 24) n`)
-	want := []int{6, 6, 6, 2, 4} // 18 MiB three times, what the largest ends, what is left
+	want := []int{6, 6, 6, 2, 4} // 18/64 MiB three times, what the largest ends, what is left
 	_, messages := subscribe(t, l)
 	var got []int
 	for at := int64(0); at < 24; {
-		b, err := Read(t.Context(), db, at, 100)
+		b, err := readBatch(t.Context(), db, at, 100, l.batchBytes)
 		if err != nil {
 			t.Fatal(err)
 		}
