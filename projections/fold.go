@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -196,6 +198,9 @@ func (f *batchFold) rows(generation int64) []rows {
 		u.generation = generation
 		users = append(users, u)
 	}
+	// A user's rows stand together in every index: written one after the other they cost less than in turn.
+	slices.SortStableFunc(f.changes, func(a, b change) int { return strings.Compare(a.event.UserID, b.event.UserID) })
+	slices.SortFunc(users, func(a, b userState) int { return strings.Compare(a.user, b.user) })
 	made, changed := f.lastStates()
 	if len(f.changes) == 1 && isErasure(*f.changes[0].event) {
 		user := f.changes[0].event.UserID
