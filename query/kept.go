@@ -13,6 +13,9 @@ import (
 const (
 	// maxKept is the largest answer that is kept, in bytes.
 	maxKept = 64 << 10
+	// maxLists is how many answers that any event may change are kept of a user: nobody looks at more lists in turn, and
+	// the rest would only be there to be collected.
+	maxLists = 16
 	// maxKeptTasks and maxKeptTaskBytes bound what is kept of a user's live tasks, all of them or none.
 	maxKeptTasks     = 200
 	maxKeptTaskBytes = 128 << 10
@@ -137,7 +140,7 @@ func (k *kept) put(user, key string, a Answer) {
 		u = &keptUser{}
 	}
 	u.begin(a.Head)
-	u.among(key).put(key, &a)
+	u.put(key, &a)
 	k.users.Put(user, u, u.bytes())
 }
 
@@ -146,7 +149,7 @@ func (k *kept) putMade(user, key string, a Answer) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if u, ok := k.users.Get(user); ok && u.head == a.Head && len(a.Body) <= maxKept {
-		u.among(key).put(key, &a)
+		u.put(key, &a)
 		k.users.Put(user, u, u.bytes())
 	}
 }
@@ -181,6 +184,18 @@ func (u *keptUser) among(key string) *keptAnswers {
 		return &u.tasks
 	}
 	return &u.others
+}
+
+func (u *keptUser) put(key string, a *Answer) {
+	u.among(key).put(key, a)
+	for other := range u.others.by {
+		if len(u.others.by) <= maxLists {
+			return
+		}
+		if other != key {
+			u.others.drop(other)
+		}
+	}
 }
 
 func (k *keptAnswers) put(key string, a *Answer) {
