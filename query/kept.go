@@ -13,9 +13,10 @@ import (
 const (
 	// maxKept is the largest answer that is kept, in bytes.
 	maxKept = 64 << 10
-	// maxLists is how many answers that any event may change are kept of a user: nobody looks at more lists in turn, and
-	// the rest would only be there to be collected.
-	maxLists = 16
+	// maxTaskAnswers and maxOthers bound the answers that are kept of a user: nobody looks at more in turn, and the rest
+	// would only be there for the garbage collector.
+	maxTaskAnswers = 64
+	maxOthers      = 16
 	// maxKeptTasks and maxKeptTaskBytes bound what is kept of a user's live tasks, all of them or none.
 	maxKeptTasks     = 200
 	maxKeptTaskBytes = 128 << 10
@@ -89,7 +90,14 @@ func (l liveTasks) bytes() (n int) {
 type keptAnswers struct {
 	by    map[string]*Answer
 	bytes int
+	most  int // of them
 }
+
+func newKeptUser() *keptUser {
+	return &keptUser{tasks: keptAnswers{most: maxTaskAnswers}, others: keptAnswers{most: maxOthers}}
+}
+
+func (k *keptAnswers) clear() { k.by, k.bytes = nil, 0 }
 
 func newKept(limit int) kept {
 	return kept{users: events.NewRecent[*keptUser](limit), waits: map[string]map[chan struct{}]bool{}}
@@ -137,10 +145,10 @@ func (k *kept) put(user, key string, a Answer) {
 	defer k.mu.Unlock()
 	u, ok := k.users.Get(user)
 	if !ok {
-		u = &keptUser{}
+		u = newKeptUser()
 	}
 	u.begin(a.Head)
-	u.put(key, &a)
+	u.among(key).put(key, &a)
 	k.users.Put(user, u, u.bytes())
 }
 
@@ -149,7 +157,7 @@ func (k *kept) putMade(user, key string, a Answer) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if u, ok := k.users.Get(user); ok && u.head == a.Head && len(a.Body) <= maxKept {
-		u.put(key, &a)
+		u.among(key).put(key, &a)
 		k.users.Put(user, u, u.bytes())
 	}
 }
@@ -160,7 +168,7 @@ func (k *kept) putLive(user string, head Head, live liveTasks) {
 	defer k.mu.Unlock()
 	u, ok := k.users.Get(user)
 	if !ok {
-		u = &keptUser{}
+		u = newKeptUser()
 	}
 	u.begin(head)
 	if u.live = live; live == nil || !live.few() {
@@ -172,8 +180,9 @@ func (k *kept) putLive(user string, head Head, live liveTasks) {
 // begin drops what is kept of another head.
 func (u *keptUser) begin(head Head) {
 	if u.head != head {
-		u.tasks, u.others, u.live = keptAnswers{}, keptAnswers{}, nil
-		u.head = head
+		u.tasks.clear()
+		u.others.clear()
+		u.live, u.head = nil, head
 	}
 }
 
@@ -186,22 +195,16 @@ func (u *keptUser) among(key string) *keptAnswers {
 	return &u.others
 }
 
-func (u *keptUser) put(key string, a *Answer) {
-	u.among(key).put(key, a)
-	for other := range u.others.by {
-		if len(u.others.by) <= maxLists {
-			return
-		}
-		if other != key {
-			u.others.drop(other)
-		}
-	}
-}
-
 func (k *keptAnswers) put(key string, a *Answer) {
 	k.drop(key)
 	if k.by == nil {
 		k.by = map[string]*Answer{}
+	}
+	for other := range k.by {
+		if len(k.by) < k.most {
+			break
+		}
+		k.drop(other)
 	}
 	k.by[key] = a
 	k.bytes += size(key, a)
@@ -226,7 +229,7 @@ func (r *Reader) Wrote(c *events.Commit, tasks []events.Task) {
 	defer k.mu.Unlock()
 	u, ok := k.users.Get(last.UserID)
 	if !ok {
-		u = &keptUser{}
+		u = newKeptUser()
 	}
 	u.follow(c, tasks)
 	u.written = last.Position
@@ -241,9 +244,10 @@ func (r *Reader) Wrote(c *events.Commit, tasks []events.Task) {
 
 // follow takes the answers on to the end of a commit. Those that it does not join on to are good for nothing any more.
 func (u *keptUser) follow(c *events.Commit, tasks []events.Task) {
-	u.others = keptAnswers{}
+	u.others.clear()
 	if u.head.EventID != c.After || u.head.Generation != c.Generation {
-		u.tasks, u.live = keptAnswers{}, nil
+		u.tasks.clear()
+		u.live = nil
 	}
 	if u.head == (Head{}) {
 		return // the user reads nothing

@@ -230,3 +230,30 @@ func TestTooManyTasksAreNotKnown(t *testing.T) {
 		t.Errorf("%d tasks after the first was created", len(got))
 	}
 }
+
+// Of one user few answers are kept, the last one always.
+func TestFewAnswersOfAUserAreKept(t *testing.T) {
+	t.Parallel()
+	k := newKept(1 << 20)
+	for i := range 200 {
+		for _, key := range []string{fmt.Sprint("list ", i), keyOfTask(uuid.New())} {
+			k.put("u", key, Answer{Body: []byte("[]")})
+			if k.get("u", question{key: key}).answer == nil {
+				t.Fatal("the answer that was given last is not kept")
+			}
+		}
+	}
+	u, _ := k.users.Get("u")
+	if len(u.tasks.by) != maxTaskAnswers || len(u.others.by) != maxOthers {
+		t.Errorf("%d and %d answers are kept", len(u.tasks.by), len(u.others.by))
+	}
+	for _, answers := range []keptAnswers{u.tasks, u.others} {
+		bytes := 0
+		for key, a := range answers.by {
+			bytes += size(key, a)
+		}
+		if bytes != answers.bytes {
+			t.Errorf("%d bytes are counted of %d", answers.bytes, bytes)
+		}
+	}
+}
