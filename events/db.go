@@ -36,18 +36,23 @@ type DB struct {
 	schema  string
 	quoted  string
 	prelude string
-	picky   bool     // connections are only made to a server that takes writes
-	texts   sync.Map // SQL as it is written, to SQL with the schema in it
+	picky   bool // connections are only made to a server that takes writes
+	// prepares: a statement stays prepared in its connection.
+	prepares bool
+	texts    sync.Map // SQL as it is written, to SQL with the schema in it
 }
 
 // NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT that is run before each
 // statement, in its transaction: behind a transaction pooler a connection keeps no settings of its own. The caller
 // closes the pool.
 func NewDB(pool *pgxpool.Pool, schema, prelude string) *DB {
-	return &DB{
-		pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude,
-		picky: pool != nil && pool.Config().ConnConfig.ValidateConnect != nil,
+	db := &DB{pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude}
+	if pool != nil {
+		config := pool.Config().ConnConfig
+		db.picky = config.ValidateConnect != nil
+		db.prepares = prelude == "" && !db.picky && config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
 	}
+	return db
 }
 
 // Pool is the pool of connections.
@@ -139,6 +144,34 @@ func (db *DB) Query(ctx context.Context, text string, args []any, read func(pgx.
 		return err
 	}
 	return readAll(rows, read)
+}
+
+// Write runs a statement like Query, and tells whether it gave a row. Its arguments may be large: those of a Query are
+// held on to by pgx, in each connection, until as many others have been in their place.
+func (db *DB) Write(ctx context.Context, text string, args []any) (row bool, err error) {
+	if !db.prepares {
+		err = db.Query(ctx, text, args, func(rows pgx.Rows) error {
+			row = rows.Next()
+			return rows.Err()
+		})
+		return row, err
+	}
+	text = db.SQL(text)
+	err = db.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		statement, err := c.Conn().Prepare(ctx, text, text)
+		if err != nil {
+			return err
+		}
+		var b pgx.ExtendedQueryBuilder
+		if err := b.Build(c.Conn().TypeMap(), statement, args); err != nil {
+			return err
+		}
+		to := c.Conn().PgConn()
+		result := to.ExecPrepared(ctx, statement.Name, b.ParamValues, b.ParamFormats, b.ResultFormats).Read()
+		row = len(result.Rows) > 0
+		return result.Err
+	})
+	return row, err
 }
 
 // toldRows are rows of a server that has to take writes. One that has been told to take no more is about to be left for

@@ -1,6 +1,7 @@
 package events_test
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -9,8 +10,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/events"
 	"taskledger/migrations/testdb"
@@ -54,5 +58,40 @@ close: no connection to the database: the password is wrong (SQLSTATE 28P01)`
 		if text := events.SafeText(err); text != want {
 			t.Errorf("%q, want %q", text, want)
 		}
+	}
+}
+
+// A write tells whether it gave a row, and why it did not, whatever way pgx has its statements.
+func TestWriteTellsOfARow(t *testing.T) {
+	t.Parallel()
+	base := testdb.New(t)
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec} {
+		cfg := base.Config()
+		cfg.ConnConfig.DefaultQueryExecMode = mode
+		pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		db := events.NewDB(pool, testdb.Schema, "")
+		const text = `UPDATE {schema}.checkpoints SET position = $2 WHERE projection = $1 RETURNING position`
+		for range 2 { // prepared, and again
+			if row, err := db.Write(t.Context(), text, []any{"tasks", int64(0)}); !row || err != nil {
+				t.Errorf("%v: %t, %v", mode, row, err)
+			}
+			if row, err := db.Write(t.Context(), text, []any{"nothing", int64(0)}); row || err != nil {
+				t.Errorf("%v: %t, %v", mode, row, err)
+			}
+		}
+		var refused *pgconn.PgError
+		_, err = db.Write(t.Context(), `INSERT INTO {schema}.checkpoints (projection) VALUES ($1)`, []any{"tasks"})
+		if !errors.As(err, &refused) || refused.Code != "23505" {
+			t.Errorf("%v: %v", mode, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if _, err = db.Write(ctx, `SELECT pg_sleep(60)`, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v: %v", mode, err)
+		}
+		cancel()
 	}
 }
