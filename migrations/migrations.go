@@ -55,6 +55,14 @@ func (e *VersionError) Error() string {
 		e.Database, e.Program)
 }
 
+// EarlierError says that the ledger was made by a build before version 1, whose first migration was another one.
+type EarlierError struct{ Schema string }
+
+func (e *EarlierError) Error() string {
+	return fmt.Sprintf("the schema %q holds a ledger of a build before version 1, which is not carried over: "+
+		"use another DATABASE_SCHEMA, or without a DATABASE_URL another DATA_DIR", e.Schema)
+}
+
 // RightsError says that the role may not do with the ledger what a server does.
 type RightsError struct {
 	Role, Schema string
@@ -342,7 +350,7 @@ func lockKey(schema string) int64 {
 }
 
 // Check returns nil when this program can work on the schema of the database as the role that it is, else a
-// *VersionError, a *RightsError, or why it could not be asked. A newer schema than the program's is fine, unless it
+// *VersionError, an *EarlierError, a *RightsError, or why it could not be asked. A newer schema than the program's is fine, unless it
 // says that it needs a newer program. It is two small queries.
 func Check(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	have, err := current(ctx, pool, schema)
@@ -382,15 +390,25 @@ func current(ctx context.Context, pool *pgxpool.Pool, schema string) (int64, err
 
 func checkRights(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	rights := &RightsError{Schema: schema}
+	var made bool
 	err := pool.QueryRow(ctx, `
 		SELECT rolname, ARRAY(
 			SELECT l.privilege || ' ON ' || l.object
 			FROM `+pgx.Identifier{schema}.Sanitize()+`.lacking(oid) l
+		), EXISTS (
+			SELECT
+			FROM pg_catalog.pg_constraint c
+			JOIN pg_catalog.pg_class t ON t.oid = c.conrelid
+			JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+			WHERE n.nspname = $1 AND t.relname = 'task_events' AND c.conname = 'task_events_check'
 		)
 		FROM pg_catalog.pg_roles
-		WHERE rolname = current_user`).Scan(&rights.Role, &rights.Lacks)
+		WHERE rolname = current_user`, schema).Scan(&rights.Role, &rights.Lacks, &made)
 	if err != nil {
 		return rightsError(ctx, pool, schema, err)
+	}
+	if !made {
+		return &EarlierError{schema}
 	}
 	if len(rights.Lacks) > 0 {
 		return rights

@@ -264,6 +264,14 @@ func TestEarlierLedgersAreFound(t *testing.T) {
 	if found, err := migrations.FindEarlier(t.Context(), pool); err != nil || !found {
 		t.Errorf("found %t, %v", found, err)
 	}
+	if err := migrations.Check(t.Context(), pool, testdb.Schema); err != nil {
+		t.Errorf("a ledger of this build: %v", err)
+	}
+	execute(t, pool, `ALTER TABLE taskledger.task_events DROP CONSTRAINT task_events_check`) // they had none of that name
+	var earlier *migrations.EarlierError
+	if err := migrations.Up(t.Context(), pool, testdb.Schema); !errors.As(err, &earlier) {
+		t.Errorf("a ledger of an earlier build: %v", err)
+	}
 }
 
 func TestUpWaitsForTheLockAndNotForEver(t *testing.T) {
