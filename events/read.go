@@ -35,7 +35,8 @@ const nextBatch = `
 	LEFT JOIN LATERAL (
 		SELECT s.position
 		FROM (
-			SELECT n.position, sum(octet_length(n.data::text)) OVER (ORDER BY n.position ROWS UNBOUNDED PRECEDING) AS bytes
+			SELECT n.position,
+				sum(octet_length(n.data::text)) OVER (ORDER BY n.position ROWS UNBOUNDED PRECEDING) AS bytes
 			FROM (
 				SELECT position, data
 				FROM {schema}.task_events

@@ -350,8 +350,8 @@ func lockKey(schema string) int64 {
 }
 
 // Check returns nil when this program can work on the schema of the database as the role that it is, else a
-// *VersionError, an *EarlierError, a *RightsError, or why it could not be asked. A newer schema than the program's is fine, unless it
-// says that it needs a newer program. It is two small queries.
+// *VersionError, an *EarlierError, a *RightsError, or why it could not be asked. A newer schema than the program's is
+// fine, unless it says that it needs a newer program. It is two small queries.
 func Check(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	have, err := current(ctx, pool, schema)
 	if err != nil {

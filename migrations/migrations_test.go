@@ -267,7 +267,8 @@ func TestEarlierLedgersAreFound(t *testing.T) {
 	if err := migrations.Check(t.Context(), pool, testdb.Schema); err != nil {
 		t.Errorf("a ledger of this build: %v", err)
 	}
-	execute(t, pool, `ALTER TABLE taskledger.task_events DROP CONSTRAINT task_events_check`) // they had none of that name
+	// Those had no constraint of that name.
+	execute(t, pool, `ALTER TABLE taskledger.task_events DROP CONSTRAINT task_events_check`)
 	var earlier *migrations.EarlierError
 	if err := migrations.Up(t.Context(), pool, testdb.Schema); !errors.As(err, &earlier) {
 		t.Errorf("a ledger of an earlier build: %v", err)

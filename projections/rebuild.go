@@ -208,7 +208,8 @@ func (r *rebuild) catchUp(ctx context.Context, q events.Querier) error {
 		if len(b.Events) == 0 {
 			return nil
 		}
-		if err = r.follower.apply(ctx, &events.Delivery{Batch: b, Generation: r.generation}); errors.Is(err, errOvertaken) {
+		err = r.follower.apply(ctx, &events.Delivery{Batch: b, Generation: r.generation})
+		if errors.Is(err, errOvertaken) {
 			err = r.resume(ctx, q)
 		}
 		if err != nil {

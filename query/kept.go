@@ -7,14 +7,16 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"taskledger/events"
 )
 
 const (
 	// maxKept is the largest answer that is kept, in bytes.
 	maxKept = 64 << 10
-	// maxTaskAnswers and maxOthers bound the answers that are kept of a user: nobody looks at more in turn, and the rest
-	// would only be there for the garbage collector.
+	// maxTaskAnswers and maxOthers bound the answers that are kept of a user: nobody looks at more in turn, and the
+	// rest would only be there for the garbage collector.
 	maxTaskAnswers = 64
 	maxOthers      = 16
 	// maxKeptTasks and maxKeptTaskBytes bound what is kept of a user's live tasks, all of them or none.
@@ -52,8 +54,12 @@ func (l liveTasks) follow(c *events.Commit, changed []events.Task) liveTasks {
 	if l == nil {
 		return nil
 	}
+	known := make(map[uuid.UUID]bool, len(changed))
+	for i := range changed {
+		known[changed[i].ID] = true
+	}
 	for i := range c.Events {
-		if !slices.ContainsFunc(changed, func(t events.Task) bool { return t.ID == c.Events[i].TaskID }) {
+		if !known[c.Events[i].TaskID] {
 			return nil
 		}
 	}

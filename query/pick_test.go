@@ -15,8 +15,8 @@ import (
 // Titles and descriptions that tell apart what a database and a program might do differently with letters and order.
 var (
 	someTitles = []string{
-		"straße", "STRASSE", "Éclair", "eclair", "éclair", "zebra", "Zebra", "ß", "ss", "10", "9", "a b", "ab", "%", "_",
-		"Ωmega", "ωMEGA", "ꭰ", "Ꭰ", "co-op", "coop", "日本", "🙂", "İstanbul", "istanbul",
+		"straße", "STRASSE", "Éclair", "eclair", "éclair", "zebra", "Zebra", "ß", "ss", "10", "9", "a b", "ab", "%",
+		"_", "Ωmega", "ωMEGA", "ꭰ", "Ꭰ", "co-op", "coop", "日本", "🙂", "İstanbul", "istanbul",
 	}
 	someDescriptions = []string{"", "Straße", "100% _sure_", "ÉCLAIR au café"}
 )
@@ -151,7 +151,8 @@ func TestListsFollowWhatIsWritten(t *testing.T) {
 			seq++
 			changed[i].Version = int64(seq)
 			f.head("u", seq)
-			head = value[uuid.UUID](f, `SELECT event_id FROM {schema}.task_events WHERE user_id = 'u' AND seq = $1`, seq)
+			head = value[uuid.UUID](
+				f, `SELECT event_id FROM {schema}.task_events WHERE user_id = 'u' AND seq = $1`, seq)
 			c.Events = append(c.Events,
 				events.Event{UserID: "u", Seq: int64(seq), TaskID: changed[i].ID, EventID: head})
 			at := slices.IndexFunc(tasks, func(t events.Task) bool { return t.ID == changed[i].ID })

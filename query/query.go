@@ -1,8 +1,8 @@
 // Package query answers from the read model, and from nothing else; of the log it only looks where a user's stream
 // ends, to know that an answer shows all of it. A question is one statement in one round trip. Answers are kept, and
-// given again after a look at that end. Who asks for lists again and again has all live tasks kept, if they are few: any
-// page of any list is made of those. What is kept of tasks is taken on with each append of this process, by the fold
-// that the read model will have.
+// given again after a look at that end. Who asks for lists again and again has all live tasks kept, if they are few:
+// any page of any list is made of those. What is kept of tasks is taken on with each append of this process, by the
+// fold that the read model will have.
 package query
 
 import (

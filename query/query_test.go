@@ -286,7 +286,8 @@ func TestReadsLockTablesAsASwapDoes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := swap.Exec(t.Context(), f.db.SQL(`LOCK TABLE {schema}.tasks IN ACCESS EXCLUSIVE MODE`)); err != nil {
+		_, err = swap.Exec(t.Context(), f.db.SQL(`LOCK TABLE {schema}.tasks IN ACCESS EXCLUSIVE MODE`))
+		if err != nil {
 			t.Fatal(err)
 		}
 		done := make(chan error, 1)
@@ -523,7 +524,8 @@ func TestAnAnswerOutlivesEventsOfOtherTasks(t *testing.T) {
 				return f.Task(t.Context(), Ask{UserID: "u"}, uuid.MustParse(tasks[1]), nil)
 			},
 		}
-		title := value[string](f, `SELECT body::json ->> 'title' FROM {schema}.tasks WHERE version = 1 AND user_id = 'u'`)
+		title := value[string](
+			f, `SELECT body::json ->> 'title' FROM {schema}.tasks WHERE version = 1 AND user_id = 'u'`)
 		current := `"title":"` + strings.TrimSuffix(title, "task 1")
 		for name, ask := range ask {
 			a, err := ask()
@@ -801,7 +803,8 @@ func TestAQueryThatForgetsItsUserSeesNobodyElse(t *testing.T) {
 	f.fill(10)
 	seen := func(user, table string) (names string) {
 		t.Helper()
-		// Each question has a LIMIT or an order, which has it name the user before it reads: PostgreSQL 18 may read first.
+		// Each question has a LIMIT or an order, which has it name the user before it reads: PostgreSQL 18 may read
+		// first.
 		text := `
 			WITH scope AS MATERIALIZED (SELECT set_config('taskledger.user_id', $1, true) AS user_id)
 			SELECT coalesce(string_agg(DISTINCT x.user_id, ' '), '')
