@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -27,11 +26,8 @@ import (
 	"taskledger/httpapi/auth"
 )
 
-// What a request's context holds.
-const (
-	callerKey   = "caller"
-	deadlineKey = "deadline" // the timer that ends the work
-)
+// callerKey is where a request's context holds the caller.
+const callerKey = "caller"
 
 var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
@@ -211,12 +207,17 @@ func harden(next echo.HandlerFunc) echo.HandlerFunc {
 		header["X-Content-Type-Options"] = nosniff
 		if underAPI(c.Request().URL.Path) {
 			header["Cache-Control"] = cacheControl
-			// Last, because others on the way add to it.
-			c.Response().Before(func() { header["Vary"] = vary })
+			header["Vary"] = vary
+			if isFromPage(c.Request()) {
+				c.Response().Before(func() { header["Vary"] = vary }) // CORS has added to it
+			}
 		}
 		return next(c)
 	}
 }
+
+// isFromPage tells whether the request is one that CORS is about.
+func isFromPage(r *http.Request) bool { return r.Header.Get("Origin") != "" }
 
 // corsFor lets browsers of exactly these origins in, with credentials.
 func corsFor(origins []string) echo.MiddlewareFunc {
@@ -224,8 +225,8 @@ func corsFor(origins []string) echo.MiddlewareFunc {
 		// OPTIONS that is no preflight is a method like any other.
 		Skipper: func(c echo.Context) bool {
 			r := c.Request()
-			return r.Method == http.MethodOptions &&
-				(r.Header.Get("Origin") == "" || r.Header.Get("Access-Control-Request-Method") == "")
+			return !isFromPage(r) ||
+				r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") == ""
 		},
 		AllowOriginFunc: func(origin string) (bool, error) { return slices.Contains(origins, origin), nil },
 		AllowMethods: []string{
@@ -295,17 +296,14 @@ func (s *Server) limitReading(c echo.Context) error {
 func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := c.Request()
-		ctx, cancel := context.WithCancelCause(r.Context())
-		defer cancel(nil)
-		timer := time.AfterFunc(s.workTime, func() { cancel(context.DeadlineExceeded) })
-		defer timer.Stop()
-		c.Set(deadlineKey, timer)
-		r = r.WithContext(ctx)
+		w := &work{Context: r.Context(), until: time.Now().Add(s.workTime)}
+		defer w.finish()
+		r = r.WithContext(w)
 		if r.ContentLength != 0 {
 			r.Body = &timedBody{
 				ReadCloser: http.MaxBytesReader(c.Response().Writer, r.Body, bodyLimit(c)),
-				begin:      func() { timer.Reset(s.bodyTime + s.workTime) },
-				end:        func() { timer.Reset(s.workTime) },
+				begin:      func() { w.limit(s.bodyTime + s.workTime) },
+				end:        func() { w.limit(s.workTime) },
 			}
 		}
 		c.SetRequest(r)
@@ -324,9 +322,7 @@ func bodyLimit(c echo.Context) int64 {
 }
 
 // noDeadline lets a request go on for as long as it likes.
-func (s *Server) noDeadline(c echo.Context) {
-	c.Get(deadlineKey).(*time.Timer).Stop()
-}
+func noDeadline(c echo.Context) { c.Request().Context().(*work).limit(forever) }
 
 // timedBody tells when a body begins to be read, and when it ends.
 type timedBody struct {

@@ -206,7 +206,7 @@ func (r *Reader) answer(ctx context.Context, ask Ask, q question) (Answer, error
 	}
 	kept := r.kept.get(ask.UserID, q)
 	if kept.good() || ask.Has != nil {
-		look, err := r.log.Head(ctx, ask.UserID)
+		look, err := r.log.Head(context.WithoutCancel(ctx), ask.UserID) // which ends by itself
 		if err != nil {
 			return Answer{}, err
 		}
