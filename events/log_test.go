@@ -332,7 +332,7 @@ func TestLooksAreShared(t *testing.T) {
 	for i := range 20 {
 		store(t, l, facts(fmt.Sprint("u", i), 1, uuid.Nil, slices.Repeat([]Data{TaskCreated{Title: "a"}}, i+1)...))
 	}
-	if _, mine := l.looks.join("u0"); !mine {
+	if _, _, mine := l.looks.join("u0"); !mine {
 		t.Fatal("the first look is not the caller's own")
 	}
 	l.looks.begin()
@@ -341,11 +341,8 @@ func TestLooksAreShared(t *testing.T) {
 		work.Go(func() {
 			user := fmt.Sprint("u", i%21) // u20 has no events
 			want := int64(i%21+1) % 21
-			if look, err := l.Head(
-				t.Context(),
-				user,
-			); err != nil || look.Seq != want ||
-				(look.EventID == uuid.Nil) != (want == 0) {
+			look, err := l.Head(t.Context(), user)
+			if err != nil || look.Seq != want || (look.EventID == uuid.Nil) != (want == 0) {
 				t.Errorf("%s: %+v, %v, want seq %d", user, look, err, want)
 			}
 		})

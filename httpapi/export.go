@@ -30,7 +30,7 @@ func (s *Server) export(c echo.Context, caller auth.Caller) error {
 		c.Response().Header().Set("ETag", tag)
 		return c.NoContent(http.StatusNotModified)
 	}
-	noDeadline(c)
+	workOf(c).limit(forever)
 	part, err := lines.Next(ctx, nil)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err // nothing is sent yet: it can be told

@@ -26,9 +26,6 @@ import (
 	"taskledger/httpapi/auth"
 )
 
-// callerKey is where a request's context holds the caller.
-const callerKey = "caller"
-
 var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // exposed are the headers of answers that a browser's scripts may read from another origin.
@@ -262,7 +259,7 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 		if err := s.limits.take(c.Response().Header(), caller.UserID); err != nil {
 			return err
 		}
-		c.Set(callerKey, caller)
+		workOf(c).caller = caller
 		return next(c)
 	}
 }
@@ -291,8 +288,7 @@ func (s *Server) limitReading(c echo.Context) error {
 	return limit(s.bodyTime)
 }
 
-// bound limits the request's body, and the time for its work, which begins when the body is there. A body that says it
-// is too large is refused before anything is read; where nobody reads bodies, its size is nobody's business.
+// bound limits the request's body, and the time for its work, which begins anew when the body is there.
 func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := c.Request()
@@ -307,6 +303,15 @@ func (s *Server) bound(next echo.HandlerFunc) echo.HandlerFunc {
 			}
 		}
 		c.SetRequest(r)
+		return next(c)
+	}
+}
+
+// fits refuses a body that says it is too large before anything of it is read; where nobody reads bodies, its size is
+// nobody's business.
+func fits(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
 		if r.ContentLength > bodyLimit(c) && underAPI(r.URL.Path) && matched(c) {
 			return payloadTooLarge(bodyLimit(c))
 		}
@@ -320,9 +325,6 @@ func bodyLimit(c echo.Context) int64 {
 	}
 	return maxBody
 }
-
-// noDeadline lets a request go on for as long as it likes.
-func noDeadline(c echo.Context) { c.Request().Context().(*work).limit(forever) }
 
 // timedBody tells when a body begins to be read, and when it ends.
 type timedBody struct {

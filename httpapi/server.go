@@ -103,7 +103,9 @@ func New(cfg Config) *Server {
 	}
 	s.echo.HTTPErrorHandler = s.answerError
 	s.echo.Pre(tidyPath)
-	s.echo.Use(s.observe, s.recover, harden, corsFor(cfg.Origins), s.identify, s.bound)
+	// Put together once: echo would put it together anew for each request.
+	through := s.observe(s.recover(harden(corsFor(cfg.Origins)(s.bound(s.identify(fits(route)))))))
+	s.echo.Use(func(echo.HandlerFunc) echo.HandlerFunc { return through })
 	s.routes()
 	return s
 }
@@ -156,9 +158,10 @@ func (s *Server) read(path string, h echo.HandlerFunc) {
 	s.echo.Match([]string{http.MethodGet, http.MethodHead}, path, h)
 }
 
+// route calls the handler of the route that was found.
+func route(c echo.Context) error { return c.Handler()(c) }
+
 // user hands the caller, whom identify has found, to a handler.
 func (s *Server) user(h handler) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		return h(c, c.Get(callerKey).(auth.Caller))
-	}
+	return func(c echo.Context) error { return h(c, workOf(c).caller) }
 }

@@ -268,7 +268,7 @@ func (s *Server) streamEvents(c echo.Context, caller auth.Caller) error {
 		return err
 	}
 	st.last = last
-	noDeadline(c)
+	workOf(c).limit(forever)
 	if conn := tcpOf(c.Request()); conn != nil {
 		if err := errors.Join(conn.SetWriteBuffer(streamBuffer), setUserTimeout(conn, s.takeTime)); err != nil {
 			return err

@@ -5,12 +5,17 @@ import (
 	"math"
 	"sync"
 	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"taskledger/httpapi/auth"
 )
 
 // work is the context of what is done for a request, and ends when the time for that is up. Most requests are answered
 // before anybody waits for its end: the timer, and all that a context takes, is made for who does.
 type work struct {
 	context.Context // of the request
+	caller          auth.Caller
 
 	mu     sync.Mutex
 	until  time.Time
@@ -18,6 +23,8 @@ type work struct {
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 }
+
+func workOf(c echo.Context) *work { return c.Request().Context().(*work) }
 
 // forever is a time that no request takes.
 const forever = time.Duration(math.MaxInt64)
