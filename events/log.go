@@ -94,6 +94,9 @@ func (l *Log) Announce(channel string) {
 	l.announced.Store(&channel)
 }
 
+// Announces tells whether appends notify.
+func (l *Log) Announces() bool { return l.announced.Load() != nil }
+
 // Close appends what is queued and stops the appender. Append returns ErrClosed from then on.
 func (l *Log) Close() {
 	l.mu.Lock()

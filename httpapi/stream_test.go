@@ -49,7 +49,7 @@ func (s *service) listen(user, lastID string) *reader {
 
 func (s *service) listenAs(token, lastID string) *reader {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // for all that a test does meanwhile
 	req, err := http.NewRequestWithContext(ctx, "GET", s.http.URL+"/api/events", nil)
 	if err != nil {
 		s.t.Fatal(err)

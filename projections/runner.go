@@ -22,7 +22,8 @@ const (
 	// statements: each has a cost of its own of about 1 ms, half of it because PostgreSQL has cooled down meanwhile.
 	// Measured (toggle, at 16 and 64 connections, as a multiple of 10 ms): 1.14, 1.12.
 	linger = 50 * time.Millisecond
-	// watchedLinger is that while streams are open, which wait for all that happens.
+	// watchedLinger is that while streams are open, here or in another process that listens: they wait for all that
+	// happens.
 	watchedLinger = 2 * time.Millisecond
 	// statementTimeout bounds one statement: a PostgreSQL that went away without a word would never answer it.
 	statementTimeout = 5 * time.Second
@@ -49,7 +50,7 @@ func NewRunner(log *events.Log, logger *slog.Logger, metrics *Metrics) *Runner {
 }
 
 func (r *Runner) linger() time.Duration {
-	if r.watch.none() {
+	if r.watch.none() && !r.events.Announces() {
 		return linger
 	}
 	return watchedLinger

@@ -562,6 +562,26 @@ func (p *process) listens(heard func() bool) {
 	heard()
 }
 
+// Who writes gathers events for long only while nobody watches, in whatever process.
+func TestWatchersElsewhereAreNotKeptWaiting(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	writing, watching := writer(t, db), writer(t, db)
+	writing.run()
+	stop := watching.run()
+	lingers := func(want time.Duration) func() bool {
+		return func() bool {
+			writing.visible(writing.append("u", uuid.New(), events.TaskCreated{Title: "a"}))
+			return writing.runner.linger() == want
+		}
+	}
+	eventually(t, "it gathers while nobody watches", lingers(linger))
+	watching.listens(watching.hearing("u"))
+	eventually(t, "it hurries while another process listens", lingers(watchedLinger))
+	stop()
+	eventually(t, "it gathers again", lingers(linger))
+}
+
 // What a process appended and could not apply before it ended is heard of elsewhere, although nobody tells.
 func TestWatchersHearWhatNobodyTells(t *testing.T) {
 	t.Parallel()
