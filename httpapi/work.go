@@ -22,6 +22,7 @@ type work struct {
 	ending context.Context // nil until somebody waits
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
+	over   bool // the request is answered
 }
 
 func workOf(c echo.Context) *work { return c.Request().Context().(*work) }
@@ -43,6 +44,7 @@ func (w *work) limit(d time.Duration) {
 func (w *work) finish() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.over = true
 	if w.ending != nil {
 		w.timer.Stop()
 		w.cancel(nil)
@@ -56,6 +58,10 @@ func (w *work) wait() context.Context {
 	if w.ending == nil {
 		w.ending, w.cancel = context.WithCancelCause(w.Context)
 		w.timer = time.AfterFunc(time.Until(w.until), func() { w.cancel(context.DeadlineExceeded) })
+		if w.over {
+			w.timer.Stop()
+			w.cancel(nil)
+		}
 	}
 	return w.ending
 }

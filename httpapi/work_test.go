@@ -60,5 +60,9 @@ func TestWorkEndsWithTheRequest(t *testing.T) {
 			}
 		})
 	}
-	(&work{Context: t.Context()}).finish() // nobody has waited
+	answered := &work{Context: t.Context(), until: time.Now().Add(time.Hour)}
+	answered.finish() // nobody has waited
+	if answered.Err() == nil {
+		t.Error("who waits for a request that is answered waits for its time to be up")
+	}
 }
