@@ -160,6 +160,7 @@ func TestExportAndImport(t *testing.T) {
 	if next := target.must(201, "böb/😀", "POST", "/api/tasks", `{"title":"goes on"}`); next["version"] != 6.0 {
 		t.Errorf("the next version is %v", next["version"])
 	}
+	target.shown("böb/😀")
 	if out := output(t, to, "", "verify"); out != "compared 4 users, 12 events, 23 rows; 0 parked\n" {
 		t.Errorf("verify: %s", out)
 	}

@@ -138,6 +138,8 @@ func TestADumpGoesOnInAnotherCluster(t *testing.T) {
 	}
 	task := after.must(201, "another", "POST", "/api/tasks", `{"title":"new"}`)
 	after.must(200, "another", "GET", "/api/tasks/"+task["id"].(string), "")
+	after.shown("u")
+	after.shown("another")
 	got := finish(t, program(t, []string{"DATABASE_URL=" + to}, "verify"))
 	if want := "compared 2 users, 53 events, 57 rows; 0 parked\n"; got.code != 0 || got.stdout != want {
 		t.Errorf("verify: %+v, want %q", got, want)

@@ -324,12 +324,10 @@ func TestTheLedgerStandsBesideOthers(t *testing.T) {
 	// What a tool does that wants public to be as its own schema says.
 	execute(t, database, `DROP SCHEMA public CASCADE`, `CREATE SCHEMA public`)
 	s.must(201, "u", "POST", "/api/tasks", `{"title":"ours"}`)
+	s.shown("u")
 	s.terminate()
-	if got := finish(
-		t,
-		program(t, env, "verify"),
-	); got.code != 0 ||
-		!strings.HasPrefix(got.stdout, "compared 1 users, 2 events, 5 rows") {
+	got := finish(t, program(t, env, "verify"))
+	if got.code != 0 || !strings.HasPrefix(got.stdout, "compared 1 users, 2 events, 5 rows") {
 		t.Errorf("verify: %+v", got)
 	}
 }

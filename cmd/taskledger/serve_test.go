@@ -191,6 +191,12 @@ func (s *served) must(want int, user, method, path, body string) map[string]any 
 	return answer
 }
 
+// shown waits until the read model, and not only the memory of the server, shows all of a user's events.
+func (s *served) shown(user string) {
+	s.t.Helper()
+	s.must(200, user, "GET", "/api/ledger", "")
+}
+
 // terminate sends SIGTERM and waits for the end.
 func (s *served) terminate() {
 	s.t.Helper()
