@@ -121,6 +121,8 @@ type Querier interface {
 	Query(ctx context.Context, text string, args []any, read func(pgx.Rows) error) error
 	// Exec runs one statement and returns how many rows it changed.
 	Exec(ctx context.Context, text string, args ...any) (int64, error)
+	// Write runs one statement whose arguments may be Rows, and tells whether it gave a row.
+	Write(ctx context.Context, text string, args []any) (row bool, err error)
 }
 
 // Query implements Querier, in one round trip.
@@ -146,32 +148,68 @@ func (db *DB) Query(ctx context.Context, text string, args []any, read func(pgx.
 	return readAll(rows, read)
 }
 
-// Write runs a statement like Query, and tells whether it gave a row. Its arguments may be large: those of a Query are
-// held on to by pgx, in each connection, until as many others have been in their place.
+// Write implements Querier. Its arguments may be large: those of a Query are held on to by pgx, in each connection, until
+// as many others have been in their place.
 func (db *DB) Write(ctx context.Context, text string, args []any) (row bool, err error) {
-	if !db.prepares {
-		err = db.Query(ctx, text, args, func(rows pgx.Rows) error {
+	retired := false
+	write := func(conn *pgx.Conn) (err error) {
+		if db.prepares {
+			row, err = writePrepared(ctx, conn, db.SQL(text), args)
+			return err
+		}
+		err = db.queryOn(ctx, conn, text, args, func(rows pgx.Rows) error {
 			row = rows.Next()
 			return rows.Err()
 		})
-		return row, err
+		retired = db.picky && isRetired(conn)
+		return err
 	}
-	text = db.SQL(text)
-	err = db.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
-		statement, err := c.Conn().Prepare(ctx, text, text)
-		if err != nil {
+	if err = db.withRows(ctx, write); retired {
+		db.pool.Reset()
+		err = db.withRows(ctx, write)
+	}
+	return row && !retired, err
+}
+
+func writePrepared(ctx context.Context, conn *pgx.Conn, text string, args []any) (row bool, err error) {
+	statement, err := conn.Prepare(ctx, text, text)
+	if err != nil {
+		return false, err
+	}
+	var b pgx.ExtendedQueryBuilder
+	if err := b.Build(conn.TypeMap(), statement, args); err != nil {
+		return false, err
+	}
+	result := conn.PgConn().ExecPrepared(ctx, statement.Name, b.ParamValues, b.ParamFormats, b.ResultFormats).Read()
+	return len(result.Rows) > 0, result.Err
+}
+
+// queryOn is Query on a connection.
+func (db *DB) queryOn(
+	ctx context.Context, conn *pgx.Conn, text string, args []any, read func(pgx.Rows) error,
+) error {
+	if db.prelude != "" {
+		return pipeline(ctx, conn, db.prelude, nil, db.SQL(text), args, read)
+	}
+	rows, err := conn.Query(ctx, db.SQL(text), args...)
+	if err != nil {
+		return err
+	}
+	return readAll(rows, read)
+}
+
+// withRows calls do with a connection that takes Rows.
+func (db *DB) withRows(ctx context.Context, do func(*pgx.Conn) error) error {
+	err := db.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		if err := db.learnRows(ctx, c.Conn()); err != nil {
 			return err
 		}
-		var b pgx.ExtendedQueryBuilder
-		if err := b.Build(c.Conn().TypeMap(), statement, args); err != nil {
-			return err
-		}
-		to := c.Conn().PgConn()
-		result := to.ExecPrepared(ctx, statement.Name, b.ParamValues, b.ParamFormats, b.ResultFormats).Read()
-		row = len(result.Rows) > 0
-		return result.Err
+		return do(c.Conn())
 	})
-	return row, err
+	if mustRelearn(err) {
+		db.pool.Reset()
+	}
+	return err
 }
 
 // toldRows are rows of a server that has to take writes. One that has been told to take no more is about to be left for
@@ -185,7 +223,7 @@ type toldRows struct {
 func (r *toldRows) Next() bool {
 	more := r.Rows.Next()
 	if more && !r.begun { // at the end the connection is not ours any more
-		r.retired = r.Conn().PgConn().ParameterStatus("default_transaction_read_only") == "on"
+		r.retired = isRetired(r.Conn())
 	}
 	r.begun = true
 	if r.retired {
@@ -193,6 +231,10 @@ func (r *toldRows) Next() bool {
 		return false
 	}
 	return more
+}
+
+func isRetired(conn *pgx.Conn) bool {
+	return conn.PgConn().ParameterStatus("default_transaction_read_only") == "on"
 }
 
 // Exec implements Querier.
@@ -224,7 +266,7 @@ func (db *DB) pipeline(
 	return pipeline(ctx, db.pool, first, firstArgs, db.SQL(second), args, read)
 }
 
-// sender is a pool or a transaction.
+// sender is a pool or a connection.
 type sender interface {
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
@@ -276,6 +318,25 @@ func (tx *Tx) Query(ctx context.Context, text string, args []any, read func(pgx.
 func (tx *Tx) Exec(ctx context.Context, text string, args ...any) (int64, error) {
 	tag, err := tx.Tx.Exec(ctx, tx.db.SQL(text), args...)
 	return tag.RowsAffected(), err
+}
+
+// Write implements Querier.
+func (tx *Tx) Write(ctx context.Context, text string, args []any) (row bool, err error) {
+	err = tx.withRows(ctx, func(*pgx.Conn) error {
+		return tx.Query(ctx, text, args, func(rows pgx.Rows) error {
+			row = rows.Next()
+			return rows.Err()
+		})
+	})
+	return row, err
+}
+
+// withRows calls do with the transaction's connection, which then takes Rows.
+func (tx *Tx) withRows(ctx context.Context, do func(*pgx.Conn) error) error {
+	if err := tx.db.learnRows(ctx, tx.Conn()); err != nil {
+		return err
+	}
+	return do(tx.Conn())
 }
 
 // One reads the columns of the only row that a statement gives; found is false when it gives none.

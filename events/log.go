@@ -56,7 +56,8 @@ type Log struct {
 	subscribers   map[*Subscriber]bool
 
 	lock       string // a test takes the lock out of it
-	batchBytes int    // a test makes it less
+	lockKey    int64
+	batchBytes int // a test makes it less
 }
 
 // Open starts the appender. The caller closes the log before the pool.
@@ -70,6 +71,7 @@ func Open(db *DB) *Log {
 		subscribers: map[*Subscriber]bool{},
 		metrics:     newMetrics(),
 		lock:        lockLog,
+		lockKey:     db.LockKey("append"),
 		batchBytes:  batchBytes,
 	}
 	l.alone <- struct{}{}
@@ -257,7 +259,7 @@ func (p *pending) chain(before *pending) bool {
 // flush appends a batch. What the database refuses for its data is refused whole: then each commit goes alone, so that
 // one can't cost the others theirs.
 func (l *Log) flush(batch []*pending) {
-	stored, err := l.publish(l.db.pool, batch)
+	stored, err := l.publish(l.db.withRows, batch)
 	if errors.Is(err, context.DeadlineExceeded) || isReadOnly(err) {
 		// PostgreSQL may have gone without a word, or another one have taken over: other connections are as dead
 		l.db.pool.Reset()
@@ -314,7 +316,7 @@ func (l *Log) Exclusively(ctx context.Context, do func(*Exclusive) error) error 
 	}
 	x := &Exclusive{log: l}
 	err := l.db.Begin(ctx, pgx.TxOptions{}, func(tx *Tx) error {
-		if _, err := tx.Exec(ctx, l.lock, l.db.LockKey("append")); err != nil {
+		if _, err := tx.Exec(ctx, l.lock, l.lockKey); err != nil {
 			return fmt.Errorf("lock the log: %w", err)
 		}
 		x.Tx = tx
@@ -337,7 +339,7 @@ type Exclusive struct {
 // has returned. It is called once.
 func (x *Exclusive) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	p := newPending(ctx, c, done)
-	stored, err := x.log.publish(x.Tx, []*pending{p})
+	stored, err := x.log.publish(x.Tx.withRows, []*pending{p})
 	if err == nil && stored.len() == 0 {
 		x.log.metrics.conflicts.Inc()
 		err = ErrConflict

@@ -3,9 +3,7 @@ package events
 import (
 	"context"
 	"database/sql"
-	"encoding/hex"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -13,6 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // Topic is the Watermill topic of the log, and the name of its table.
@@ -55,13 +54,7 @@ const (
 		e.user_id, e.seq, e.task_id, e.type, e.schema_version, e.data, e.event_id, e.command_id,
 		e.idempotency_key, e.request_fingerprint, e.actor, e.request_id,
 		greatest((SELECT clock_timestamp()), head.recorded_at)
-	FROM ROWS FROM (
-		jsonb_to_recordset($1::jsonb) AS (
-			user_id text, seq bigint, task_id uuid, type text, schema_version integer, data jsonb, event_id uuid,
-			command_id uuid, idempotency_key text, request_fingerprint bytea, actor text, request_id text,
-			after uuid, generation bigint, command_key text
-		)
-	) WITH ORDINALITY AS e
+	FROM ROWS FROM (unnest($1::{schema}.row_of_task_events[])) WITH ORDINALITY AS e
 	LEFT JOIN LATERAL (
 		SELECT t.event_id, t.recorded_at
 		FROM {schema}.task_events t
@@ -81,9 +74,49 @@ const (
 	RETURNING position, recorded_at, event_id`
 )
 
-// publish appends commits by one Watermill Publish, which is one INSERT. A message is an event: its payload is the
-// record, its UUID the event's id. It returns what was stored; those events have their Position and RecordedAt.
-func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
+// appended is an event on its way into the log.
+type appended struct {
+	*Event
+	commit *pending
+	first  bool // of its commit: it keeps the key
+}
+
+var appendedColumns = []Column[appended]{
+	NewColumn("user_id", func(a *appended) string { return a.UserID }),
+	NewColumn("seq", func(a *appended) int64 { return a.Seq }),
+	NewColumn("task_id", func(a *appended) pgtype.UUID { return nullUUID(a.TaskID) }),
+	NewColumn("type", func(a *appended) string { return string(a.Data.Type()) }),
+	NewColumn("schema_version", func(a *appended) int32 { return int32(a.version) }),
+	NewColumn("data", func(a *appended) jsonObject { return a.stored }),
+	NewColumn("event_id", func(a *appended) [16]byte { return a.EventID }),
+	NewColumn("command_id", func(a *appended) [16]byte { return a.CommandID }),
+	NewColumn("idempotency_key", func(a *appended) *string { return a.key(a.first) }),
+	NewColumn("request_fingerprint", func(a *appended) []byte {
+		if a.key(a.first) == nil {
+			return nil
+		}
+		return a.commit.Fingerprint
+	}),
+	NewColumn("actor", func(a *appended) string { return a.Actor }),
+	NewColumn("request_id", func(a *appended) string { return a.RequestID }),
+	NewColumn("after", func(a *appended) pgtype.UUID { return nullUUID(a.commit.after) }),
+	NewColumn("generation", func(a *appended) int64 { return a.commit.Generation }),
+	NewColumn("command_key", func(a *appended) *string { return a.key(true) }),
+}
+
+func (a *appended) key(has bool) *string {
+	if !has || a.commit.IdempotencyKey == "" {
+		return nil
+	}
+	return &a.commit.IdempotencyKey
+}
+
+func nullUUID(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: id != uuid.Nil} }
+
+// publish appends commits by one Watermill Publish, which is one INSERT, on the connection that on gives. A message is
+// an event, its UUID the event's id and its payload the row. It returns what was stored; those events have their
+// Position and RecordedAt.
+func (l *Log) publish(on connector, commits []*pending) (*Batch, error) {
 	messages := make(message.Messages, 0, len(commits))
 	insert := insertEvents + inOrder
 	for _, c := range commits {
@@ -95,15 +128,16 @@ func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
 			if err := e.encode(); err != nil {
 				return nil, err
 			}
-			messages = append(messages, message.NewMessage(e.EventID.String(), e.AppendRecord(nil)))
+			row := appendRow(nil, appendedColumns, &appended{Event: e, commit: c, first: i == 0})
+			messages = append(messages, message.NewMessage(e.EventID.String(), row))
 		}
 	}
-	exec := &executor{DB: l.sql, to: to, lock: l.lock, args: []any{l.db.LockKey("append")}}
+	exec := &executor{DB: l.sql, on: on, lock: l.lock, args: []any{l.lockKey}}
 	if channel := l.announced.Load(); channel != nil {
 		exec.lock, exec.args = l.lock+announce, append(exec.args, *channel)
 	}
 	publisher, err := watermillsql.NewPublisher(exec, watermillsql.PublisherConfig{
-		SchemaAdapter: insertAdapter{insert: l.db.SQL(insert), commits: commits},
+		SchemaAdapter: insertAdapter{insert: l.db.SQL(insert)},
 	}, watermill.NopLogger{})
 	if err != nil {
 		return nil, fmt.Errorf("append: %w", err)
@@ -117,53 +151,29 @@ func (l *Log) publish(to sender, commits []*pending) (*Batch, error) {
 	return exec.batch(commits), nil
 }
 
-// insertAdapter is the SchemaAdapter of the log's publisher, for one batch.
+// insertAdapter is the SchemaAdapter of the log's publisher.
 type insertAdapter struct {
 	watermillsql.DefaultPostgreSQLSchema
-	insert  string
-	commits []*pending
+	insert string
 }
 
-// InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement, as one JSON array of their
-// records, with what their commits say beside.
+// InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement, as one parameter.
 func (a insertAdapter) InsertQuery(_ string, messages message.Messages) (watermillsql.Query, error) {
-	rows := make([]byte, 0, 640*len(messages))
-	for _, c := range a.commits {
-		for i := range c.Events {
-			record := messages[i].Payload
-			rows = append(rows, ',')
-			rows = c.appendRow(append(rows, record[:len(record)-1]...), i == 0)
-		}
-		messages = messages[len(c.Events):]
+	rows := &Rows{n: len(messages), body: make([]byte, 0, rowBytes*len(messages))}
+	for _, m := range messages {
+		rows.body = append(rows.body, m.Payload...)
 	}
-	rows[0] = '['
-	return watermillsql.Query{Query: a.insert, Args: []any{string(append(rows, ']'))}}, nil
+	return watermillsql.Query{Query: a.insert, Args: []any{rows}}, nil
 }
 
-// appendRow appends what a row has beside its record, and the brace that closes it. The first event of a commit keeps
-// its key.
-func (c *pending) appendRow(b []byte, first bool) []byte {
-	b = strconv.AppendInt(append(b, `,"generation":`...), c.Generation, 10)
-	if c.after != uuid.Nil {
-		b = append(appendID(append(b, `,"after":"`...), c.after), '"')
-	}
-	if c.IdempotencyKey == "" {
-		return append(b, '}')
-	}
-	b = AppendText(append(b, `,"command_key":`...), c.IdempotencyKey)
-	if first {
-		b = AppendText(append(b, `,"idempotency_key":`...), c.IdempotencyKey)
-		b = append(b, `,"request_fingerprint":"\\x`...)
-		b = append(hex.AppendEncode(b, c.Fingerprint), '"')
-	}
-	return append(b, '}')
-}
+// connector calls do with a connection that takes Rows.
+type connector func(ctx context.Context, do func(*pgx.Conn) error) error
 
 // executor is the publisher's database. watermill-sql's Publish uses context.Background() and drops the result; this
 // one gives both back: a deadline, and the rows.
 type executor struct {
 	*sql.DB
-	to   sender
+	on   connector
 	lock string
 	args []any // of lock
 	rows []appendedRow
@@ -179,9 +189,11 @@ type appendedRow struct {
 func (x *executor) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	return nil, pipeline(ctx, x.to, x.lock, x.args, query, args, func(rows pgx.Rows) (err error) {
-		x.rows, err = pgx.CollectRows(rows, pgx.RowToStructByPos[appendedRow])
-		return err
+	return nil, x.on(ctx, func(conn *pgx.Conn) error {
+		return pipeline(ctx, conn, x.lock, x.args, query, args, func(rows pgx.Rows) (err error) {
+			x.rows, err = pgx.CollectRows(rows, pgx.RowToStructByPos[appendedRow])
+			return err
+		})
 	})
 }
 

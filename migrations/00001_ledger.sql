@@ -78,6 +78,65 @@ CREATE POLICY readable ON {schema}.checkpoints FOR SELECT USING (true);
 CREATE POLICY ledger ON {schema}.checkpoints
     USING (pg_catalog.current_setting('taskledger.ledger', true) = 'on');
 
+-- Rows on their way into the tables. A newer program whose rows have other columns brings types of its own: those that
+-- are here stay for the older one beside it.
+CREATE TYPE {schema}.row_of_task_events AS (
+    user_id             text,
+    seq                 bigint,
+    task_id             uuid,
+    type                text,
+    schema_version      integer,
+    data                jsonb,
+    event_id            uuid,
+    command_id          uuid,
+    idempotency_key     text,
+    request_fingerprint bytea,
+    actor               text,
+    request_id          text,
+    after               uuid,
+    generation          bigint,
+    command_key         text
+);
+CREATE TYPE {schema}.row_of_tasks AS (
+    user_id      text,
+    id           uuid,
+    version      bigint,
+    is_completed boolean,
+    created_at   timestamptz,
+    updated_at   timestamptz,
+    deleted_at   timestamptz,
+    title_key    bytea,
+    search       text,
+    body         text
+);
+CREATE TYPE {schema}.row_of_task_history AS (
+    user_id      text,
+    seq          bigint,
+    task_id      uuid,
+    type         text,
+    recorded_at  timestamptz,
+    actor        text,
+    request_id   text,
+    changes      text,
+    hash         bytea,
+    version      bigint,
+    title        text,
+    description  text,
+    is_completed boolean,
+    created_at   timestamptz,
+    updated_at   timestamptz,
+    deleted_at   timestamptz
+);
+CREATE TYPE {schema}.row_of_users AS (
+    user_id      text,
+    seq          bigint,
+    live         integer,
+    hash         bytea,
+    parked_error text,
+    parked_at    timestamptz,
+    generation   bigint
+);
+
 -- The tables of the read model, as functions of a suffix, so that a rebuild makes the new ones ("_rebuild") as a
 -- migration made the first ones (""), even where those were dropped or damaged.
 

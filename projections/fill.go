@@ -168,25 +168,16 @@ func (c chunks[T]) flush() error {
 
 // copyInto copies what comes on the channel into a new table.
 func copyInto[T any](ctx context.Context, db *events.DB, t *table, columns columns[T], from <-chan []T) (int64, error) {
-	var chunk []T
-	next := func() ([]any, error) {
-		for len(chunk) == 0 {
-			more, ok := <-from
-			if !ok {
-				return nil, ctx.Err()
-			}
-			chunk = more
+	next := func() ([]T, error) {
+		chunk, ok := <-from
+		if !ok {
+			return nil, ctx.Err()
 		}
-		values := make([]any, len(columns))
-		for i, c := range columns {
-			values[i] = c.value(&chunk[0])
-		}
-		chunk = chunk[1:]
-		return values, nil
+		return chunk, nil
 	}
 	var n int64
 	err := db.Begin(ctx, pgx.TxOptions{}, func(tx *events.Tx) (err error) {
-		n, err = tx.CopyFrom(ctx, pgx.Identifier{db.Schema(), t.name + suffix}, t.names(), pgx.CopyFromFunc(next))
+		n, err = events.CopyRows(ctx, tx, t.name+suffix, columns.encoded(), next)
 		return err
 	})
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -184,7 +183,7 @@ func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string
 	}
 	made.doubtful = made.doubtful || doubtful
 	text, args := writeBatch(made)
-	written, err := f.run(ctx, text, append(f.args(d), args...))
+	written, err := f.db.Write(ctx, text, append(f.args(d), args...))
 	if err != nil {
 		return fmt.Errorf("write a batch: %w", err)
 	}
@@ -202,18 +201,6 @@ func (f *follower) write(ctx context.Context, d *events.Delivery, refusal string
 	f.progress.confirm(d.To, trace.SpanContextFromContext(ctx))
 	f.shown(d)
 	return nil
-}
-
-// run runs a statement, and tells whether it gave a row.
-func (f *follower) run(ctx context.Context, text string, args []any) (row bool, err error) {
-	if db, ok := f.db.(*events.DB); ok {
-		return db.Write(ctx, text, args)
-	}
-	err = f.db.Query(ctx, text, args, func(rows pgx.Rows) error {
-		row = rows.Next()
-		return rows.Err()
-	})
-	return row, err
 }
 
 // args are those of writeBatch before those of the rows.

@@ -44,49 +44,37 @@ func (e *heldError) Error() string {
 	return fmt.Sprintf("a newer program is needed to apply the log: %v", e.err)
 }
 
-// table is a table of a read model: its key, which its columns begin with, and those with their types.
+// table is a table of a read model: its key, which its columns begin with, and the names of those. Rows of it are of the
+// composite type that is named after it, and that a migration makes with the same columns.
 type table struct {
 	name    string
 	key     []string
-	columns []columnType
+	columns []string
 }
 
-type columnType struct{ name, pgType string }
-
-// rows are what a batch makes of one table: an array a column.
+// rows are what a batch makes of one table.
 type rows struct {
+	*events.Rows
 	table  *table
 	erased string // the user whose rows are all deleted instead
 	fresh  bool   // none of them is in the table
-	n      int
-	arrays []any
 }
 
 // column is a column of a table, and its value in the row that is made of a T.
 type column[T any] struct {
-	columnType
-	// array makes the values of many rows, for unnest.
-	array func([]T) any
-	// value makes the value of one row, for COPY.
+	events.Column[T]
 	value func(*T) any
 	// place gives a new place to scan the column to; taken takes the value out of it.
 	place func() any
 	taken func(any) any
 }
 
-func col[T, V any](name, pgType string, of func(*T) V) column[T] {
+func col[T, V any](name string, of func(*T) V) column[T] {
 	return column[T]{
-		columnType: columnType{name, pgType},
-		array: func(items []T) any {
-			values := make([]V, len(items))
-			for i := range items {
-				values[i] = of(&items[i])
-			}
-			return values
-		},
-		value: func(item *T) any { return of(item) },
-		place: func() any { return new(V) },
-		taken: func(place any) any { return *place.(*V) },
+		Column: events.NewColumn(name, of),
+		value:  func(item *T) any { return of(item) },
+		place:  func() any { return new(V) },
+		taken:  func(place any) any { return *place.(*V) },
 	}
 }
 
@@ -96,32 +84,29 @@ type columns[T any] []column[T]
 func (cs columns[T]) table(name string, key ...string) *table {
 	t := &table{name: name, key: key}
 	for _, c := range cs {
-		t.columns = append(t.columns, c.columnType)
+		t.columns = append(t.columns, c.Name)
 	}
 	return t
 }
 
-// rows makes a row of each item.
-func (cs columns[T]) rows(t *table, items []T) rows {
-	out := rows{table: t, n: len(items), arrays: make([]any, len(cs))}
+// encoded are the columns as a row is written.
+func (cs columns[T]) encoded() []events.Column[T] {
+	out := make([]events.Column[T], len(cs))
 	for i, c := range cs {
-		out.arrays[i] = c.array(items)
+		out[i] = c.Column
 	}
 	return out
+}
+
+// rows makes a row of each item.
+func (cs columns[T]) rows(t *table, items []T) rows {
+	return rows{Rows: events.NewRows(cs.encoded(), items), table: t}
 }
 
 // fresh makes rows that are not in the table.
 func (cs columns[T]) fresh(t *table, items []T) rows {
 	out := cs.rows(t, items)
 	out.fresh = true
-	return out
-}
-
-func (t *table) names() []string {
-	out := make([]string, len(t.columns))
-	for i, c := range t.columns {
-		out[i] = c.name
-	}
 	return out
 }
 
@@ -151,7 +136,7 @@ func writeBatch(made derived) (text string, args []any) {
 			args = append(args, r.erased)
 			continue
 		}
-		if r.n == 0 {
+		if r.Len() == 0 {
 			continue
 		}
 		text += fmt.Sprintf(`, written_%d AS (`, i) + r.write(made.doubtful, `
@@ -159,7 +144,7 @@ func writeBatch(made derived) (text string, args []any) {
 		FROM moved
 		CROSS JOIN `+r.table.unnest(headArgs+len(args)+1)+` AS r`) + `
 	)`
-		args = append(args, r.arrays...)
+		args = append(args, r.Rows)
 	}
 	return text + `
 	SELECT position
@@ -169,13 +154,9 @@ func writeBatch(made derived) (text string, args []any) {
 // headArgs is how many parameters writeBatch has before those of the rows.
 const headArgs = 10
 
-// unnest is the rows of the parameters from number first on, an array a column.
-func (t *table) unnest(first int) string {
-	arrays := make([]string, len(t.columns))
-	for i, c := range t.columns {
-		arrays[i] = fmt.Sprintf("$%d::%s[]", first+i, c.pgType)
-	}
-	return `unnest(` + strings.Join(arrays, ", ") + `)`
+// unnest is the rows of the parameter of this number.
+func (t *table) unnest(parameter int) string {
+	return fmt.Sprintf(`unnest($%d::{schema}.row_of_%s[])`, parameter, t.name)
 }
 
 // write writes the rows that a query gives. Those that are fresh are inserted: ON CONFLICT would cost half as much
@@ -183,12 +164,12 @@ func (t *table) unnest(first int) string {
 func (r rows) write(doubtful bool, from string) string {
 	t := r.table
 	insert := `
-		INSERT INTO {schema}.` + t.name + ` (` + strings.Join(t.names(), ", ") + `)` + from
+		INSERT INTO {schema}.` + t.name + ` (` + strings.Join(t.columns, ", ") + `)` + from
 	if r.fresh && !doubtful {
 		return insert
 	}
 	var sets []string
-	for _, name := range t.names()[len(t.key):] {
+	for _, name := range t.columns[len(t.key):] {
 		sets = append(sets, name+" = excluded."+name)
 	}
 	return insert + `

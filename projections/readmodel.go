@@ -32,54 +32,54 @@ type change struct {
 
 // taskColumns are the columns of the table tasks: the current state of every task.
 var taskColumns = columns[events.Task]{
-	col("user_id", "text", func(t *events.Task) string { return t.UserID }),
-	col("id", "uuid", func(t *events.Task) [16]byte { return t.ID }),
-	col("version", "bigint", func(t *events.Task) int64 { return t.Version }),
-	col("is_completed", "boolean", func(t *events.Task) bool { return t.Completed }),
-	col("created_at", "timestamptz", func(t *events.Task) time.Time { return t.CreatedAt }),
-	col("updated_at", "timestamptz", func(t *events.Task) time.Time { return t.UpdatedAt }),
-	col("deleted_at", "timestamptz", func(t *events.Task) *time.Time { return t.DeletedAt }),
-	col("title_key", "bytea", func(t *events.Task) []byte { return events.TitleKey(t.Title) }),
-	col("search", "text", func(t *events.Task) string { return events.SearchText(t.Title, t.Description) }),
-	col("body", "text", func(t *events.Task) string { return string(t.AppendJSON(nil)) }),
+	col("user_id", func(t *events.Task) string { return t.UserID }),
+	col("id", func(t *events.Task) [16]byte { return t.ID }),
+	col("version", func(t *events.Task) int64 { return t.Version }),
+	col("is_completed", func(t *events.Task) bool { return t.Completed }),
+	col("created_at", func(t *events.Task) time.Time { return t.CreatedAt }),
+	col("updated_at", func(t *events.Task) time.Time { return t.UpdatedAt }),
+	col("deleted_at", func(t *events.Task) *time.Time { return t.DeletedAt }),
+	col("title_key", func(t *events.Task) []byte { return events.TitleKey(t.Title) }),
+	col("search", func(t *events.Task) string { return events.SearchText(t.Title, t.Description) }),
+	col("body", func(t *events.Task) string { return string(t.AppendJSON(nil)) }),
 }
 
 // historyColumns are the columns of the table task_history: every event as people read it, and the task after it.
 var historyColumns = columns[change]{
-	col("user_id", "text", func(c *change) string { return c.event.UserID }),
-	col("seq", "bigint", func(c *change) int64 { return c.event.Seq }),
-	col("task_id", "uuid", func(c *change) pgtype.UUID {
+	col("user_id", func(c *change) string { return c.event.UserID }),
+	col("seq", func(c *change) int64 { return c.event.Seq }),
+	col("task_id", func(c *change) pgtype.UUID {
 		return pgtype.UUID{Bytes: c.event.TaskID, Valid: c.event.TaskID != uuid.Nil}
 	}),
-	col("type", "text", func(c *change) string { return string(c.event.Data.Type()) }),
-	col("recorded_at", "timestamptz", func(c *change) time.Time { return c.event.RecordedAt }),
-	col("actor", "text", func(c *change) string { return c.event.Actor }),
-	col("request_id", "text", func(c *change) string { return c.event.RequestID }),
-	col("changes", "text", func(c *change) string { return string(appendChanges(nil, c.before, c.after)) }),
-	col("hash", "bytea", func(c *change) []byte { return c.hash[:] }),
-	col("version", "bigint", func(c *change) int64 { return c.after.Version }),
-	col("title", "text", func(c *change) string { return c.after.Title }),
-	col("description", "text", func(c *change) *string { return c.after.Description }),
-	col("is_completed", "boolean", func(c *change) bool { return c.after.Completed }),
-	col("created_at", "timestamptz", func(c *change) time.Time { return c.after.CreatedAt }),
-	col("updated_at", "timestamptz", func(c *change) *time.Time {
+	col("type", func(c *change) string { return string(c.event.Data.Type()) }),
+	col("recorded_at", func(c *change) time.Time { return c.event.RecordedAt }),
+	col("actor", func(c *change) string { return c.event.Actor }),
+	col("request_id", func(c *change) string { return c.event.RequestID }),
+	col("changes", func(c *change) string { return string(appendChanges(nil, c.before, c.after)) }),
+	col("hash", func(c *change) []byte { return c.hash[:] }),
+	col("version", func(c *change) int64 { return c.after.Version }),
+	col("title", func(c *change) string { return c.after.Title }),
+	col("description", func(c *change) *string { return c.after.Description }),
+	col("is_completed", func(c *change) bool { return c.after.Completed }),
+	col("created_at", func(c *change) time.Time { return c.after.CreatedAt }),
+	col("updated_at", func(c *change) *time.Time {
 		if c.after.UpdatedAt.Equal(c.event.RecordedAt) {
 			return nil
 		}
 		return &c.after.UpdatedAt
 	}),
-	col("deleted_at", "timestamptz", func(c *change) *time.Time { return c.after.DeletedAt }),
+	col("deleted_at", func(c *change) *time.Time { return c.after.DeletedAt }),
 }
 
 // userColumns are the columns of the table users: how far each user is shown.
 var userColumns = columns[userState]{
-	col("user_id", "text", func(u *userState) string { return u.user }),
-	col("seq", "bigint", func(u *userState) int64 { return u.seq }),
-	col("live", "integer", func(u *userState) int32 { return u.live }),
-	col("hash", "bytea", func(u *userState) []byte { return u.hash[:] }),
-	col("parked_error", "text", func(u *userState) *string { return u.parked }),
-	col("parked_at", "timestamptz", func(u *userState) *time.Time { return u.parkedAt }),
-	col("generation", "bigint", func(u *userState) int64 { return u.generation }),
+	col("user_id", func(u *userState) string { return u.user }),
+	col("seq", func(u *userState) int64 { return u.seq }),
+	col("live", func(u *userState) int32 { return u.live }),
+	col("hash", func(u *userState) []byte { return u.hash[:] }),
+	col("parked_error", func(u *userState) *string { return u.parked }),
+	col("parked_at", func(u *userState) *time.Time { return u.parkedAt }),
+	col("generation", func(u *userState) int64 { return u.generation }),
 }
 
 // The tables of the read model.

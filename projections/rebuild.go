@@ -175,6 +175,11 @@ func (q newTables) Query(ctx context.Context, text string, args []any, read func
 	return q.Querier.Query(ctx, newNames.Replace(text), args, read)
 }
 
+// Write implements events.Querier.
+func (q newTables) Write(ctx context.Context, text string, args []any) (row bool, err error) {
+	return q.Querier.Write(ctx, newNames.Replace(text), args)
+}
+
 // Exec implements events.Querier.
 func (q newTables) Exec(ctx context.Context, text string, args ...any) (int64, error) {
 	return q.Querier.Exec(ctx, newNames.Replace(text), args...)
@@ -463,9 +468,9 @@ func (w *userWriter) next(ctx context.Context) (more bool, err error) {
 
 // write writes rows into their table.
 func write(ctx context.Context, tx *events.Tx, r rows) error {
-	_, err := tx.Exec(ctx, r.write(false, `
+	_, err := tx.Write(ctx, r.write(false, `
 		SELECT r.*
-		FROM `+r.table.unnest(1)+` AS r`), r.arrays...)
+		FROM `+r.table.unnest(1)+` AS r`), []any{r.Rows})
 	if err != nil {
 		return fmt.Errorf("write %s: %w", r.table.name, err)
 	}

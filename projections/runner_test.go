@@ -399,8 +399,8 @@ func TestALateProcessWritesNothing(t *testing.T) {
 type counts struct{}
 
 var countColumns = columns[count]{
-	col("type", "text", func(c *count) string { return c.typ }),
-	col("n", "bigint", func(c *count) int64 { return c.n }),
+	col("type", func(c *count) string { return c.typ }),
+	col("n", func(c *count) int64 { return c.n }),
 }
 
 type count struct {
@@ -442,6 +442,7 @@ func TestProjectionsStandBesideEachOther(t *testing.T) {
 	p := writer(t, db, &counts{})
 	p.exec(`
 		CREATE TABLE {schema}.counts (type text PRIMARY KEY, n bigint NOT NULL);
+		CREATE TYPE {schema}.row_of_counts AS (type text, n bigint);
 		INSERT INTO {schema}.checkpoints (projection) VALUES ('counts')`)
 	p.run()
 	var last int64

@@ -253,10 +253,10 @@ func openReader[T any](
 	if key == 0 {
 		parked = `parked_error IS NOT NULL`
 	} else {
-		order += `, ` + columns[key].name
+		order += `, ` + columns[key].Name
 	}
 	query := `
-		SELECT ` + strings.Join(t.names()[:len(columns)], ", ") + `, ` + parked + `
+		SELECT ` + strings.Join(t.columns[:len(columns)], ", ") + `, ` + parked + `
 		FROM {schema}.` + t.name + `
 		WHERE $1 = '' OR user_id = $1
 		ORDER BY ` + order
@@ -373,7 +373,7 @@ func (r *reader[T]) match(user string, key any, expected *T) error {
 	}
 	for i, c := range r.columns {
 		if found := r.at.values[i]; !sameValue(row[i], found) {
-			r.differ(user, row, c.name, show(row[i]), show(found))
+			r.differ(user, row, c.Name, show(row[i]), show(found))
 		}
 	}
 	return r.next()
