@@ -148,8 +148,8 @@ func (db *DB) Query(ctx context.Context, text string, args []any, read func(pgx.
 	return readAll(rows, read)
 }
 
-// Write implements Querier. Its arguments may be large: those of a Query are held on to by pgx, in each connection, until
-// as many others have been in their place.
+// Write implements Querier. Its arguments may be large: those of a Query are held on to by pgx, in each connection,
+// until as many others have been in their place.
 func (db *DB) Write(ctx context.Context, text string, args []any) (row bool, err error) {
 	retired := false
 	write := func(conn *pgx.Conn) (err error) {
@@ -198,18 +198,19 @@ func (db *DB) queryOn(
 	return readAll(rows, read)
 }
 
-// withRows calls do with a connection that takes Rows.
+// withRows calls do with a connection that takes Rows. One on which that fails, but for the data, is not used again:
+// what it knows of types and statements may be of a schema that was made anew.
 func (db *DB) withRows(ctx context.Context, do func(*pgx.Conn) error) error {
-	err := db.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
-		if err := db.learnRows(ctx, c.Conn()); err != nil {
-			return err
+	return db.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		err := db.learnRows(ctx, c.Conn())
+		if err == nil {
+			err = do(c.Conn())
 		}
-		return do(c.Conn())
+		if err != nil && !isRefusal(err) {
+			_ = c.Conn().Close(ctx)
+		}
+		return err
 	})
-	if mustRelearn(err) {
-		db.pool.Reset()
-	}
-	return err
 }
 
 // toldRows are rows of a server that has to take writes. One that has been told to take no more is about to be left for

@@ -3,7 +3,6 @@ package events
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
@@ -28,8 +26,8 @@ func NewColumn[T, V any](name string, of func(*T) V) Column[T] {
 	return Column[T]{name, oid, func(b []byte, item *T) []byte { return encode(b, of(item)) }}
 }
 
-// Rows are rows on their way into PostgreSQL: an array of a composite type of the ledger's schema, in the binary form of
-// the protocol, for unnest. It is a parameter of Querier.Write. An array a column would cost a quarter more:
+// Rows are rows on their way into PostgreSQL: an array of a composite type of the ledger's schema, in the binary form
+// of the protocol, for unnest. It is a parameter of Querier.Write. An array a column would cost a quarter more:
 // PostgreSQL takes each of them apart by itself, and joins the elements to rows again.
 type Rows struct {
 	n    int
@@ -62,6 +60,9 @@ func appendRow[T any](b []byte, columns []Column[T], item *T) []byte {
 
 // Len is how many rows there are.
 func (r *Rows) Len() int { return r.n }
+
+// GoString implements fmt.GoStringer, for an error that names an argument: it is not to tell what users write.
+func (r *Rows) GoString() string { return fmt.Sprintf("%d rows", r.n) }
 
 // encoder is how a value is written in the protocol's binary form: the OID of its PostgreSQL type, and what appends its
 // length in bytes, or -1 for NULL, and those.
@@ -156,8 +157,8 @@ func encodeTime(b []byte, v time.Time) []byte { return encodeInt64(b, v.UnixMicr
 
 func appendUint32(b []byte, n uint32) []byte { return binary.BigEndian.AppendUint32(b, n) }
 
-// rowsCodec is how pgx writes Rows as an array of the composite type with the OID row. What it does not write otherwise,
-// and does not read, is the business of the codec it embeds.
+// rowsCodec is how pgx writes Rows as an array of the composite type with the OID row. What it does not write
+// otherwise, and does not read, is the business of the codec it embeds.
 type rowsCodec struct {
 	pgtype.ByteaCodec
 	row uint32
@@ -210,19 +211,6 @@ func (db *DB) learnRows(ctx context.Context, conn *pgx.Conn) error {
 		known[learned] = true
 	}
 	return err
-}
-
-// mustRelearn tells that the types are not those that a connection knows: the schema was made anew.
-func mustRelearn(err error) bool {
-	refused, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return false
-	}
-	switch refused.Code {
-	case "42704", "42804", "42846", "XX000": // no such object, another type, no way from one to another, no entry for it
-		return true
-	}
-	return false
 }
 
 // CopyRows copies rows into a table of the schema that has these columns, until next gives no more, by one COPY in the

@@ -357,10 +357,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
         SELECT 'ROUTINE ' || oid::regprocedure, proowner, proacl, true
         FROM pg_proc
         WHERE pronamespace = '{schema}'::regnamespace
+        UNION ALL
+        SELECT 'TYPE ' || t.oid::regtype, typowner, typacl, true
+        FROM pg_type t
+        JOIN pg_class c ON c.oid = typrelid
+        WHERE typnamespace = '{schema}'::regnamespace AND relkind = 'c'
     ) o
     CROSS JOIN LATERAL aclexplode(o.acl) a
-    -- Everybody may execute a function by default; none of ours does more than its caller may, or can be called from
-    -- outside.
+    -- Everybody may execute a function and use a type by default; none of ours does more than its caller may, or can be
+    -- called from outside.
     WHERE a.grantee <> o.owner AND (a.grantee <> 0 OR NOT o.callable)
 $$;
 
@@ -454,6 +459,11 @@ BEGIN
             SELECT 'ROUTINE ' || oid::regprocedure, proowner
             FROM pg_proc
             WHERE pronamespace = ledger
+            UNION ALL
+            SELECT 'TYPE ' || t.oid::regtype, typowner
+            FROM pg_type t
+            JOIN pg_class c ON c.oid = typrelid
+            WHERE typnamespace = ledger AND relkind = 'c'
         ) o
         WHERE o.owner <> log_owner AND pg_get_userbyid(o.owner) = current_user AND {schema}.stands_for(log_owner)
     ) LOOP

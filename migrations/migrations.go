@@ -397,10 +397,9 @@ func checkRights(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 			FROM `+pgx.Identifier{schema}.Sanitize()+`.lacking(oid) l
 		), EXISTS (
 			SELECT
-			FROM pg_catalog.pg_constraint c
-			JOIN pg_catalog.pg_class t ON t.oid = c.conrelid
-			JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
-			WHERE n.nspname = $1 AND t.relname = 'task_events' AND c.conname = 'task_events_check'
+			FROM pg_catalog.pg_type t
+			JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+			WHERE n.nspname = $1 AND t.typname = 'row_of_task_events'
 		)
 		FROM pg_catalog.pg_roles
 		WHERE rolname = current_user`, schema).Scan(&rights.Role, &rights.Lacks, &made)

@@ -188,7 +188,7 @@ func TestOthersAreKeptOut(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	for _, what := range []string{"TABLES", "SEQUENCES", "SCHEMAS"} {
+	for _, what := range []string{"TABLES", "SEQUENCES", "SCHEMAS", "TYPES"} {
 		execute(t, pool, `ALTER DEFAULT PRIVILEGES GRANT ALL ON `+what+` TO `+anon)
 	}
 	granted := func() int {
@@ -200,7 +200,10 @@ func TestOthersAreKeptOut(t *testing.T) {
 				UNION ALL
 				SELECT relacl, relowner FROM pg_class WHERE relnamespace = 'taskledger'::regnamespace
 			) x, aclexplode(acl)
-			WHERE grantee <> owner`)
+			WHERE grantee <> owner`) + count(t, pool, `
+			SELECT count(*)
+			FROM pg_type, aclexplode(typacl)
+			WHERE typnamespace = 'taskledger'::regnamespace AND typname ~ '^row_of' AND grantee NOT IN (typowner, 0)`)
 	}
 	for _, given := range []string{
 		`SELECT 1`, `GRANT ALL ON SCHEMA taskledger TO PUBLIC`,
@@ -267,8 +270,8 @@ func TestEarlierLedgersAreFound(t *testing.T) {
 	if err := migrations.Check(t.Context(), pool, testdb.Schema); err != nil {
 		t.Errorf("a ledger of this build: %v", err)
 	}
-	// Those had no constraint of that name.
-	execute(t, pool, `ALTER TABLE taskledger.task_events DROP CONSTRAINT task_events_check`)
+	// Those had no such type.
+	execute(t, pool, `DROP TYPE taskledger.row_of_task_events`)
 	var earlier *migrations.EarlierError
 	if err := migrations.Up(t.Context(), pool, testdb.Schema); !errors.As(err, &earlier) {
 		t.Errorf("a ledger of an earlier build: %v", err)

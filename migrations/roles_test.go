@@ -307,7 +307,9 @@ func TestTheOwnerStaysTheOwner(t *testing.T) {
 					AND relkind IN ('r', 'S')
 					AND relowner <> (SELECT oid FROM pg_roles WHERE quote_ident(rolname) = '{owner}'))
 				+ (SELECT count(*) FROM pg_proc WHERE pronamespace = 'taskledger'::regnamespace
-					AND proowner <> (SELECT oid FROM pg_roles WHERE quote_ident(rolname) = '{owner}'))`))
+					AND proowner <> (SELECT oid FROM pg_roles WHERE quote_ident(rolname) = '{owner}'))
+				+ (SELECT count(*) FROM pg_type WHERE typnamespace = 'taskledger'::regnamespace
+					AND typowner <> (SELECT oid FROM pg_roles WHERE quote_ident(rolname) = '{owner}'))`))
 			if foreign != 0 {
 				t.Errorf("%d things are not the owner's", foreign)
 			}

@@ -44,8 +44,8 @@ func (e *heldError) Error() string {
 	return fmt.Sprintf("a newer program is needed to apply the log: %v", e.err)
 }
 
-// table is a table of a read model: its key, which its columns begin with, and the names of those. Rows of it are of the
-// composite type that is named after it, and that a migration makes with the same columns.
+// table is a table of a read model: its key, which its columns begin with, and the names of those. Rows of it are of
+// the composite type that is named after it, and that a migration makes with the same columns.
 type table struct {
 	name    string
 	key     []string

@@ -300,6 +300,32 @@ const shape = `
 		SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'
 	) lines`
 
+// The rows of a table are of a type with its columns, in the order in which they are written: or one would be taken for
+// another.
+func TestRowsHaveTheColumnsOfTheirType(t *testing.T) {
+	t.Parallel()
+	p := projected(t, 1)
+	for _, table := range readModelTables {
+		columns := func(relation string) string {
+			return value[string](p, fmt.Sprintf(`
+				SELECT string_agg(attname || ' ' || atttypid::regtype, ', ' ORDER BY attnum)
+				FROM pg_attribute
+				WHERE attrelid = '{schema}.%s'::regclass AND attnum > 0`, relation))
+		}
+		if typ, stored := columns("row_of_"+table.name), columns(table.name); typ != stored {
+			t.Errorf("%s:\n%s, its rows:\n%s", table.name, stored, typ)
+		}
+		var names []string
+		for _, column := range strings.Split(columns("row_of_"+table.name), ", ") {
+			name, _, _ := strings.Cut(column, " ")
+			names = append(names, name)
+		}
+		if !slices.Equal(names, table.columns) {
+			t.Errorf("%s: %v are written, of %v", table.name, table.columns, names)
+		}
+	}
+}
+
 // A rebuild leaves everything of the tables but their rows as it was: keys, indexes, constraints, row level security.
 func TestARebuiltTableIsTheSameTable(t *testing.T) {
 	t.Parallel()
