@@ -52,7 +52,10 @@ func samples() []sample {
 	early := time.Date(1969, 12, 31, 23, 59, 59, 1000, time.UTC)
 	long := strings.Repeat("long ", 100_000)
 	return []sample{
-		{text, &text, []byte{0, 1, 255}, jsonObject(`{"a": 1}`), true, 1, 2, id, pgtype.UUID{Bytes: id, Valid: true}, at, &at},
+		{
+			text, &text, []byte{0, 1, 255}, jsonObject(`{"a": 1}`), true, 1, 2,
+			id, pgtype.UUID{Bytes: id, Valid: true}, at, &at,
+		},
 		{json: jsonObject(`{}`), octets: []byte{}, at: early},
 		{json: jsonObject(`{}`), small: -1 << 31, large: -1 << 63, at: early, maybeT: &early},
 		{text: long, maybe: &long, json: jsonObject(`{}`), small: 1<<31 - 1, large: 1<<63 - 1, at: at},
@@ -67,9 +70,11 @@ func TestRowsArriveAsTheyAre(t *testing.T) {
 		if pooled {
 			db.prelude, db.prepares = `SELECT set_config('taskledger.ledger', 'on', true)`, false
 		}
-		const columns = `a text, b text, c bytea, d jsonb, e bool, f int, g bigint, h uuid, i uuid, j timestamptz, k timestamptz`
+		const columns = `a text, b text, c bytea, d jsonb, e bool, f int, g bigint,
+			h uuid, i uuid, j timestamptz, k timestamptz`
 		for _, text := range []string{
-			`CREATE TYPE {schema}.row_of_samples AS (` + columns + `)`, `CREATE TABLE {schema}.samples (` + columns + `)`,
+			`CREATE TYPE {schema}.row_of_samples AS (` + columns + `)`,
+			`CREATE TABLE {schema}.samples (` + columns + `)`,
 		} {
 			if _, err := db.Exec(t.Context(), text); err != nil {
 				t.Fatal(err)
@@ -130,8 +135,8 @@ func shown(rows []sample) (out []string) {
 		if s.maybeT != nil {
 			maybeT = s.maybeT.UTC().String()
 		}
-		out = append(out, fmt.Sprint(s.text, maybe, s.octets == nil, s.octets, string(s.json), s.yes, s.small, s.large, s.id,
-			s.maybeN, s.at.UTC(), maybeT))
+		out = append(out, fmt.Sprint(s.text, maybe, s.octets == nil, s.octets, string(s.json), s.yes, s.small,
+			s.large, s.id, s.maybeN, s.at.UTC(), maybeT))
 	}
 	return out
 }
@@ -146,7 +151,8 @@ func readSamples(t *testing.T, db *DB) []string {
 				s    sample
 				json []byte
 			)
-			err := rows.Scan(&s.text, &s.maybe, &s.octets, &json, &s.yes, &s.small, &s.large, &s.id, &s.maybeN, &s.at, &s.maybeT)
+			err := rows.Scan(&s.text, &s.maybe, &s.octets, &json, &s.yes, &s.small,
+				&s.large, &s.id, &s.maybeN, &s.at, &s.maybeT)
 			if err != nil {
 				return err
 			}
@@ -177,7 +183,10 @@ func TestACopyThatFailsLeavesNothing(t *testing.T) {
 	} {
 		n := 0
 		err := db.Begin(t.Context(), pgx.TxOptions{}, func(tx *Tx) error {
-			_, err := CopyRows(t.Context(), tx, "skipped_events", columns, func() ([]Event, error) { n++; return next(n) })
+			_, err := CopyRows(t.Context(), tx, "skipped_events", columns, func() ([]Event, error) {
+				n++
+				return next(n)
+			})
 			return err
 		})
 		if err == nil || name == "its source" && !strings.Contains(err.Error(), failed.Error()) {
@@ -185,7 +194,8 @@ func TestACopyThatFailsLeavesNothing(t *testing.T) {
 		}
 	}
 	var left int
-	if _, err := One(t.Context(), db, `SELECT count(*) FROM {schema}.skipped_events`, nil, &left); err != nil || left != 0 {
+	_, err := One(t.Context(), db, `SELECT count(*) FROM {schema}.skipped_events`, nil, &left)
+	if err != nil || left != 0 {
 		t.Errorf("%d rows, %v", left, err)
 	}
 }
@@ -225,9 +235,8 @@ func TestASchemaThatIsMadeAnewTakesRows(t *testing.T) {
 			return l.Append(t.Context(), facts(uuid.NewString(), 1, uuid.Nil, TaskCreated{Title: "a"}))
 		},
 		"write": func() error {
-			rows := NewRows(appendedColumns, []appended{{Event: &Event{Data: Skipped{}, stored: []byte(`{}`)}, commit: &pending{
-				Commit: &Commit{},
-			}}})
+			e := &Event{Data: Skipped{}, stored: []byte(`{}`)}
+			rows := NewRows(appendedColumns, []appended{{Event: e, commit: &pending{Commit: &Commit{}}}})
 			_, err := db.Write(t.Context(), `SELECT FROM unnest($1::{schema}.row_of_task_events[])`, []any{rows})
 			return err
 		},

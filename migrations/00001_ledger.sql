@@ -484,7 +484,8 @@ BEGIN
     ));
     FOREACH server IN ARRAY serving LOOP
         FOREACH statement IN ARRAY ARRAY(
-            SELECT format('GRANT %s ON %s TO %s', l.privilege, l.object, server::regrole) FROM {schema}.lacking(server) l
+            SELECT format('GRANT %s ON %s TO %s', l.privilege, l.object, server::regrole)
+            FROM {schema}.lacking(server) l
         ) LOOP
             EXECUTE statement;
         END LOOP;
