@@ -36,7 +36,10 @@ const nextBatch = `
 		SELECT s.position
 		FROM (
 			SELECT n.position,
-				sum(octet_length(n.data::text)) OVER (ORDER BY n.position ROWS UNBOUNDED PRECEDING) AS bytes
+				sum(CASE
+					WHEN pg_column_compression(n.data) IS NULL THEN pg_column_size(n.data)
+					ELSE octet_length(n.data::text)
+				END) OVER (ORDER BY n.position ROWS UNBOUNDED PRECEDING) AS bytes
 			FROM (
 				SELECT position, data
 				FROM {schema}.task_events

@@ -71,6 +71,47 @@ func TestWhatWasLostIsNotHandedOut(t *testing.T) {
 	}
 }
 
+// Who has much to catch up with is given every event once and in order, whatever was read before it was known what
+// becomes of the batch before: also when another process applies some of it, and while this one appends.
+func TestABacklogIsHandedOutInOrder(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	l := openLog(t, db)
+	exec(t, db, `
+		INSERT INTO {schema}.task_events
+			(user_id, seq, task_id, type, schema_version, data, event_id, command_id, actor, request_id, recorded_at)
+		SELECT 'u', n, gen_random_uuid(), 'TaskCreated', 1, '{"title": "a"}',
+			gen_random_uuid(), gen_random_uuid(), 'u', 'r', clock_timestamp()
+		FROM generate_series(1, 1050) n`)
+	_, messages := subscribe(t, l)
+	after, appended := uuid.Nil, int64(0)
+	for at, n := int64(0), 0; at < 1060; n++ {
+		m, d := receive(t, messages)
+		if d.From != at || d.Events[0].Position != at+1 || d.To != at+int64(len(d.Events)) {
+			t.Fatalf("%d events, %d to %d, behind %d, where %d was next",
+				len(d.Events), d.Events[0].Position, d.To, d.From, at)
+		}
+		if want := int64(n / 3); d.Generation != want {
+			t.Errorf("batch %d: generation %d, want %d", n, d.Generation, want)
+		}
+		if n%3 == 2 { // another process has applied this batch and half of the next one, and an operator was there
+			at = d.To + 50
+			exec(t, db, `UPDATE {schema}.checkpoints SET position = $1, generation = generation + 1`, at)
+			m.Nack()
+			continue
+		}
+		if appended < 10 {
+			appended++
+			c := facts("v", appended, after, TaskCreated{Title: "a"})
+			c.Generation = d.Generation
+			after = store(t, l, c).last()
+		}
+		at = d.To
+		exec(t, db, `UPDATE {schema}.checkpoints SET position = $1`, at)
+		m.Ack()
+	}
+}
+
 // While nothing can be applied, appends are no reason to try again at once.
 func TestTriesThatFailAreFew(t *testing.T) {
 	t.Parallel()
