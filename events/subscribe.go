@@ -134,6 +134,17 @@ func (s *Subscriber) Hurry(position int64) {
 	s.signal()
 }
 
+// Waiting is the position through which the subscriber has events of this process that are not applied yet; 0 = it has
+// none.
+func (s *Subscriber) Waiting() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.queue); n > 0 {
+		return s.queue[n-1].To
+	}
+	return s.out
+}
+
 // Close ends the subscription and waits for its end.
 func (s *Subscriber) Close() error {
 	s.stopOnce.Do(func() { close(s.closed) })

@@ -128,6 +128,20 @@ func (r *Runner) Await(ctx context.Context, position int64, mark uint64) error {
 	return r.main().progress.await(ctx, position, mark, r.main().subscriber.Hurry)
 }
 
+// Drain returns when every projection has applied what this process has appended, which is to be no more, or with the
+// error of ctx. What is left then is applied by another process, or by the next one.
+func (r *Runner) Drain(ctx context.Context) error {
+	for _, f := range r.followers {
+		mark := f.progress.mark()
+		if position := f.subscriber.Waiting(); position > 0 {
+			if err := f.progress.await(ctx, position, mark, f.subscriber.Hurry); err != nil {
+				return fmt.Errorf("apply what is left: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 // Look has every projection look whether there is more in the log, as after a word that there may be.
 func (r *Runner) Look() {
 	for _, f := range r.followers {

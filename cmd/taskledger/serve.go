@@ -335,6 +335,9 @@ func (a *app) ready(ctx context.Context) error {
 	return a.auth.JWKSReady()
 }
 
+// drainTimeout bounds the wait for the projections at the end.
+const drainTimeout = time.Second
+
 // run serves until ctx ends or a part fails, then stops the parts in the order of what flows through them: requests,
 // events, projections.
 func (a *app) run(ctx context.Context, listener, adminListener net.Listener) error {
@@ -355,6 +358,11 @@ func (a *app) run(ctx context.Context, listener, adminListener net.Listener) err
 	err := <-served
 	err = errors.Join(err, a.admin.Close(), <-administered)
 	a.events.Close()
+	draining, stopDraining := context.WithTimeout(projecting, drainTimeout)
+	defer stopDraining()
+	if err := a.runner.Drain(draining); err != nil {
+		a.log.Warn("the read model is left behind the log, for the next process to go on with", "err", events.Cause(err))
+	}
 	stopProjecting()
 	return errors.Join(err, <-projected)
 }

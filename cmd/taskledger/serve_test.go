@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"taskledger/httpapi/auth"
@@ -388,6 +389,46 @@ func TestSIGTERMLosesNothing(t *testing.T) {
 	}
 	if stored < acknowledged.Load() {
 		t.Errorf("%d tasks stored, %d acknowledged", stored, acknowledged.Load())
+	}
+}
+
+// Who stops a server finds in the read model what it has written, to the last event, even where that has to wait.
+func TestAStopLeavesNothingUnprojected(t *testing.T) {
+	t.Parallel()
+	url := testdb.EmptyURL(t)
+	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
+	s := startServer(t, env...)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	err = pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(t.Context(), `LOCK TABLE taskledger.tasks IN SHARE MODE`); err != nil {
+			return err
+		}
+		s.must(201, "u", "POST", "/api/tasks", `{"title":"written"}`)
+		if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			return err
+		}
+		s.await(0, func() (int, error) { // nobody listens any more
+			if _, err := s.status("/healthz"); err == nil {
+				return 1, nil
+			}
+			return 0, nil
+		})
+		<-time.After(300 * time.Millisecond) // in which a server that does not wait would have ended
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v; the server said:\n%s", err, s.stderr)
+	}
+	got := finish(t, program(t, env, "verify"))
+	if got.code != 0 || !strings.HasPrefix(got.stdout, "compared 1 users, 1 events, 3 rows") {
+		t.Errorf("verify: %+v", got)
 	}
 }
 
