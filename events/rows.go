@@ -176,6 +176,7 @@ func (c rowsCodec) PlanEncode(_ *pgtype.Map, _ uint32, format int16, value any) 
 // elements.
 func (c rowsCodec) Encode(value any, b []byte) ([]byte, error) {
 	r := value.(*Rows)
+	b = slices.Grow(b, 5*4+len(r.body))
 	for _, n := range []uint32{1, 0, c.row, uint32(r.n), 1} {
 		b = appendUint32(b, n)
 	}
