@@ -121,7 +121,8 @@ type Querier interface {
 	Query(ctx context.Context, text string, args []any, read func(pgx.Rows) error) error
 	// Exec runs one statement and returns how many rows it changed.
 	Exec(ctx context.Context, text string, args ...any) (int64, error)
-	// Write runs one statement whose arguments may be Rows, and tells whether it gave a row.
+	// Write runs one statement whose arguments may be Rows, and tells whether it gave a row. It may run it twice, so
+	// the second time must not add to the first.
 	Write(ctx context.Context, text string, args []any) (row bool, err error)
 }
 
@@ -148,8 +149,8 @@ func (db *DB) Query(ctx context.Context, text string, args []any, read func(pgx.
 	return readAll(rows, read)
 }
 
-// Write implements Querier. Its arguments may be large: those of a Query are held on to by pgx, in each connection,
-// until as many others have been in their place.
+// Write implements Querier. Its arguments may be large: where statements are prepared, pgx does not hold on to them, as
+// it does to those of a Query, in each connection, until as many others have been in their place.
 func (db *DB) Write(ctx context.Context, text string, args []any) (row bool, err error) {
 	retired := false
 	write := func(conn *pgx.Conn) (err error) {
@@ -198,19 +199,22 @@ func (db *DB) queryOn(
 	return readAll(rows, read)
 }
 
-// withRows calls do with a connection that takes Rows. One on which that fails, but for the data, is not used again:
-// what it knows of types and statements may be of a schema that was made anew.
+// withRows calls do with a connection that takes Rows.
 func (db *DB) withRows(ctx context.Context, do func(*pgx.Conn) error) error {
-	return db.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
-		err := db.learnRows(ctx, c.Conn())
-		if err == nil {
-			err = do(c.Conn())
-		}
-		if err != nil && !isRefusal(err) {
-			_ = c.Conn().Close(ctx)
-		}
-		return err
-	})
+	return db.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return db.onRows(ctx, c.Conn(), do) })
+}
+
+// onRows calls do with the connection, which then takes Rows. One on which that fails, but for the data, is closed: what
+// it knows of types and statements may be of a schema that was made anew.
+func (db *DB) onRows(ctx context.Context, conn *pgx.Conn, do func(*pgx.Conn) error) error {
+	err := db.learnRows(ctx, conn)
+	if err == nil {
+		err = do(conn)
+	}
+	if err != nil && !isRefusal(err) {
+		_ = conn.Close(ctx) // it has failed already
+	}
+	return err
 }
 
 // toldRows are rows of a server that has to take writes. One that has been told to take no more is about to be left for
@@ -334,10 +338,7 @@ func (tx *Tx) Write(ctx context.Context, text string, args []any) (row bool, err
 
 // withRows calls do with the transaction's connection, which then takes Rows.
 func (tx *Tx) withRows(ctx context.Context, do func(*pgx.Conn) error) error {
-	if err := tx.db.learnRows(ctx, tx.Conn()); err != nil {
-		return err
-	}
-	return do(tx.Conn())
+	return tx.db.onRows(ctx, tx.Conn(), do)
 }
 
 // One reads the columns of the only row that a statement gives; found is false when it gives none.

@@ -157,8 +157,8 @@ func encodeTime(b []byte, v time.Time) []byte { return encodeInt64(b, v.UnixMicr
 
 func appendUint32(b []byte, n uint32) []byte { return binary.BigEndian.AppendUint32(b, n) }
 
-// rowsCodec is how pgx writes Rows as an array of the composite type with the OID row. What it does not write
-// otherwise, and does not read, is the business of the codec it embeds.
+// rowsCodec is how pgx writes Rows, and nothing else, as an array of the composite type with the OID row. Nothing is
+// read as such an array: the codec that is embedded completes the interface.
 type rowsCodec struct {
 	pgtype.ByteaCodec
 	row uint32
@@ -206,11 +206,9 @@ func (db *DB) learnRows(ctx context.Context, conn *pgx.Conn) error {
 	)
 	_, err = pgx.ForEachRow(rows, []any{&name, &row, &array}, func() error {
 		conn.TypeMap().RegisterType(&pgtype.Type{Name: name + "[]", OID: array, Codec: rowsCodec{row: row}})
+		known[learned] = true
 		return nil
 	})
-	if err == nil {
-		known[learned] = true
-	}
 	return err
 }
 
@@ -236,6 +234,7 @@ func CopyRows[T any](
 type copyReader[T any] struct {
 	columns []Column[T]
 	next    func() ([]T, error)
+	items   []T // that are not in buf yet
 	buf     []byte
 	at      int // what of it was read
 	ended   bool
@@ -247,27 +246,33 @@ func (r *copyReader[T]) Read(p []byte) (int, error) {
 		if r.ended {
 			return 0, io.EOF
 		}
-		items, err := r.next()
-		if err != nil {
+		if err := r.fill(); err != nil {
 			return 0, err
 		}
-		r.fill(items)
 	}
 	n := copy(p, r.buf[r.at:])
 	r.at += n
 	return n, nil
 }
 
-func (r *copyReader[T]) fill(items []T) {
+// fill writes some rows, or the trailer, into buf.
+func (r *copyReader[T]) fill() (err error) {
 	r.at, r.buf = 0, r.buf[:0]
-	if r.ended = len(items) == 0; r.ended {
-		r.buf = append(r.buf, 255, 255) // the trailer
-		return
-	}
-	for i := range items {
-		r.buf = binary.BigEndian.AppendUint16(r.buf, uint16(len(r.columns)))
-		for _, c := range r.columns {
-			r.buf = c.append(r.buf, &items[i])
+	if len(r.items) == 0 {
+		if r.items, err = r.next(); err != nil {
+			return err
 		}
 	}
+	if r.ended = len(r.items) == 0; r.ended {
+		r.buf = append(r.buf, 255, 255)
+	}
+	const some = 64 << 10
+	for len(r.items) > 0 && len(r.buf) < some {
+		r.buf = binary.BigEndian.AppendUint16(r.buf, uint16(len(r.columns)))
+		for _, c := range r.columns {
+			r.buf = c.append(r.buf, &r.items[0])
+		}
+		r.items = r.items[1:]
+	}
+	return nil
 }

@@ -230,15 +230,19 @@ func TestASchemaThatIsMadeAnewTakesRows(t *testing.T) {
 	t.Cleanup(pool.Close)
 	db := NewDB(pool, testdb.Schema, "")
 	l := openLog(t, db)
+	write := func(to Querier) error {
+		e := &Event{Data: Skipped{}, stored: []byte(`{}`)}
+		rows := NewRows(appendedColumns, []appended{{Event: e, commit: &pending{Commit: &Commit{}}}})
+		_, err := to.Write(t.Context(), `SELECT FROM unnest($1::{schema}.row_of_task_events[])`, []any{rows})
+		return err
+	}
 	ways := map[string]func() error{
 		"append": func() error {
 			return l.Append(t.Context(), facts(uuid.NewString(), 1, uuid.Nil, TaskCreated{Title: "a"}))
 		},
-		"write": func() error {
-			e := &Event{Data: Skipped{}, stored: []byte(`{}`)}
-			rows := NewRows(appendedColumns, []appended{{Event: e, commit: &pending{Commit: &Commit{}}}})
-			_, err := db.Write(t.Context(), `SELECT FROM unnest($1::{schema}.row_of_task_events[])`, []any{rows})
-			return err
+		"write": func() error { return write(db) },
+		"transaction": func() error {
+			return db.Begin(t.Context(), pgx.TxOptions{}, func(tx *Tx) error { return write(tx) })
 		},
 	}
 	for name, way := range ways {

@@ -39,7 +39,8 @@ type SubscriberConfig struct {
 	Projection string
 	// Linger tells how long a batch waits for more events, when nobody waits for it. It must not block.
 	Linger func() time.Duration
-	// MaxEvents bounds the events of one message. So does their data: there is no more of it than about 16 MiB.
+	// MaxEvents bounds the events of one message. So does their data: there is no more of it than about 16 MiB. Who
+	// catches up has two of them in memory.
 	MaxEvents int
 	// Confirm is told each checkpoint that was read. It must not block.
 	Confirm func(Checkpoint)
@@ -58,6 +59,7 @@ type Subscriber struct {
 	mu       sync.Mutex
 	queue    []*Batch // handed over, in order
 	queued   int      // events in queue
+	appended int64    // position of the last event that was handed over
 	out      int64    // position through which a message is being handled; 0 = none is
 	since    time.Time
 	unread   bool // there may be more in the log than in queue
@@ -86,6 +88,7 @@ func (l *Log) handOver(b *Batch) {
 func (s *Subscriber) take(b *Batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.appended = b.To
 	if s.queued+b.len() > maxHandedOver {
 		s.drop()
 		s.unread = true
@@ -134,15 +137,11 @@ func (s *Subscriber) Hurry(position int64) {
 	s.signal()
 }
 
-// Waiting is the position through which the subscriber has events of this process that are not applied yet; 0 = it has
-// none.
-func (s *Subscriber) Waiting() int64 {
+// Appended is the position of the last event that this process has appended while the subscriber was there; 0 = none.
+func (s *Subscriber) Appended() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := len(s.queue); n > 0 {
-		return s.queue[n-1].To
-	}
-	return s.out
+	return s.appended
 }
 
 // Close ends the subscription and waits for its end.
@@ -183,18 +182,22 @@ func (s *Subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 // run hands out one batch after the other. What is acked is applied: the next one joins on to it.
 func (s *Subscriber) run(ctx context.Context, messages chan<- *message.Message) {
 	var (
-		at *Checkpoint // nil: the database must say
+		at   *Checkpoint // nil: the database must say
 		next *prefetch
 	)
 	pause, began := firstPause, int64(-1)
 	for {
-		d, err := s.next(ctx, at, next)
+		fetched := next
+		next = nil
+		d, err := s.next(ctx, at, fetched)
 		if ctx.Err() != nil {
 			return
 		}
 		applied := false
 		if err == nil {
-			next = s.prefetch(ctx, d)
+			if pause == firstPause { // what can't be applied is tried again
+				next = s.prefetch(ctx, d)
+			}
 			applied = hand(ctx, messages, d)
 			s.settle(d, applied)
 		}
@@ -301,7 +304,8 @@ type prefetch struct {
 	err   error
 }
 
-// prefetch begins to read the batch behind one that was read, unless there is hardly more; then it returns nil.
+// prefetch begins to read the batch behind one that is full of events; behind others, and so behind large events, it
+// returns nil.
 func (s *Subscriber) prefetch(ctx context.Context, d *Delivery) *prefetch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -330,7 +334,7 @@ func (s *Subscriber) takePrefetched(at *Checkpoint, a *prefetch) *Delivery {
 	d := &Delivery{Batch: a.batch, Generation: at.Generation}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.deliver(d, d.len() == s.cfg.MaxEvents)
+	s.deliver(d, true) // there may be more
 	return d
 }
 

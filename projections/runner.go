@@ -133,7 +133,7 @@ func (r *Runner) Await(ctx context.Context, position int64, mark uint64) error {
 func (r *Runner) Drain(ctx context.Context) error {
 	for _, f := range r.followers {
 		mark := f.progress.mark()
-		if position := f.subscriber.Waiting(); position > 0 {
+		if position := f.subscriber.Appended(); position > f.progress.at() {
 			if err := f.progress.await(ctx, position, mark, f.subscriber.Hurry); err != nil {
 				return fmt.Errorf("apply what is left: %w", err)
 			}

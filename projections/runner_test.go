@@ -358,6 +358,30 @@ func TestABatchThatTakesTooLongIsHalved(t *testing.T) {
 	}
 }
 
+// Who stops has applied what it has appended, whether that was waited for, is being applied or waits for more.
+func TestDrainAppliesWhatWasAppended(t *testing.T) {
+	t.Parallel()
+	p := writer(t, newDB(t))
+	p.run()
+	for n := range 60 {
+		last := p.append(fmt.Sprintf("user-%d", n), uuid.New(), events.TaskCreated{Title: "a"})
+		switch n % 3 {
+		case 1:
+			p.visible(last)
+		case 2:
+			p.runner.main().subscriber.Hurry(last)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		if err := p.runner.Drain(ctx); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if at := value[int64](p, `SELECT position FROM {schema}.checkpoints WHERE projection = 'tasks'`); at < last {
+			t.Fatalf("the checkpoint is at %d, %d was appended", at, last)
+		}
+	}
+}
+
 // Who was late writes nothing: somebody else has moved the checkpoint, or made the tables anew, or the log does not
 // hold what is remembered.
 func TestALateProcessWritesNothing(t *testing.T) {
