@@ -22,7 +22,7 @@ const clients = new Set();
 process.once('SIGTERM', () => (server?.kill('SIGTERM'), process.exit(1)));
 try {
   await startServer();
-  for (const part of [cutOff, offline, conflicts, refusals, erasure, limits]) {
+  for (const part of [cutOff, inDoubt, offline, conflicts, refusals, erasure, limits]) {
     await part();
     await Promise.all([...clients].map(close));
   }
@@ -123,6 +123,28 @@ async function act(device, task, n, model, expected) {
     model.delete(key);
     expected.push('TaskDeleted');
   }
+}
+
+// inDoubt has the answers to a creation get lost for as long as the client syncs in between.
+async function inDoubt() {
+  const token = await tokenOf('tony');
+  const [wire] = wires;
+  const device = await openClient({ token: () => token }, wire);
+  await current(device);
+  wire.cut = 1;
+  let { cut } = wire.seen;
+  const id = await device.create({ title: 'Buy milk' });
+  await until('it was sent again', () => wire.seen.cut >= cut + 2);
+  assert.deepEqual(shownOf(device.tasks), [['Buy milk', false]]);
+  await device.delete(id);
+  ({ cut } = wire.seen);
+  await until('it was sent again', () => wire.seen.cut >= cut + 2);
+  assert.deepEqual(device.tasks, []);
+  wire.cut = 0;
+  await current(device);
+  assert.deepEqual(await historyOf(token), ['TaskCreated Buy milk', 'TaskDeleted']);
+  assert.deepEqual(device.tasks, []);
+  done('in doubt: what was sent is shown once, whether the server has it or not');
 }
 
 async function offline() {

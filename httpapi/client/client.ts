@@ -86,6 +86,7 @@ export class Client {
   #kept: Kept = { version: 0, tasks: new Map(), queue: [] };
   #head = 0; // the last seq that the stream told of
   #behind = true; // the copy must be synced before events may be applied to it
+  #unanswered = false; // the first command, if there is one, was sent and may have been carried out
   #unsaved = false; // events have changed the copy since it was stored
   #ids = new Map<string, string>(); // of created tasks, by the id that we had given them
   #saving: Promise<unknown> = Promise.resolve();
@@ -109,6 +110,7 @@ export class Client {
     if (text !== null) {
       const kept = JSON.parse(text);
       client.#kept = { ...kept, tasks: new Map(kept.tasks) };
+      client.#unanswered = true; // who knows
     }
     client.#running = client.#run();
     globalThis.addEventListener?.('online', client.wake);
@@ -198,7 +200,8 @@ export class Client {
   }
 
   // #run syncs and sends until close. The copy is synced before the queue is sent, so that an erasure is known, and
-  // after it, so that no event that was on its way can undo in the copy what was answered.
+  // after it, so that no event that was on its way can undo in the copy what was answered. While it is in doubt whether
+  // the first command was carried out, nothing else is taken from the server: a task that it made would be shown twice.
   async #run(): Promise<void> {
     for (let failures = 0; !this.#stop.signal.aborted; ) {
       try {
@@ -209,7 +212,11 @@ export class Client {
         } else if (this.pending[0]) {
           this.#behind = true;
           this.#enter('busy');
-          for (; this.pending[0] && !this.#stop.signal.aborted; failures = 0) await this.#send(this.pending[0]);
+          for (; this.pending[0] && !this.#stop.signal.aborted; failures = 0) {
+            this.#unanswered = true;
+            await this.#send(this.pending[0]);
+            this.#unanswered = false;
+          }
         } else if (this.#unsaved) {
           await this.#change(() => ({}));
         } else {
@@ -222,6 +229,10 @@ export class Client {
         await this.#pause(error, failures++);
       }
     }
+  }
+
+  get #inDoubt(): boolean {
+    return this.#unanswered && this.pending.length > 0;
   }
 
   // #pause waits until it makes sense to try again. What the server said about that holds, whoever rings.
@@ -241,12 +252,14 @@ export class Client {
     let since = this.#kept.version;
     let erased = false;
     let stale = false;
+    let anew = false; // of the copy nothing is left
     const tasks = new Map(since > 0 ? this.#kept.tasks : []);
     for (let more = true; more; ) {
       const response = await this.#call(['get', '/api/sync'], { query: `?since=${since}&limit=500` });
       if (response.status === 422 && since > 0) { // a database that was set back: it has not come that far
         since = this.#head = 0;
         tasks.clear();
+        anew = true;
         continue;
       }
       const page: Schemas['SyncPage'] = await answer(response);
@@ -260,10 +273,12 @@ export class Client {
       [since, more, stale] = [page.version, page.has_more, response.headers.get('X-Stale') === 'true'];
     }
     let dropped: readonly Command[] = [];
-    await this.#change(({ queue }) => {
-      if (erased) dropped = queue;
-      return { tasks, version: since, ...(erased && { queue: [] }) };
-    });
+    if (!this.#inDoubt || anew || erased) {
+      await this.#change(({ queue }) => {
+        if (erased) dropped = queue;
+        return { tasks, version: since, ...(erased && { queue: [] }) };
+      });
+    }
     if (erased) this.#options.erased(dropped);
     if (stale) throw new TryLater(null);
     this.#behind = since < this.#head;
@@ -361,7 +376,8 @@ export class Client {
   #hear({ id, event, data }: StreamEvent): void {
     this.#head = Math.max(this.#head, id);
     if (id <= this.#kept.version) return;
-    if (this.#behind || id !== this.#kept.version + 1 || event === 'erased') return this.#stir();
+    const joins = id === this.#kept.version + 1 && event !== 'erased';
+    if (this.#behind || this.#inDoubt || !joins) return this.#stir();
     const change = JSON.parse(data) as Schemas['HistoryEntry'] & { task: Task | null };
     if (change.task) this.#kept.tasks.set(change.task.id, change.task);
     else if (change.task_id) this.#kept.tasks.delete(change.task_id);
