@@ -204,8 +204,8 @@ func (db *DB) withRows(ctx context.Context, do func(*pgx.Conn) error) error {
 	return db.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return db.onRows(ctx, c.Conn(), do) })
 }
 
-// onRows calls do with the connection, which then takes Rows. One on which that fails, but for the data, is closed: what
-// it knows of types and statements may be of a schema that was made anew.
+// onRows calls do with the connection, which then takes Rows. One on which that fails, but for the data, is closed:
+// what it knows of types and statements may be of a schema that was made anew.
 func (db *DB) onRows(ctx context.Context, conn *pgx.Conn, do func(*pgx.Conn) error) error {
 	err := db.learnRows(ctx, conn)
 	if err == nil {

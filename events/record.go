@@ -17,8 +17,8 @@ import (
 const TimeLayout = "2006-01-02T15:04:05.000000Z"
 
 // AppendRecord appends an event as it is stored, in JSON: the payload of a Watermill message, a line of an export, and
-// what the hash chain is over. Its form is canonical (RFC 8785): members in order, no white space. The event was stored,
-// or is to be stored as it is: all of it is known.
+// what the hash chain is over. Its form is canonical (RFC 8785): members in order, no white space. The event was
+// stored, or is to be stored as it is: all of it is known.
 func (e *Event) AppendRecord(b []byte) []byte {
 	b = slices.Grow(b, 384+len(e.stored)+2*len(e.UserID)+len(e.RequestID))
 	b = append(b, `{"actor":`...)
