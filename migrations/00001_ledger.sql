@@ -202,8 +202,8 @@ BEGIN
     $ddl$, 'task_history' || suffix);
 
     -- One row a user: the seq that is shown, how many tasks are live at it, and the hash of its event. parked_error
-    -- says why the read model goes no further. generation is that of the checkpoint when the row was written: it is here
-    -- too, because every read asks for it, and the checkpoint, which every batch moves, is many dead rows to walk.
+    -- says why the read model goes no further. generation is that of the checkpoint when the row was written: it is
+    -- here too, because every read asks for it, and the checkpoint, which every batch moves, is many dead rows to walk.
     EXECUTE pg_catalog.format($ddl$
         CREATE TABLE {schema}.%I (
             user_id      text        COLLATE "C" NOT NULL,

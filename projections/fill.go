@@ -10,11 +10,11 @@ import (
 	"taskledger/events"
 )
 
-// copyChunk is how many rows go to a COPY at a time.
+// copyChunk is about how many rows are handed on at a time.
 const copyChunk = 500
 
-// fill folds the log up to its present end into the new tables, and returns that end. Reading, fold and COPY run side by
-// side.
+// fill folds the log up to its present end into the new tables, and returns that end. Reading, fold and COPY run side
+// by side.
 func (r *rebuild) fill(ctx context.Context) (position int64, err error) {
 	log := make(chan []events.Event, 8)
 	tasks, history, users := make(chan []events.Task, 8), make(chan []change, 8), make(chan []userState, 8)

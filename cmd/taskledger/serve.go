@@ -361,7 +361,7 @@ func (a *app) run(ctx context.Context, listener, adminListener net.Listener) err
 	draining, stopDraining := context.WithTimeout(projecting, drainTimeout)
 	defer stopDraining()
 	if err := a.runner.Drain(draining); err != nil {
-		a.log.Warn("the read model is left behind the log, for the next process to go on with", "err", events.Cause(err))
+		a.log.Warn("the read model is left behind the log: the next process goes on with it", "err", events.Cause(err))
 	}
 	stopProjecting()
 	return errors.Join(err, <-projected)
