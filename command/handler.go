@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -131,6 +130,7 @@ type attempt struct {
 	from    events.Querier
 	submit  func(context.Context, *events.Commit, func(error)) error
 	stored  func(*commit) // told of what was appended
+	until   time.Time     // when what waits for the database is cut short
 }
 
 // outcome is what was carried out: the task of each step as it left it.
@@ -189,16 +189,19 @@ func (a *attempt) optimistic(ctx context.Context) (o *outcome, err error) {
 	return nil, err
 }
 
+// inTime bounds a wait. Most commands wait for nothing but the append: a timer is made for those that do.
+func (a *attempt) inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithDeadline(ctx, a.until)
+}
+
 // inLane decides in the user's lane, and leaves it to wait for what was decided: the next one is decided meanwhile.
 func (a *attempt) inLane(ctx context.Context, again bool) (*outcome, error) {
 	release, waited, err := a.lanes.take(ctx, a.req.UserID)
 	if err != nil {
 		return nil, err
 	}
-	release = sync.OnceFunc(release)
 	defer release()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
-	defer cancel()
+	ctx, a.until = context.WithoutCancel(ctx), time.Now().Add(settleTimeout)
 	if a.req.Key != "" {
 		// Who was here before, or is still on the way, may have carried out the same request.
 		if before, err := a.replayBehind(ctx, waited || again); err != nil || before != nil {
@@ -214,6 +217,8 @@ func (a *attempt) inLane(ctx context.Context, again bool) (*outcome, error) {
 
 // replayBehind looks for the same request when there was somebody it could be behind.
 func (a *attempt) replayBehind(ctx context.Context, somebody bool) (*outcome, error) {
+	ctx, cancel := a.inTime(ctx)
+	defer cancel()
 	if s, ok := a.streams.Get(a.req.UserID); ok && s.onTheWay() {
 		somebody = true
 		if err := s.await(ctx); err != nil {
@@ -228,7 +233,8 @@ func (a *attempt) replayBehind(ctx context.Context, somebody bool) (*outcome, er
 
 // alone decides and appends while nobody else can append.
 func (a *attempt) alone(ctx context.Context) (o *outcome, err error) {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	a.until = time.Now().Add(settleTimeout)
+	ctx, cancel := a.inTime(ctx)
 	defer cancel()
 	release, _, err := a.lanes.take(ctx, a.req.UserID)
 	if err != nil {
@@ -266,7 +272,12 @@ func (a *attempt) once(ctx context.Context, release func()) (*outcome, error) {
 		return nil, err
 	}
 	c, o, err := a.decide(s)
-	if c == nil && !loaded {
+	if c != nil {
+		return a.commit(ctx, s, c, release)
+	}
+	ctx, cancel := a.inTime(ctx)
+	defer cancel()
+	if !loaded {
 		current, lookErr := a.current(ctx, s)
 		if lookErr != nil {
 			return nil, lookErr
@@ -377,6 +388,8 @@ func (a *attempt) stream(ctx context.Context) (s *stream, loaded bool, err error
 	if ok && s.knows(a.about) && !(a.several && s.onTheWay()) {
 		return s, false, nil
 	}
+	ctx, cancel := a.inTime(ctx)
+	defer cancel()
 	if s != nil { // what is on the way must be there to be loaded
 		if err := s.await(ctx); err != nil {
 			return nil, false, err

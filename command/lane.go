@@ -16,7 +16,8 @@ type lane struct {
 	token chan struct{} // holds one value while the lane is free
 }
 
-// take waits for the user's lane, and tells whether somebody else was in it. The caller calls release when done.
+// take waits for the user's lane, and tells whether somebody else was in it. The caller calls release when done; the
+// second call does nothing.
 func (l *lanes) take(ctx context.Context, user string) (release func(), waited bool, err error) {
 	l.mu.Lock()
 	ln, ok := l.busy[user]
@@ -29,9 +30,22 @@ func (l *lanes) take(ctx context.Context, user string) (release func(), waited b
 	ln.users++
 	l.mu.Unlock()
 
+	left := false
+	release = func() {
+		if !left {
+			left = true
+			ln.token <- struct{}{}
+			l.leave(user, ln)
+		}
+	}
 	select {
 	case <-ln.token:
-		return func() { ln.token <- struct{}{}; l.leave(user, ln) }, waited, nil
+		return release, waited, nil
+	default:
+	}
+	select {
+	case <-ln.token:
+		return release, waited, nil
 	case <-ctx.Done():
 		l.leave(user, ln)
 		return nil, waited, context.Cause(ctx)

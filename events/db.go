@@ -177,9 +177,24 @@ func writePrepared(ctx context.Context, conn *pgx.Conn, text string, args []any)
 	if err != nil {
 		return false, err
 	}
+	// Rows are large. They go as they are: pgx would copy them.
+	others := slices.Clone(args)
+	for i, arg := range args {
+		if _, ok := arg.(*Rows); ok {
+			others[i] = nil
+		}
+	}
 	var b pgx.ExtendedQueryBuilder
-	if err := b.Build(conn.TypeMap(), statement, args); err != nil {
+	if err := b.Build(conn.TypeMap(), statement, others); err != nil {
 		return false, err
+	}
+	for i, arg := range args {
+		if rows, ok := arg.(*Rows); ok {
+			if b.ParamValues[i], err = rows.of(conn.TypeMap(), statement.ParamOIDs[i]); err != nil {
+				return false, err
+			}
+			b.ParamFormats[i] = pgx.BinaryFormatCode
+		}
 	}
 	result := conn.PgConn().ExecPrepared(ctx, statement.Name, b.ParamValues, b.ParamFormats, b.ResultFormats).Read()
 	return len(result.Rows) > 0, result.Err

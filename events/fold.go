@@ -50,7 +50,8 @@ func Fold(t Task, e Event) (Task, error) {
 	case TaskReopened:
 		t.Completed = false
 	case TaskDeleted:
-		t.DeletedAt = &e.RecordedAt
+		at := e.RecordedAt
+		t.DeletedAt = &at
 	case TaskRestored:
 		t.DeletedAt = nil
 	}

@@ -186,6 +186,13 @@ func (l *Log) Submit(ctx context.Context, c *Commit, done func(error)) error {
 	select {
 	case l.queue <- p:
 		return nil
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	select {
+	case l.queue <- p:
+		return nil
 	case <-ctx.Done():
 		if p.span != nil {
 			p.span.End()

@@ -74,6 +74,9 @@ const (
 	RETURNING position, recorded_at, event_id`
 )
 
+// rowBytes is about what the row of an event takes.
+const rowBytes = 512
+
 // appended is an event on its way into the log.
 type appended struct {
 	*Event
@@ -129,7 +132,7 @@ func (l *Log) publish(on connector, commits []*pending) (*Batch, error) {
 			if err := e.encode(); err != nil {
 				return nil, err
 			}
-			row := appendRow(nil, appendedColumns, &appended{Event: e, commit: c, first: i == 0})
+			row := appendRow(make([]byte, 0, rowBytes), appendedColumns, &appended{Event: e, commit: c, first: i == 0})
 			messages = append(messages, message.NewMessage(e.EventID.String(), row))
 		}
 	}
@@ -160,7 +163,7 @@ type insertAdapter struct {
 
 // InsertQuery implements watermill-sql's SchemaAdapter: all messages in one statement, as one parameter.
 func (a insertAdapter) InsertQuery(_ string, messages message.Messages) (watermillsql.Query, error) {
-	rows := &Rows{n: len(messages), body: make([]byte, 0, rowBytes*len(messages))}
+	rows := &Rows{n: len(messages), body: make([]byte, rowsHead, rowsHead+rowBytes*len(messages))}
 	for _, m := range messages {
 		rows.body = append(rows.body, m.Payload...)
 	}

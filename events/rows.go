@@ -31,24 +31,26 @@ func NewColumn[T, V any](name string, of func(*T) V) Column[T] {
 // PostgreSQL takes each of them apart by itself, and joins the elements to rows again.
 type Rows struct {
 	n    int
-	body []byte
+	body []byte // begins with rowsHead bytes for the head of the array
 }
 
-// rowBytes is about what a row takes.
-const rowBytes = 512
+// rowsHead is the length of the head.
+const rowsHead = 5 * 4
 
 // NewRows makes a row of each item. A migration makes the composite type, with these columns in this order.
 func NewRows[T any](columns []Column[T], items []T) *Rows {
-	r := &Rows{n: len(items), body: make([]byte, 0, rowBytes*len(items))}
+	r := &Rows{n: len(items), body: make([]byte, rowsHead)}
 	for i := range items {
 		r.body = appendRow(r.body, columns, &items[i])
+		if i == 0 { // the others are about as long
+			r.body = slices.Grow(r.body, (len(items)-1)*len(r.body)*9/8)
+		}
 	}
 	return r
 }
 
 // appendRow appends an element of Rows: its length, and its columns, each with its type.
 func appendRow[T any](b []byte, columns []Column[T], item *T) []byte {
-	b = slices.Grow(b, rowBytes)
 	at := len(b)
 	b = appendUint32(appendUint32(b, 0), uint32(len(columns)))
 	for _, c := range columns {
@@ -172,15 +174,27 @@ func (c rowsCodec) PlanEncode(_ *pgtype.Map, _ uint32, format int16, value any) 
 	return nil
 }
 
-// Encode implements pgtype.EncodePlan: the head of an array of one dimension that begins at 1 and has no NULL, and its
-// elements.
+// Encode implements pgtype.EncodePlan.
 func (c rowsCodec) Encode(value any, b []byte) ([]byte, error) {
-	r := value.(*Rows)
-	b = slices.Grow(b, 5*4+len(r.body))
-	for _, n := range []uint32{1, 0, c.row, uint32(r.n), 1} {
-		b = appendUint32(b, n)
+	return append(b, value.(*Rows).array(c.row)...), nil
+}
+
+// array is the whole array, of elements with this OID: one dimension that begins at 1, and no NULL.
+func (r *Rows) array(row uint32) []byte {
+	for i, n := range [...]uint32{1, 0, row, uint32(r.n), 1} {
+		binary.BigEndian.PutUint32(r.body[4*i:], n)
 	}
-	return append(b, r.body...), nil
+	return r.body
+}
+
+// of is the array for a parameter of this type, which the connection must have learned.
+func (r *Rows) of(types *pgtype.Map, oid uint32) ([]byte, error) {
+	if t, ok := types.TypeForOID(oid); ok {
+		if codec, ok := t.Codec.(rowsCodec); ok {
+			return r.array(codec.row), nil
+		}
+	}
+	return nil, fmt.Errorf("a parameter for rows is of another type, %d", oid)
 }
 
 // learnRows has a connection know the composite types of the schema, once. OIDs are a connection's own knowledge,

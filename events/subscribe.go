@@ -400,7 +400,8 @@ func (s *Subscriber) handedOver(at *Checkpoint) (d *Delivery, lingering time.Dur
 	if lingered := time.Since(s.since); !s.hurried && lingered < linger && s.queued < s.cfg.MaxEvents {
 		return nil, linger - lingered, false
 	}
-	d = &Delivery{Batch: Batch{From: at.Position}, Generation: at.Generation}
+	events := make([]Event, 0, min(s.queued, s.cfg.MaxEvents))
+	d = &Delivery{Batch: Batch{From: at.Position, Events: events}, Generation: at.Generation}
 	for len(s.queue) > 0 && s.queue[0].From == max(d.To, d.From) {
 		b := s.queue[0]
 		if d.len() > 0 && d.len()+b.len() > s.cfg.MaxEvents {

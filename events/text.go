@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"golang.org/x/text/cases"
 	"golang.org/x/text/collate"
@@ -35,7 +36,19 @@ func TitleKey(title string) []byte {
 // FoldCase is the full case folding of Unicode (chapter 3.13): texts that differ in case only become equal, in every
 // script.
 func FoldCase(s string) string {
+	if isASCII(s) {
+		return strings.ToLower(s)
+	}
 	return strings.Map(foldCherokee, cases.Fold().String(s))
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // foldCherokee folds the small letters of Cherokee, which golang.org/x/text leaves as they are: in this one script

@@ -79,7 +79,7 @@ func payloadTooLarge(limit int64) *problem {
 var charsets = []string{"", "utf-8", "utf8", "'utf-8'", "'utf8'"}
 
 func checkMediaType(sent, accepted []string) error {
-	if len(sent) == 0 {
+	if len(sent) == 0 || len(sent) == 1 && slices.Contains(accepted, sent[0]) {
 		return nil
 	}
 	mediaType, params, err := mime.ParseMediaType(strings.Join(sent, ","))

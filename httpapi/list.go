@@ -100,9 +100,12 @@ func (s *Server) sendList(c echo.Context, a query.Answer, err error, p page, val
 }
 
 func sendBody(c echo.Context, status int, body []byte) error {
-	c.Response().Header().Set("Content-Length", strconv.Itoa(len(body)))
 	send := func() error { return c.Blob(status, "application/json", body) }
-	if len(body) < httpBuffer/2 || len(body) > 16*httpBuffer {
+	small := len(body) < httpBuffer/2
+	if !small || c.Request().Method == http.MethodHead { // else net/http counts
+		c.Response().Header().Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	if small || len(body) > 16*httpBuffer {
 		return send()
 	}
 	return inOneWrite(c.Response(), c.Request(), send)

@@ -39,7 +39,9 @@ func (m *readModel) derive(
 	d *events.Delivery,
 	refusal string,
 ) (derived, error) {
-	f := &batchFold{from: from, users: map[string]*userFold{}, dirty: map[string]bool{}}
+	f := &batchFold{
+		from: from, users: map[string]*userFold{}, dirty: map[string]bool{}, changes: make([]change, 0, len(d.Events)),
+	}
 	if err := f.recall(ctx, m.users, d.Events); err != nil {
 		return derived{}, err
 	}
@@ -225,6 +227,7 @@ func (f *batchFold) lastStates() (made, changed []events.Task) {
 			fresh[taskKey{c.after.UserID, c.after.ID}] = true
 		}
 	}
+	made, changed = make([]events.Task, 0, len(fresh)), make([]events.Task, 0, len(f.changes)-len(fresh))
 	for i := len(f.changes) - 1; i >= 0; i-- {
 		t := &f.changes[i].after
 		key := taskKey{t.UserID, t.ID}
