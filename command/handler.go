@@ -437,6 +437,7 @@ type commit struct {
 	*events.Commit
 	results []result
 	seq     int64
+	left    *outcome // nil = not asked for yet
 }
 
 // result is a task as a step leaves it, whose times are not known yet.
@@ -453,12 +454,15 @@ func (c *commit) command() (uuid.UUID, error) {
 	return uuid.NewV7()
 }
 
+// outcome is what the commit has left behind. It is asked for when the times of its tasks are known.
 func (c *commit) outcome() *outcome {
-	o := &outcome{tasks: make([]events.Task, len(c.results)), seq: c.seq}
-	for i := range c.results {
-		o.tasks[i] = c.results[i].task
+	if c.left == nil {
+		c.left = &outcome{tasks: make([]events.Task, len(c.results)), seq: c.seq}
+		for i := range c.results {
+			c.left.tasks[i] = c.results[i].task
+		}
 	}
-	return o
+	return c.left
 }
 
 // commit appends what was decided. The lane is left before the outcome is known.

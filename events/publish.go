@@ -194,8 +194,12 @@ func (x *executor) ExecContext(ctx context.Context, query string, args ...any) (
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	return nil, x.on(ctx, func(conn *pgx.Conn) error {
-		return pipeline(ctx, conn, x.lock, x.args, query, args, func(rows pgx.Rows) (err error) {
-			x.rows, err = pgx.CollectRows(rows, pgx.RowToStructByPos[appendedRow])
+		return pipeline(ctx, conn, x.lock, x.args, query, args, func(rows pgx.Rows) error {
+			var row appendedRow
+			_, err := pgx.ForEachRow(rows, []any{&row.Position, &row.RecordedAt, &row.EventID}, func() error {
+				x.rows = append(x.rows, row)
+				return nil
+			})
 			return err
 		})
 	})

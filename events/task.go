@@ -49,14 +49,14 @@ func (t Task) AppendJSON(b []byte) []byte {
 	b = append(b, `,"is_completed":`...)
 	b = strconv.AppendBool(b, t.Completed)
 	b = append(b, `,"created_at":"`...)
-	b = t.CreatedAt.AppendFormat(b, TimeLayout)
+	b = AppendTime(b, t.CreatedAt)
 	b = append(b, `","updated_at":"`...)
-	b = t.UpdatedAt.AppendFormat(b, TimeLayout)
+	b = AppendTime(b, t.UpdatedAt)
 	b = append(b, `","version":`...)
 	b = strconv.AppendInt(b, t.Version, 10)
 	if t.DeletedAt != nil {
 		b = append(b, `,"deleted_at":"`...)
-		b = append(t.DeletedAt.AppendFormat(b, TimeLayout), '"')
+		b = append(AppendTime(b, *t.DeletedAt), '"')
 	}
 	return append(b, '}')
 }

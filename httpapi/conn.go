@@ -33,6 +33,8 @@ type conn struct {
 	net.Conn
 	refuse  func(plain []byte) []byte
 	begun   atomic.Bool   // something has come that is not answered yet
+	state   atomic.Int32  // an http.ConnState
+	since   atomic.Int64  // when the state began, in nanoseconds
 	handled bool          // the request that came last has reached our handler; of the connection's own goroutine
 	held    *bytes.Buffer // nil unless what is written is gathered; of the same goroutine
 }
@@ -169,13 +171,7 @@ func (s *Server) refuseUnreadable(plain []byte) []byte {
 // connections knows which connections may have a request that is not answered yet.
 type connections struct {
 	mu   sync.Mutex
-	open map[*conn]connection
-}
-
-// connection is the state of a conn, and since when.
-type connection struct {
-	state http.ConnState
-	since time.Time
+	open map[*conn]bool
 }
 
 const (
@@ -191,27 +187,34 @@ func (c *connections) note(of net.Conn, state http.ConnState) {
 	if !ok {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch state {
-	case http.StateActive: // also when all of it had come together with the request before
+	if state == http.StateActive { // also when all of it had come together with the request before
 		known.begun.Store(true)
+	}
+	known.since.Store(time.Now().UnixNano())
+	known.state.Store(int32(state))
+	switch state {
+	case http.StateNew:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.open[known] = true
 	case http.StateIdle:
 		known.begun.Store(false)
 		known.handled = false
 	case http.StateClosed, http.StateHijacked:
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		delete(c.open, known)
-		return
 	}
-	c.open[known] = connection{state, time.Now()}
 }
 
 // settled tells whether every request that had come by then is answered.
 func (c *connections) settled(then time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for conn, is := range c.open {
-		if is.since.Before(then) && (conn.begun.Load() || time.Since(is.since) < mayTake[is.state]) {
+	for conn := range c.open {
+		begun, state := conn.begun.Load(), http.ConnState(conn.state.Load())
+		since := time.Unix(0, conn.since.Load()) // last: it is at least that of the state
+		if since.Before(then) && (begun || time.Since(since) < mayTake[state]) {
 			return false
 		}
 	}

@@ -90,7 +90,7 @@ func New(cfg Config) *Server {
 		stopping: make(chan struct{}),
 		echo:     echo.New(),
 
-		connections: connections{open: map[*conn]connection{}},
+		connections: connections{open: map[*conn]bool{}},
 		streams:     streams{open: map[string]map[*stream]bool{}},
 		outages:     outages{told: map[string]time.Time{}},
 

@@ -200,8 +200,7 @@ func (f *batchFold) rows(generation int64) []rows {
 		u.generation = generation
 		users = append(users, u)
 	}
-	// A user's rows stand together in every index: written one after the other they cost less than in turn.
-	slices.SortStableFunc(f.changes, func(a, b change) int { return strings.Compare(a.event.UserID, b.event.UserID) })
+	f.changes = inUserOrder(f.changes)
 	slices.SortFunc(users, func(a, b userState) int { return strings.Compare(a.user, b.user) })
 	made, changed := f.lastStates()
 	if len(f.changes) == 1 && isErasure(*f.changes[0].event) {
@@ -215,6 +214,21 @@ func (f *batchFold) rows(generation int64) []rows {
 		taskColumns.fresh(taskTable, made), taskColumns.rows(taskTable, changed),
 		historyColumns.fresh(historyTable, f.changes), userColumns.rows(userTable, users),
 	}
+}
+
+// inUserOrder puts the changes of each user together. Their rows stand together in every index: written one after the
+// other they cost less than in turn.
+func inUserOrder(changes []change) []change {
+	order := make([]*change, len(changes)) // a change is too large to be moved often
+	for i := range changes {
+		order[i] = &changes[i]
+	}
+	slices.SortStableFunc(order, func(a, b *change) int { return strings.Compare(a.event.UserID, b.event.UserID) })
+	sorted := make([]change, len(order))
+	for i, c := range order {
+		sorted[i] = *c
+	}
+	return sorted
 }
 
 // lastStates are the tasks that the batch makes, and those that it changes, each as it is after it.
