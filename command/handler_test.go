@@ -246,6 +246,7 @@ func TestLanesEndWithTheirCallers(t *testing.T) {
 		t.Errorf("a busy lane, and nobody waits: %v %v", waited, err)
 	}
 	release()
+	release()
 	if len(l.busy) != 0 {
 		t.Errorf("%d lanes are left", len(l.busy))
 	}

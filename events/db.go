@@ -126,6 +126,14 @@ type Querier interface {
 	Write(ctx context.Context, text string, args []any) (row bool, err error)
 }
 
+// withPrelude is a SELECT that is the first of its transaction.
+func (db *DB) withPrelude(text string) string {
+	if db.prelude == "" {
+		return text
+	}
+	return db.prelude + `, ` + strings.TrimPrefix(strings.TrimSpace(text), "SELECT")
+}
+
 // Query implements Querier, in one round trip.
 func (db *DB) Query(ctx context.Context, text string, args []any, read func(pgx.Rows) error) error {
 	if db.prelude != "" {

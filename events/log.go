@@ -70,7 +70,7 @@ func Open(db *DB) *Log {
 		done:        make(chan struct{}),
 		subscribers: map[*Subscriber]bool{},
 		metrics:     newMetrics(),
-		lock:        lockLog,
+		lock:        db.withPrelude(lockLog),
 		lockKey:     db.LockKey("append"),
 		batchBytes:  batchBytes,
 	}

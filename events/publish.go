@@ -18,18 +18,15 @@ import (
 const Topic = "task_events"
 
 // lockLog is run before the INSERT, in one pipeline, which PostgreSQL takes as one implicit transaction: the settings
-// hold for it alone, also behind a transaction pooler.
+// hold for it alone.
 //
 // Positions are drawn and committed under the lock, so that commit order is position order, and `position > n ORDER BY
 // position` skips nothing. And the INSERT, a statement of its own, has a snapshot of after it took the lock: it sees
 // all that others appended.
 const lockLog = `
-	SELECT pg_catalog.set_config('search_path', 'pg_catalog', true),
-	       pg_catalog.set_config('lock_timeout', '4s', true),
+	SELECT pg_catalog.set_config('lock_timeout', '4s', true),
 	       pg_catalog.set_config('statement_timeout', '5s', true),
 	       pg_catalog.set_config('idle_in_transaction_session_timeout', '5s', true),
-	       pg_catalog.set_config('taskledger.ledger', 'on', true),
-	       pg_catalog.set_config('row_security', 'on', true),
 	       pg_catalog.pg_advisory_xact_lock($1)`
 
 // announce is put behind lockLog when other processes listen. A NOTIFY at the commit of a batch costs nothing that can

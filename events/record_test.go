@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
@@ -45,6 +46,18 @@ func TestTheRecordIsFrozen(t *testing.T) {
 	second := first.Next(record)
 	if got := hex.EncodeToString(first[:]) + " " + hex.EncodeToString(second[:]); got != lines[1] {
 		t.Errorf("the hashes are %s, want %s", got, lines[1])
+	}
+}
+
+func TestTimesAreInTheirLayout(t *testing.T) {
+	t.Parallel()
+	for _, at := range []time.Time{
+		{}, noon, noon.Add(time.Microsecond), noon.Add(-time.Microsecond), noon.Add(120_030 * time.Microsecond),
+		noon.Add(999_999_999), noon.In(time.FixedZone("", 3600)), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
+	} {
+		if got, want := string(AppendTime(nil, at)), at.UTC().Format(TimeLayout); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
 	}
 }
 

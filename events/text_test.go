@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestTitleKeyIsAlphabetical(t *testing.T) {
@@ -41,6 +42,16 @@ func TestTitleKeyIgnoresCase(t *testing.T) {
 	} {
 		if !bytes.Equal(TitleKey(pair[0]), TitleKey(pair[1])) {
 			t.Errorf("%q and %q are ordered differently", pair[0], pair[1])
+		}
+	}
+}
+
+// What is folded by itself, because it is ASCII, is what Unicode makes of it.
+func TestASCIIIsFoldedLikeTheRest(t *testing.T) {
+	t.Parallel()
+	for r := range rune(utf8.RuneSelf) {
+		if got, _, _ := strings.Cut(FoldCase(string(r)+"é"), "é"); got != FoldCase(string(r)) {
+			t.Errorf("%q is folded to %q, and before an é to %q", r, FoldCase(string(r)), got)
 		}
 	}
 }

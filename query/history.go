@@ -100,7 +100,7 @@ func (e *entry) append(b []byte) []byte {
 		b = append(append(append(b, '"'), e.task.String()...), '"')
 	}
 	b = append(b, `,"recorded_at":"`...)
-	b = events.AppendTime(b, e.recorded.UTC())
+	b = events.AppendTime(b, e.recorded)
 	b = append(b, `","actor":`...)
 	b = events.AppendText(b, e.actor)
 	b = append(b, `,"request_id":`...)
