@@ -164,7 +164,8 @@ func (p *pending) settle(err error) {
 }
 
 // Append stores a commit. It returns ErrConflict or ErrClosed; after any other error it is unknown whether the events
-// were stored. ctx bounds the wait in the queue only: what was handed to the database is waited for.
+// were stored. ctx bounds the wait for a place in the queue only, which takes no longer than a statement may: what was
+// handed to the database is waited for.
 func (l *Log) Append(ctx context.Context, c *Commit) error {
 	result := make(chan error, 1)
 	if err := l.Submit(ctx, c, func(err error) { result <- err }); err != nil {

@@ -267,6 +267,17 @@ func TestABatchIsBounded(t *testing.T) {
 	}
 }
 
+func TestAFullQueueIsLeftInTime(t *testing.T) {
+	t.Parallel()
+	l := &Log{queue: make(chan *pending)}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	done := func(error) { t.Error("there is an outcome") }
+	if err := l.Submit(gone, facts("u", 1, uuid.Nil, TaskCreated{}), done); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+}
+
 func TestClosedLogTakesNothing(t *testing.T) {
 	t.Parallel()
 	l := openLog(t, newDB(t))

@@ -190,9 +190,7 @@ func (r *statusReader) readTables(ctx context.Context, tx *events.Tx) error {
 		})
 }
 
-// readLog counts without reading the whole log: positions have few gaps, but for the large one before an import, and
-// later events have later positions, so that the first one since a time is found by halving. An import brings old times
-// with it: then that is a guess.
+// readLog counts without reading the whole log.
 func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 	for _, t := range r.Tables {
 		if t.Name == events.Topic {
@@ -222,7 +220,20 @@ func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 	if r.Log.Events = max(r.Log.Events, counted); counted < countedEvents {
 		r.Log.Events, r.Log.Estimated = counted, false
 	}
-	_, err = events.One(ctx, tx, `
+	if err := r.readGrowth(ctx, tx, first, last); err != nil {
+		return err
+	}
+	if r.Log.Events > 0 {
+		r.Log.BytesLastDay = int64(float64(r.Log.Bytes) / float64(r.Log.Events) * float64(r.Log.LastDay))
+	}
+	return nil
+}
+
+// readGrowth reads how many events were appended lately: positions have few gaps, but for the large one before an
+// import, and later events have later positions, so that the first one since a time is found by halving. An import
+// brings old times with it: then that is a guess.
+func (r *statusReader) readGrowth(ctx context.Context, tx *events.Tx, first, last int64) error {
+	_, err := events.One(ctx, tx, `
 		WITH RECURSIVE search (age, since, low, high) AS (
 			SELECT age, clock_timestamp() - age, $1::bigint, $2::bigint + 1
 			FROM unnest(ARRAY['1 minute', '1 hour', '1 day']::interval[]) age
@@ -254,9 +265,6 @@ func (r *statusReader) readLog(ctx context.Context, tx *events.Tx) error {
 		) n
 		WHERE low = high`,
 		[]any{first, last, countedEvents, r.Log.Events}, &r.Log.LastMinute, &r.Log.LastHour, &r.Log.LastDay)
-	if r.Log.Events > 0 {
-		r.Log.BytesLastDay = int64(float64(r.Log.Bytes) / float64(r.Log.Events) * float64(r.Log.LastDay))
-	}
 	return err
 }
 
@@ -486,7 +494,12 @@ func (s *Status) Findings() (problems, notes []string) {
 		note(t.DeadRows > max(10_000, t.Rows/2), "%s has %d dead rows for %d live ones: autovacuum does not keep up",
 			t.Name, t.DeadRows, t.Rows)
 	}
-	p := &s.PostgreSQL
+	s.PostgreSQL.findings(problem, note)
+	return problems, notes
+}
+
+// findings are those that are about PostgreSQL as a whole.
+func (p *PostgreSQLStatus) findings(problem, note func(found bool, format string, args ...any)) {
 	problem(p.Standby, "this PostgreSQL is a standby and takes no writes")
 	problem(!p.Fsync, "PostgreSQL has fsync off: a power cut can destroy the ledger")
 	problem(!p.FullPageWrites, "PostgreSQL has full_page_writes off: a power cut can destroy the ledger")
@@ -499,5 +512,4 @@ func (s *Status) Findings() (problems, notes []string) {
 		p.SharedBuffers>>20)
 	note(p.LongestSeconds > 3600, "a transaction is open for %s: nothing it might see can be vacuumed",
 		(time.Duration(p.LongestSeconds) * time.Second).String())
-	return problems, notes
 }
