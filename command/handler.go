@@ -28,8 +28,8 @@ const (
 type Config struct {
 	// Log is where events are appended to.
 	Log *events.Log
-	// Stored is called after each append, before its command is answered, with the task of each step as that left it.
-	// The commits of a user come in their order. It must not block.
+	// Stored is called after each append, before its command is answered, with the task of each step as that left it,
+	// which nobody changes any more. The commits of a user come in their order. It must not block.
 	Stored func(*events.Commit, []events.Task)
 	// Quota is how many live tasks a user may have.
 	Quota int
@@ -78,7 +78,7 @@ type Result struct {
 
 // BatchResult is what several commands left behind.
 type BatchResult struct {
-	Tasks    []events.Task // as each of them left its task
+	Tasks    []events.Task // as each of them left its task; not to be changed
 	Seq      int64
 	Replayed bool
 }
@@ -189,7 +189,7 @@ func (a *attempt) optimistic(ctx context.Context) (o *outcome, err error) {
 	return nil, err
 }
 
-// inTime bounds a wait. Most commands wait for nothing but the append: a timer is made for those that do.
+// inTime bounds a wait. Most commands wait for nothing but the append, and need no timer.
 func (a *attempt) inTime(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(ctx, a.until)
 }
@@ -217,16 +217,17 @@ func (a *attempt) inLane(ctx context.Context, again bool) (*outcome, error) {
 
 // replayBehind looks for the same request when there was somebody it could be behind.
 func (a *attempt) replayBehind(ctx context.Context, somebody bool) (*outcome, error) {
+	s, known := a.streams.Get(a.req.UserID)
+	known = known && s.onTheWay()
+	if !somebody && !known {
+		return nil, nil
+	}
 	ctx, cancel := a.inTime(ctx)
 	defer cancel()
-	if s, ok := a.streams.Get(a.req.UserID); ok && s.onTheWay() {
-		somebody = true
+	if known {
 		if err := s.await(ctx); err != nil {
 			return nil, err
 		}
-	}
-	if !somebody {
-		return nil, nil
 	}
 	return a.replay(ctx, a.from)
 }
@@ -331,7 +332,9 @@ func (a *attempt) decide(s *stream) (c *commit, o *outcome, err error) {
 // decideAll decides on each step, and folds its events into what is known of the stream.
 func (a *attempt) decideAll(s *stream) (*commit, error) {
 	c := &commit{
-		Commit:  &events.Commit{After: s.head.EventID, Generation: s.generation, IdempotencyKey: a.req.Key},
+		Commit: &events.Commit{
+			After: s.head.EventID, Generation: s.generation, IdempotencyKey: a.req.Key, Until: a.until,
+		},
 		results: make([]result, 0, len(a.steps)),
 	}
 	made := make([]decision, 0, len(a.steps))

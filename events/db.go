@@ -42,9 +42,9 @@ type DB struct {
 	texts    sync.Map // SQL as it is written, to SQL with the schema in it
 }
 
-// NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT that is run before each
-// statement, in its transaction: behind a transaction pooler a connection keeps no settings of its own. The caller
-// closes the pool.
+// NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT of settings, without FROM, that
+// is run before each statement, in its transaction: behind a transaction pooler a connection keeps no settings of its
+// own. The caller closes the pool.
 func NewDB(pool *pgxpool.Pool, schema, prelude string) *DB {
 	db := &DB{pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude}
 	if pool != nil {
@@ -126,7 +126,7 @@ type Querier interface {
 	Write(ctx context.Context, text string, args []any) (row bool, err error)
 }
 
-// withPrelude is a SELECT that is the first of its transaction.
+// withPrelude is a SELECT that does what the prelude does too.
 func (db *DB) withPrelude(text string) string {
 	if db.prelude == "" {
 		return text

@@ -129,6 +129,9 @@ type Commit struct {
 	// IdempotencyKey and Fingerprint are stored with the first event; both or neither.
 	IdempotencyKey string
 	Fingerprint    []byte
+	// Until bounds the wait for a place in the queue, as the deadline of a context does; zero is no bound. A timer is
+	// made only when there is a wait.
+	Until time.Time
 }
 
 // pending is a commit on its way into the log.
@@ -164,8 +167,7 @@ func (p *pending) settle(err error) {
 }
 
 // Append stores a commit. It returns ErrConflict or ErrClosed; after any other error it is unknown whether the events
-// were stored. ctx bounds the wait for a place in the queue only, which takes no longer than a statement may: what was
-// handed to the database is waited for.
+// were stored. ctx bounds the wait for a place in the queue only: what was handed to the database is waited for.
 func (l *Log) Append(ctx context.Context, c *Commit) error {
 	result := make(chan error, 1)
 	if err := l.Submit(ctx, c, func(err error) { result <- err }); err != nil {
@@ -189,8 +191,11 @@ func (l *Log) Submit(ctx context.Context, c *Commit, done func(error)) error {
 		return nil
 	default:
 	}
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
+	if !c.Until.IsZero() {
+		var cancel func()
+		ctx, cancel = context.WithDeadline(ctx, c.Until)
+		defer cancel()
+	}
 	select {
 	case l.queue <- p:
 		return nil

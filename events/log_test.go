@@ -267,14 +267,56 @@ func TestABatchIsBounded(t *testing.T) {
 	}
 }
 
+// Behind a transaction pooler each append sets what its connection would have.
+func TestAnAppendHasItsPrelude(t *testing.T) {
+	t.Parallel()
+	plain := newDB(t)
+	for _, text := range []string{
+		`CREATE FUNCTION {schema}.pooled() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			IF current_setting('taskledger.pooled', true) IS DISTINCT FROM 'on' THEN
+				RAISE EXCEPTION 'without the prelude';
+			END IF;
+			RETURN NEW;
+		END
+		$$`,
+		`CREATE TRIGGER pooled BEFORE INSERT ON {schema}.task_events FOR EACH ROW EXECUTE FUNCTION {schema}.pooled()`,
+	} {
+		exec(t, plain, text)
+	}
+	l := openLog(t, NewDB(plain.Pool(), plain.Schema(), `SELECT set_config('taskledger.pooled', 'on', true)`))
+	first := store(t, l, facts("u", 1, uuid.Nil, TaskCreated{Title: "a"}))
+	l.Announce("somewhere")
+	second := store(t, l, facts("u", 2, first.last(), TaskCreated{Title: "b"}))
+	err := l.Exclusively(t.Context(), func(x *Exclusive) error {
+		c := facts("u", 3, second.last(), TaskCreated{Title: "c"})
+		return x.Submit(t.Context(), c, func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	if err != nil || len(stored(t, l, "u")) != 3 {
+		t.Errorf("%d events are stored, and %v", len(stored(t, l, "u")), err)
+	}
+	if err := openLog(t, plain).Append(t.Context(), facts("v", 1, uuid.Nil, TaskCreated{Title: "a"})); err == nil {
+		t.Error("an append without the prelude is stored too")
+	}
+}
+
 func TestAFullQueueIsLeftInTime(t *testing.T) {
 	t.Parallel()
 	l := &Log{queue: make(chan *pending)}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	done := func(error) { t.Error("there is an outcome") }
-	if err := l.Submit(gone, facts("u", 1, uuid.Nil, TaskCreated{}), done); !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v", err)
+	c := facts("u", 1, uuid.Nil, TaskCreated{})
+	if err := l.Submit(gone, c, done); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller who is gone gets %v", err)
+	}
+	c.Until = time.Now()
+	if err := l.Submit(t.Context(), c, done); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a caller whose time is up gets %v", err)
 	}
 }
 

@@ -71,9 +71,6 @@ const (
 	RETURNING position, recorded_at, event_id`
 )
 
-// rowBytes is about what the row of an event takes.
-const rowBytes = 512
-
 // appended is an event on its way into the log.
 type appended struct {
 	*Event

@@ -37,13 +37,16 @@ type Rows struct {
 // rowsHead is the length of the head.
 const rowsHead = 5 * 4
 
+// rowBytes is about what a row takes.
+const rowBytes = 512
+
 // NewRows makes a row of each item. A migration makes the composite type, with these columns in this order.
 func NewRows[T any](columns []Column[T], items []T) *Rows {
-	r := &Rows{n: len(items), body: make([]byte, rowsHead)}
+	r := &Rows{n: len(items), body: make([]byte, rowsHead, rowsHead+rowBytes)}
 	for i := range items {
 		r.body = appendRow(r.body, columns, &items[i])
-		if i == 0 { // the others are about as long
-			r.body = slices.Grow(r.body, (len(items)-1)*len(r.body)*9/8)
+		if i == 0 { // the others are about as long, or shorter
+			r.body = slices.Grow(r.body, (len(items)-1)*min(len(r.body)*9/8, 2*rowBytes))
 		}
 	}
 	return r

@@ -33,10 +33,12 @@ type conn struct {
 	net.Conn
 	refuse  func(plain []byte) []byte
 	begun   atomic.Bool   // something has come that is not answered yet
-	state   atomic.Int32  // an http.ConnState
-	since   atomic.Int64  // when the state began, in nanoseconds
 	handled bool          // the request that came last has reached our handler; of the connection's own goroutine
 	held    *bytes.Buffer // nil unless what is written is gathered; of the same goroutine
+
+	mu    sync.Mutex // guards what follows
+	state http.ConnState
+	since time.Time
 }
 
 // listener accepts connections as conns.
@@ -187,19 +189,12 @@ func (c *connections) note(of net.Conn, state http.ConnState) {
 	if !ok {
 		return
 	}
-	if state == http.StateActive { // also when all of it had come together with the request before
-		known.begun.Store(true)
-	}
-	known.since.Store(time.Now().UnixNano())
-	known.state.Store(int32(state))
+	known.enter(state)
 	switch state {
 	case http.StateNew:
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.open[known] = true
-	case http.StateIdle:
-		known.begun.Store(false)
-		known.handled = false
 	case http.StateClosed, http.StateHijacked:
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -207,18 +202,35 @@ func (c *connections) note(of net.Conn, state http.ConnState) {
 	}
 }
 
-// settled tells whether every request that had come by then is answered.
+func (c *conn) enter(state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch state {
+	case http.StateActive: // also when all of it had come together with the request before
+		c.begun.Store(true)
+	case http.StateIdle:
+		c.begun.Store(false)
+		c.handled = false
+	}
+	c.state, c.since = state, time.Now()
+}
+
+// settled tells whether every request is answered that had come by then, or with zero every one.
 func (c *connections) settled(then time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for conn := range c.open {
-		begun, state := conn.begun.Load(), http.ConnState(conn.state.Load())
-		since := time.Unix(0, conn.since.Load()) // last: it is at least that of the state
-		if since.Before(then) && (begun || time.Since(since) < mayTake[state]) {
+		if !conn.settled(then) {
 			return false
 		}
 	}
 	return true
+}
+
+func (c *conn) settled(then time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !then.IsZero() && !c.since.Before(then) || !c.begun.Load() && time.Since(c.since) >= mayTake[c.state]
 }
 
 // mayTake is how long a request may be on its way on a connection in a state.

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // An answer that is larger than net/http's buffer comes in one write all the same, and the connection goes on.
@@ -56,4 +57,38 @@ type countedConn struct {
 func (c countedConn) Write(p []byte) (int, error) {
 	c.n.Add(1)
 	return c.Conn.Write(p)
+}
+
+// A connection is waited for while it has a request, and for a moment when it may have one.
+func TestConnectionsAreSettled(t *testing.T) {
+	t.Parallel()
+	all := connections{open: map[*conn]bool{}}
+	c := &conn{}
+	before := time.Now()
+	want := func(what string, settled, settledBefore bool) {
+		t.Helper()
+		if got := all.settled(time.Time{}); got != settled {
+			t.Errorf("%s: settled is %t", what, got)
+		}
+		if got := all.settled(before); got != settledBefore {
+			t.Errorf("%s: what had come before it is settled is %t", what, got)
+		}
+	}
+	long := func(d time.Duration) { c.since = time.Now().Add(-d) }
+	all.note(c, http.StateNew)
+	want("a new connection", false, true)
+	long(firstTime)
+	want("one that stays without a request", true, true)
+	all.note(c, http.StateActive)
+	want("a request that has just come", false, true)
+	long(time.Hour)
+	want("one that takes long", false, false)
+	all.note(c, http.StateIdle)
+	want("an answer", false, true)
+	long(nextTime)
+	want("one that no request follows", true, true)
+	c.begun.Store(true)
+	want("the beginning of the next one", false, false)
+	all.note(c, http.StateClosed)
+	want("the end", true, true)
 }

@@ -80,7 +80,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return errors.Join(err, server.Close())
 	}
 	<-ended // from here on every connection is known
-	for !s.connections.settled(time.Now()) {
+	for !s.connections.settled(time.Time{}) {
 		if time.Since(asked) > stopTimeout {
 			s.log.Warn("requests were cut off, they took too long")
 			break
@@ -98,7 +98,7 @@ func (s *Server) mayLeave(asked time.Time) bool {
 	if waited <= s.drainTime && s.askers.again() {
 		return false
 	}
-	return s.connections.settled(time.Now()) || waited > stopTimeout ||
+	return s.connections.settled(time.Time{}) || waited > stopTimeout ||
 		waited > s.drainTime && s.connections.settled(asked)
 }
 
