@@ -42,9 +42,9 @@ type DB struct {
 	texts    sync.Map // SQL as it is written, to SQL with the schema in it
 }
 
-// NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT of settings, without FROM, that
-// is run before each statement, in its transaction: behind a transaction pooler a connection keeps no settings of its
-// own. The caller closes the pool.
+// NewDB returns the ledger in the named schema. The prelude, if there is one, is a SELECT without FROM that makes
+// settings; it is run before each statement, in its transaction: behind a transaction pooler a connection keeps no
+// settings of its own. The caller closes the pool.
 func NewDB(pool *pgxpool.Pool, schema, prelude string) *DB {
 	db := &DB{pool: pool, schema: schema, quoted: pgx.Identifier{schema}.Sanitize(), prelude: prelude}
 	if pool != nil {
