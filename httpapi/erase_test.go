@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,32 +50,9 @@ func TestAnErasureLeavesNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t).allow(200)
 	const secret, theirs = "qZ7xK9vW3mT5", "bY2nR8cL4pH6"
-	words := func(word string, n int) string { return strings.Repeat(word, n) }
-	for user, word := range map[string]string{"mortal": secret, "neighbour": theirs} {
-		for i := range 40 {
-			task := as[taskJSON](t, s.want(201, call{method: "POST", path: "/api/tasks", user: user,
-				header: http.Header{"Idempotency-Key": {fmt.Sprint(word, i)}, "X-Request-Id": {fmt.Sprint(word, i)}},
-				body:   fmt.Sprintf(`{"title":"%s %d","description":"%s"}`, word, i, words(word, 1+i*2))}))
-			if i%2 == 0 {
-				s.want(
-					200,
-					call{
-						method: "PATCH",
-						path:   "/api/tasks/" + task.ID.String(),
-						user:   user,
-						body:   fmt.Sprintf(`{"title":"%d %s"}`, i, word),
-					},
-				)
-			}
-			if i%3 == 0 {
-				s.want(204, call{method: "DELETE", path: "/api/tasks/" + task.ID.String(), user: user})
-			}
-		}
-		s.list(user, "")
-	}
-	s.exec(`ANALYZE {schema}.tasks`)
-	s.exec(`ANALYZE {schema}.task_history`)
-	s.exec(`ANALYZE {schema}.task_events`)
+	s.writeEverywhere("mortal", secret)
+	s.writeEverywhere("neighbour", theirs)
+	s.exec(`ANALYZE {schema}.tasks, {schema}.task_history, {schema}.task_events`)
 	before := s.everythingOf("neighbour")
 	places := func(word string) []string { return append(s.inFiles(word), s.inDump(word)...) }
 	for _, word := range []string{secret, theirs} {
@@ -93,16 +71,7 @@ func TestAnErasureLeavesNothing(t *testing.T) {
 	if got := s.inDump(secret); len(got) > 0 {
 		t.Errorf("the secret is in the dump: %q", got)
 	}
-	var left []string
-	// who reads in another transaction keeps dead rows from being taken away
-	for deadline := time.Now().Add(time.Minute); ; {
-		s.exec(`VACUUM FULL {schema}.tasks, {schema}.task_history, {schema}.task_events, {schema}.users`)
-		s.exec(`CHECKPOINT`)
-		if left = s.inFiles(secret); len(left) == 0 || time.Now().After(deadline) {
-			break
-		}
-	}
-	if len(left) > 0 {
+	if left := s.leftInFiles(secret); len(left) > 0 {
 		t.Errorf("the secret is in %q", left)
 	}
 	if got := places(theirs); len(got) < 5 {
@@ -112,6 +81,24 @@ func TestAnErasureLeavesNothing(t *testing.T) {
 		t.Errorf("the neighbour has\n%s\nhad\n%s", after, before)
 	}
 	s.verified()
+}
+
+// writeEverywhere has a user write a word wherever a user can.
+func (s *service) writeEverywhere(user, word string) {
+	s.t.Helper()
+	for i := range 40 {
+		task := as[taskJSON](s.t, s.want(201, call{method: "POST", path: "/api/tasks", user: user,
+			header: http.Header{"Idempotency-Key": {fmt.Sprint(word, i)}, "X-Request-Id": {fmt.Sprint(word, i)}},
+			body:   fmt.Sprintf(`{"title":"%s %d","description":"%s"}`, word, i, strings.Repeat(word, 1+i*2))}))
+		path := "/api/tasks/" + task.ID.String()
+		if i%2 == 0 {
+			s.want(200, call{method: "PATCH", path: path, user: user, body: fmt.Sprintf(`{"title":"%d %s"}`, i, word)})
+		}
+		if i%3 == 0 {
+			s.want(204, call{method: "DELETE", path: path, user: user})
+		}
+	}
+	s.list(user, "")
 }
 
 // everythingOf is all that the API tells a user.
@@ -175,6 +162,19 @@ func (s *service) inFiles(word string) (found []string) {
 		s.t.Fatal(rows.Err())
 	}
 	return found
+}
+
+// leftInFiles are the files that a word is in when all that nobody can see any more is taken away.
+func (s *service) leftInFiles(word string) (left []string) {
+	s.t.Helper()
+	// who reads in another transaction keeps dead rows from being taken away
+	for deadline := time.Now().Add(time.Minute); ; {
+		s.exec(`VACUUM FULL {schema}.tasks, {schema}.task_history, {schema}.task_events, {schema}.users`)
+		s.exec(`CHECKPOINT`)
+		if left = s.inFiles(word); len(left) == 0 || time.Now().After(deadline) {
+			return left
+		}
+	}
 }
 
 // inDump are the lines of a dump that a word is in. Where a PostgreSQL was downloaded, pg_dump is missing: then it is
@@ -248,85 +248,46 @@ func TestAnErasureEndsStreams(t *testing.T) {
 	}
 }
 
-// What a client has kept of the old life gives nothing of it in the next, which goes on behind it.
-func TestNothingOfTheOldLifeComesBack(t *testing.T) {
-	t.Parallel()
-	s := start(t)
-	other := startOn(t, s.pool)
-	var old []taskJSON
+// formerLife is what a client has of a user who was erased.
+type formerLife struct {
+	tasks []taskJSON        // four, made with the keys k0 to k3; the last was deleted, the first changed
+	kept  map[string]answer // what was read, by path
+}
+
+func (old formerLife) path(i int) string { return "/api/tasks/" + old.tasks[i].ID.String() }
+
+// eraseALife gives u six events, which two processes keep, and erases them: that is the seventh.
+func eraseALife(t *testing.T) (s, other *service, old formerLife) {
+	t.Helper()
+	s = start(t)
+	other = startOn(t, s.pool)
 	for i := range 4 {
-		old = append(
-			old,
-			as[taskJSON](
-				t,
-				s.want(201, call{method: "POST", path: "/api/tasks", user: "u", header: keyed(fmt.Sprint("k", i)),
-					body: fmt.Sprintf(`{"title":"old %d"}`, i)}),
-			),
-		)
+		old.tasks = append(old.tasks, as[taskJSON](t, s.want(201, call{method: "POST", path: "/api/tasks", user: "u",
+			header: keyed(fmt.Sprint("k", i)), body: fmt.Sprintf(`{"title":"old %d"}`, i)})))
 	}
-	path := "/api/tasks/" + old[0].ID.String()
-	s.want(204, call{method: "DELETE", path: "/api/tasks/" + old[3].ID.String(), user: "u"}) // 5
-	s.change("PATCH", path, `{"title":"old"}`)                                               // 6
-	kept := map[string]answer{}
+	s.want(204, call{method: "DELETE", path: old.path(3), user: "u"}) // 5
+	s.change("PATCH", old.path(0), `{"title":"old"}`)                 // 6
+	old.kept = map[string]answer{}
 	for _, p := range []string{
-		"/api/tasks?limit=1", "/api/history?limit=1", "/api/trash", "/api/sync?since=2", "/api/ledger", path,
+		"/api/tasks?limit=1", "/api/history?limit=1", "/api/trash", "/api/sync?since=2", "/api/ledger", old.path(0),
 	} {
-		kept[p] = s.want(200, call{method: "GET", path: p, user: "u"})
+		old.kept[p] = s.want(200, call{method: "GET", path: p, user: "u"})
 		other.want(200, call{method: "GET", path: p, user: "u"}) // and the other process keeps it
 	}
-	link := as[linkJSON](t, kept["/api/ledger"])
-	erased := s.erase("u")
-	if erased.Header.Get("X-Version") != "7" {
+	if erased := s.erase("u"); erased.Header.Get("X-Version") != "7" {
 		t.Fatalf("erased at %s", erased.Header.Get("X-Version"))
 	}
+	return s, other, old
+}
+
+// What a client has kept of the old life gives nothing of it in the next.
+func TestNothingOfTheOldLifeComesBack(t *testing.T) {
+	t.Parallel()
+	s, other, old := eraseALife(t)
 	for _, on := range []*service{s, other} {
-		for p, a := range kept {
-			c := call{method: "GET", path: p, user: "u", header: http.Header{"If-None-Match": {a.Header.Get("ETag")}}}
-			if p == path {
-				on.refused(404, "not_found", c)
-			} else if again := on.want(200, c); bytes.Contains(again.body, []byte("old")) ||
-				again.Header.Get("X-Version") != "7" {
-				t.Errorf("%s: %s", p, again.body)
-			}
-			if next := a.Header.Get("Link"); next != "" {
-				if page := on.want(
-					200,
-					call{method: "GET", path: nextPage(t, a), user: "u"},
-				); bytes.Contains(
-					page.body,
-					[]byte("old"),
-				) {
-					t.Errorf("%s: %s", next, page.body)
-				}
-			}
-		}
-		for _, at := range []string{"0", "1", "6", "7", url.QueryEscape(old[3].CreatedAt)} {
-			if got := on.list("u", "?as_of="+at); len(got) != 0 {
-				t.Errorf("as of %s: %+v", at, got)
-			}
-			on.refused(404, "not_found", call{method: "GET", path: path + "?as_of=" + at, user: "u"})
-		}
-		on.refused(404, "not_found", call{method: "GET", path: path + "/history", user: "u"})
-		if p := on.refused(
-			404,
-			"not_found",
-			call{method: "GET", path: "/api/ledger?seq=6", user: "u"},
-		); strings.Contains(
-			p.Detail,
-			"task",
-		) {
-			t.Errorf("an erased event is no task: %s", p.Detail)
-		}
-		on.refused(404, "not_found", call{method: "GET", path: "/api/ledger?seq=1", user: "u"})
-		for _, write := range []call{
-			{method: "PATCH", path: path, body: `{"title":"x"}`}, {method: "POST", path: path + "/restore"},
-			{method: "POST", path: "/api/tasks/" + old[3].ID.String() + "/restore"},
-			{method: "POST", path: path + "/revert", body: `{"version":1}`},
-			batchOf("", op("restore", old[3].ID, ``)),
-		} {
-			write.user = "u"
-			on.refused(404, "not_found", write)
-		}
+		on.givesNothingFor(old)
+		on.hasNoPastOf(old)
+		on.refusesWritesTo(old)
 		for since := range 7 {
 			page := on.sync("?since=" + strconv.Itoa(since))
 			if len(page.Changes) != 0 || page.Version != 7 || page.Reset != (since > 0) {
@@ -336,48 +297,120 @@ func TestNothingOfTheOldLifeComesBack(t *testing.T) {
 	}
 	entries := s.historyOf("u")
 	if len(entries) != 1 || entries[0].Seq != 7 || entries[0].Type != events.TypeUserErased ||
-		entries[0].Actor != "u" ||
-		string(entries[0].Changes) != "{}" {
+		entries[0].Actor != "u" || string(entries[0].Changes) != "{}" {
 		t.Fatalf("the history: %+v", entries)
 	}
-	// The chain goes on: the proof names the link that it follows.
+	s.verified()
+}
+
+// givesNothingFor asks again for all that was kept, with its tags and its cursors.
+func (s *service) givesNothingFor(old formerLife) {
+	s.t.Helper()
+	for p, a := range old.kept {
+		c := call{method: "GET", path: p, user: "u", header: http.Header{"If-None-Match": {a.Header.Get("ETag")}}}
+		if p == old.path(0) {
+			s.refused(404, "not_found", c)
+		} else if again := s.want(200, c); bytes.Contains(again.body, []byte("old")) ||
+			again.Header.Get("X-Version") != "7" {
+			s.t.Errorf("%s: %s", p, again.body)
+		}
+		if next := nextPage(s.t, a); next != "" {
+			page := s.want(200, call{method: "GET", path: next, user: "u"})
+			if bytes.Contains(page.body, []byte("old")) {
+				s.t.Errorf("%s: %s", next, page.body)
+			}
+		}
+	}
+}
+
+// hasNoPastOf asks for the old life itself: as of a moment of it, for its history and for its links.
+func (s *service) hasNoPastOf(old formerLife) {
+	s.t.Helper()
+	for _, at := range []string{"0", "1", "6", "7", url.QueryEscape(old.tasks[3].CreatedAt)} {
+		if got := s.list("u", "?as_of="+at); len(got) != 0 {
+			s.t.Errorf("as of %s: %+v", at, got)
+		}
+		s.refused(404, "not_found", call{method: "GET", path: old.path(0) + "?as_of=" + at, user: "u"})
+	}
+	s.refused(404, "not_found", call{method: "GET", path: old.path(0) + "/history", user: "u"})
+	p := s.refused(404, "not_found", call{method: "GET", path: "/api/ledger?seq=6", user: "u"})
+	if strings.Contains(p.Detail, "task") {
+		s.t.Errorf("an erased event is no task: %s", p.Detail)
+	}
+	s.refused(404, "not_found", call{method: "GET", path: "/api/ledger?seq=1", user: "u"})
+}
+
+func (s *service) refusesWritesTo(old formerLife) {
+	s.t.Helper()
+	for _, write := range []call{
+		{method: "PATCH", path: old.path(0), body: `{"title":"x"}`},
+		{method: "POST", path: old.path(0) + "/restore"},
+		{method: "POST", path: old.path(3) + "/restore"},
+		{method: "POST", path: old.path(0) + "/revert", body: `{"version":1}`},
+		batchOf("", op("restore", old.tasks[3].ID, ``)),
+	} {
+		write.user = "u"
+		s.refused(404, "not_found", write)
+	}
+}
+
+// The chain goes on behind an erasure: the proof names the link that it follows.
+func TestAnErasureFollowsTheLastLink(t *testing.T) {
+	t.Parallel()
+	s, _, old := eraseALife(t)
 	var data []byte
 	if err := s.pool.QueryRow(t.Context(), `SELECT data FROM taskledger.task_events WHERE user_id = 'u'`).
 		Scan(&data); err != nil {
 		t.Fatal(err)
 	}
+	link := as[linkJSON](t, old.kept["/api/ledger"])
 	if want := fmt.Sprintf(`{"hash": %q}`, link.Hash); string(data) != want {
 		t.Errorf("the proof has %s, want %s", data, want)
 	}
-	// A second erasure has nothing to do; the keys of the old life are free, and the ids of its tasks too.
+	s.verified()
+}
+
+// The next life goes on behind the old one. The keys of that are free, and the ids of its tasks too; a second erasure
+// before it has nothing to do.
+func TestTheNextLifeBeginsWithNothing(t *testing.T) {
+	t.Parallel()
+	s, other, old := eraseALife(t)
+	for _, on := range []*service{s, other} {
+		on.refusesWritesTo(old) // both know of the erasure
+	}
 	if again := other.erase("u"); again.Header.Get("X-Version") != "7" || s.count(`user_id = 'u'`) != 1 {
 		t.Errorf("erased again at %s", again.Header.Get("X-Version"))
 	}
-	first := other.want(
-		201,
-		call{method: "POST", path: "/api/tasks", user: "u", header: keyed("k0"), body: `{"title":"another request"}`},
-	)
-	if task := as[taskJSON](
-		t,
-		first,
-	); first.Header.Get("Idempotency-Replayed") != "" || task.Version != 8 ||
-		slices.ContainsFunc(old, func(o taskJSON) bool { return o.ID == task.ID }) {
+	first := other.want(201, call{method: "POST", path: "/api/tasks", user: "u", header: keyed("k0"),
+		body: `{"title":"another request"}`})
+	task := as[taskJSON](t, first)
+	if first.Header.Get("Idempotency-Replayed") != "" || task.Version != 8 ||
+		slices.ContainsFunc(old.tasks, func(o taskJSON) bool { return o.ID == task.ID }) {
 		t.Errorf("the next life begins with %s", first.body)
 	}
-	if r := s.batch(
-		batchOf("u", op("create", old[0].ID, `,"data":{"title":"same id"}`)),
-	); r[0].Version != 9 ||
-		r[0].CreatedAt == old[0].CreatedAt {
+	r := s.batch(batchOf("u", op("create", old.tasks[0].ID, `,"data":{"title":"same id"}`)))
+	if r[0].Version != 9 || r[0].CreatedAt == old.tasks[0].CreatedAt {
 		t.Errorf("%+v", r[0])
 	}
 	if got := s.list("u", "?as_of=8"); len(got) != 1 || got[0].Title != "another request" {
 		t.Errorf("as of 8: %+v", got)
 	}
-	// An erasure has a key too, which lives until the next one.
+	s.verified()
+}
+
+// An erasure has a key too, which lives until the next one.
+func TestARetriedErasureErasesOnce(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	other := startOn(t, s.pool)
+	s.titled("u", "first life") // 1
+	s.erase("u")                // 2
+	other.titled("u", "second life")
+	s.titled("u", "second life") // 4
 	c := call{method: "DELETE", path: "/api/me", user: "u", header: keyed("erase")}
 	for i, on := range []*service{s, other, startOn(t, s.pool)} {
 		a := on.want(204, c)
-		if a.Header.Get("X-Version") != "10" || (a.Header.Get("Idempotency-Replayed") == "true") != (i > 0) {
+		if a.Header.Get("X-Version") != "5" || (a.Header.Get("Idempotency-Replayed") == "true") != (i > 0) {
 			t.Errorf("%d: %v", i, a.Header)
 		}
 	}
@@ -409,46 +442,14 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 	t.Parallel()
 	s := start(t).allow(10_000)
 	services := []*service{s, startOn(t, s.pool).allow(10_000)}
-	for _, on := range services {
-		on.server.limits = newRateLimits(0, 0)
-	}
-	var (
-		writers, work sync.WaitGroup
-		done          = make(chan struct{})
-		running       = func() bool {
-			select {
-			case <-done:
-				return false
-			default:
-				return true
-			}
-		}
-	)
-	refusable := func(a answer) bool { return slices.Contains([]int{200, 201, 204, 404, 409, 412, 422}, a.StatusCode) }
+	var writers, work sync.WaitGroup
+	var done atomic.Bool
+	running := func() bool { return !done.Load() }
 	kept := make([]int, len(services))
 	for i, on := range services {
-		writers.Go(func() { // the user who is erased
-			for n := 0; running(); n++ {
-				id := uuid.New()
-				for _, c := range []call{
-					{
-						method: "POST", path: "/api/tasks", body: `{"title":"mortal"}`,
-						header: keyed(fmt.Sprint(i, "-", n)),
-					},
-					batchOf("", op("create", id, `,"data":{"title":"mortal","is_completed":true}`), createOp("mortal"),
-						op("update", id, `,"data":{"title":"more"}`)),
-					{method: "DELETE", path: "/api/tasks/" + id.String()},
-					{method: "POST", path: "/api/tasks/" + id.String() + "/restore"},
-					{method: "POST", path: "/api/tasks/" + id.String() + "/revert", body: `{"version":1}`},
-				} {
-					c.user = "mortal"
-					if a := on.do(c); !refusable(a) {
-						t.Errorf("%s %s: %d %s", c.method, c.path, a.StatusCode, a.body)
-					}
-				}
-			}
-		})
-		writers.Go(func() { // another one
+		on.server.limits = newRateLimits(0, 0)
+		writers.Go(func() { on.keepWriting("mortal", i, running) })
+		writers.Go(func() {
 			for n := 0; running(); n++ {
 				if a := on.do(batchOf("immortal", createOp(fmt.Sprint(i, n)))); a.StatusCode != 200 {
 					t.Errorf("%d %s", a.StatusCode, a.body)
@@ -456,44 +457,8 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 				kept[i]++
 			}
 		})
-		work.Go(func() {
-			for running() {
-				for _, p := range []string{
-					"/api/tasks", "/api/trash", "/api/history?limit=50", "/api/sync", "/api/ledger",
-					"/api/tasks?as_of=1",
-				} {
-					if a := on.do(
-						call{method: "GET", path: p, user: "mortal"},
-					); a.StatusCode != 200 &&
-						a.StatusCode != 422 {
-						t.Errorf("%s: %d %s", p, a.StatusCode, a.body)
-					}
-				}
-			}
-		})
-		work.Go(func() { // each stream begins behind the last event of the one before
-			last := int64(0)
-			for running() {
-				r := on.listen("mortal", strconv.FormatInt(last, 10))
-				for {
-					f, err := r.next()
-					if err != nil {
-						if !errors.Is(err, io.EOF) {
-							t.Errorf("a stream breaks: %v", err)
-						}
-						break
-					}
-					if f.ID != last+1 && f.Event != "erased" {
-						t.Errorf("a stream goes from %d to %s %s", last, f.Event, f.raw)
-					}
-					if last = f.ID; f.Event == "erased" && !running() {
-						r.close()
-						return
-					}
-				}
-				r.close()
-			}
-		})
+		work.Go(func() { on.keepReading("mortal", running) })
+		work.Go(func() { on.keepListening("mortal", running) })
 	}
 	work.Go(func() {
 		for running() {
@@ -505,30 +470,11 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 	})
 	var seq int64
 	for n := range 8 {
-		head := seq
-		s.eventually(func() bool {
-			return s.count(`user_id = 'mortal' AND seq > $1`, head+10) > 0
-		})
-		a := services[n%2].erase("mortal")
-		now, err := strconv.ParseInt(a.Header.Get("X-Version"), 10, 64)
-		if err != nil || now <= seq+10 {
-			t.Errorf("erased at %d behind %d, %v", now, seq, err)
-		}
-		if seq = now; s.count(`user_id = 'mortal' AND seq < $1`, seq) > 0 {
-			t.Error("events are left")
-		}
+		seq = services[n%2].eraseBehind(seq+10, "mortal")
 	}
-	close(done)
+	done.Store(true)
 	writers.Wait()
-	s.want(
-		201,
-		call{
-			method: "POST",
-			path:   "/api/tasks",
-			user:   "mortal",
-			body:   `{"title":"so that there is something to erase"}`,
-		},
-	)
+	s.titled("mortal", "so that there is something to erase")
 	s.erase("mortal") // which ends the streams
 	work.Wait()
 	if got := s.list("mortal", ""); len(got) != 0 {
@@ -541,6 +487,85 @@ func TestErasuresWhileEverythingRuns(t *testing.T) {
 		t.Errorf("the other user has %d tasks of %d", len(got), kept[0]+kept[1])
 	}
 	s.verified()
+}
+
+// eraseBehind erases a user as soon as there is an event behind seq, and gives the seq of the erasure.
+func (s *service) eraseBehind(seq int64, user string) int64 {
+	s.t.Helper()
+	s.eventually(func() bool { return s.count(`user_id = $1 AND seq > $2`, user, seq) > 0 })
+	a := s.erase(user)
+	now, err := strconv.ParseInt(a.Header.Get("X-Version"), 10, 64)
+	if err != nil || now <= seq {
+		s.t.Errorf("erased at %d behind %d, %v", now, seq, err)
+	}
+	if s.count(`user_id = $1 AND seq < $2`, user, now) > 0 {
+		s.t.Error("events are left")
+	}
+	return now
+}
+
+// keepWriting writes in every way. A task may be erased under it, but no answer may be a fault.
+func (s *service) keepWriting(user string, process int, running func() bool) {
+	for n := 0; running(); n++ {
+		id := uuid.New()
+		path := "/api/tasks/" + id.String()
+		for _, c := range []call{
+			{
+				method: "POST", path: "/api/tasks", body: `{"title":"mortal"}`,
+				header: keyed(fmt.Sprint(process, "-", n)),
+			},
+			batchOf("", op("create", id, `,"data":{"title":"mortal","is_completed":true}`), createOp("mortal"),
+				op("update", id, `,"data":{"title":"more"}`)),
+			{method: "DELETE", path: path},
+			{method: "POST", path: path + "/restore"},
+			{method: "POST", path: path + "/revert", body: `{"version":1}`},
+		} {
+			c.user = user
+			a := s.do(c)
+			if !slices.Contains([]int{200, 201, 204, 404, 409, 412, 422}, a.StatusCode) {
+				s.t.Errorf("%s %s: %d %s", c.method, c.path, a.StatusCode, a.body)
+			}
+		}
+	}
+}
+
+func (s *service) keepReading(user string, running func() bool) {
+	for running() {
+		for _, p := range []string{
+			"/api/tasks", "/api/trash", "/api/history?limit=50", "/api/sync", "/api/ledger", "/api/tasks?as_of=1",
+		} {
+			a := s.do(call{method: "GET", path: p, user: user})
+			if a.StatusCode != 200 && a.StatusCode != 422 {
+				s.t.Errorf("%s: %d %s", p, a.StatusCode, a.body)
+			}
+		}
+	}
+}
+
+// keepListening opens one stream after the other, each behind the last event of the one before. The last ends with an
+// erasure.
+func (s *service) keepListening(user string, running func() bool) {
+	last := int64(0)
+	for running() {
+		r := s.listen(user, strconv.FormatInt(last, 10))
+		for {
+			f, err := r.next()
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					s.t.Errorf("a stream breaks: %v", err)
+				}
+				break
+			}
+			if f.ID != last+1 && f.Event != "erased" {
+				s.t.Errorf("a stream goes from %d to %s %s", last, f.Event, f.raw)
+			}
+			if last = f.ID; f.Event == "erased" && !running() {
+				r.close()
+				return
+			}
+		}
+		r.close()
+	}
 }
 
 // However long the deletion of a stream takes, nobody waits for it: the user can still write on another process, and
