@@ -12,15 +12,8 @@ import (
 func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	theirs := s.create("victim", `{"title":"very private","description":"very private too"}`)
+	theirs := s.private("victim")
 	own := s.titled("attacker", "own")
-	count := func() (n int) {
-		if err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM taskledger.task_events`).Scan(&n); err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	before := count()
 	walked := 0
 	for _, route := range s.server.echo.Routes() {
 		if !strings.HasPrefix(route.Path, "/api/") || strings.Contains(route.Path, "*") ||
@@ -28,89 +21,113 @@ func TestNobodyReachesAnotherUsersTasks(t *testing.T) {
 			continue
 		}
 		walked++
-		c := call{method: route.Method, user: "attacker", header: http.Header{"X-Request-Id": {"same"}}}
-		if !strings.Contains(route.Path, ":id") {
-			if route.Method != "GET" && route.Method != "HEAD" {
-				continue
+		c := call{method: route.Method, path: route.Path, user: "attacker"}
+		reads := c.method == "GET" || c.method == "HEAD"
+		switch {
+		case strings.Contains(c.path, ":id"):
+			if !reads {
+				c.body = `{"title":"taken over","version":1}`
 			}
-			if route.Path == "/api/events" {
-				if f := s.listen("attacker", "0").want(1); f.Data.TaskID != own.ID {
-					t.Errorf("the stream shows %s", f.raw)
-				}
-				continue
+			s.answersAsIfMissing(theirs, c)
+		case c.path == "/api/events" && reads:
+			if f := s.listen("attacker", "0").want(1); f.Data.TaskID != own.ID {
+				t.Errorf("the stream shows %s", f.raw)
 			}
-			for _, query := range []string{
-				"", "?q=private", "?task_id=" + theirs.ID.String(), "?as_of=1", "?since=1", "?seq=1",
-			} {
-				c.path = route.Path + query
-				if a := s.want(
-					200,
-					c,
-				); strings.Contains(string(a.body), "private") ||
-					strings.Contains(string(a.body), theirs.ID.String()) {
-					t.Errorf("%s %s shows %s", c.method, c.path, a.body)
-				}
-			}
-			continue
-		}
-		if route.Method != "GET" && route.Method != "HEAD" {
-			c.body = `{"title":"taken over","version":1}`
-		}
-		for _, header := range []http.Header{
-			{}, {"If-Match": {`"1"`}}, {"If-None-Match": {`"1"`}}, {"If-Match": {`"99"`}},
-		} {
-			header.Set("X-Request-Id", "same")
-			c.header = header
-			answers := [2]string{}
-			for i, id := range []string{theirs.ID.String(), missing[len("/api/tasks/"):]} {
-				c.path = strings.Replace(route.Path, ":id", id, 1)
-				a := s.want(404, c)
-				a.Header.Del("Date")
-				answers[i] = fmt.Sprint(string(a.body), a.Header)
-			}
-			if answers[0] != answers[1] {
-				t.Errorf("%s %s:\ntheirs  %s\nmissing %s", route.Method, route.Path, answers[0], answers[1])
-			}
+		case reads:
+			s.showsNothingOf(theirs, c)
 		}
 	}
-	for _, op := range []string{"update", "complete", "reopen", "delete", "restore"} {
-		refused := s.refused(404, "not_found", call{
-			method: "POST",
-			path:   "/api/batch",
-			user:   "attacker",
-			body: fmt.Sprintf(
-				`{"commands":[{"op":"create","data":{"title":"new"}},{"op":%q,"id":%q,"data":{"title":"taken over"}}]}`,
-				op,
-				theirs.ID,
-			),
-		})
-		if refused.Index == nil || *refused.Index != 1 {
-			t.Errorf("%s: %+v", op, refused)
-		}
+	if walked < 20 {
+		t.Errorf("%d routes walked", walked)
 	}
-	// The same id, chosen by another user, is another task.
-	s.want(200, call{
-		method: "POST",
-		path:   "/api/batch",
-		user:   "thief",
-		body: fmt.Sprintf(
-			`{"commands":[{"op":"create","id":%q,"data":{"title":"mine"}},{"op":"delete","id":%q}]}`,
-			theirs.ID,
-			theirs.ID,
-		),
-	})
-	s.want(204, call{method: "DELETE", path: "/api/me", user: "thief"})
-	if found := s.list(
-		"victim",
-		"",
-	); len(found) != 1 || found[0].ID != theirs.ID || found[0].Title != theirs.Title ||
-		found[0].Version != 1 {
-		t.Errorf("the victim sees %+v", found)
-	}
-	if walked < 20 || count() != before+1 {
-		t.Errorf("%d routes walked, %d events appended", walked, count()-before)
-	}
+	s.untouched(theirs, 2)
 	if found := s.list("attacker", ""); len(found) != 1 || found[0].ID != own.ID {
 		t.Errorf("the attacker sees %q", titles(found))
 	}
+}
+
+// private is a user's only task. The read model has it, so that others could find it there.
+func (s *service) private(user string) taskJSON {
+	s.t.Helper()
+	task := s.create(user, `{"title":"very private","description":"very private too"}`)
+	s.want(200, call{method: "GET", path: "/api/ledger", user: user})
+	return task
+}
+
+// answersAsIfMissing calls a route with the id of a task and with one that nobody has.
+func (s *service) answersAsIfMissing(theirs taskJSON, c call) {
+	s.t.Helper()
+	route := c.path
+	for _, header := range []http.Header{
+		{}, {"If-Match": {`"1"`}}, {"If-None-Match": {`"1"`}}, {"If-Match": {`"99"`}},
+	} {
+		header.Set("X-Request-Id", "same")
+		c.header = header
+		answers := [2]string{}
+		for i, id := range []string{theirs.ID.String(), missing[len("/api/tasks/"):]} {
+			c.path = strings.Replace(route, ":id", id, 1)
+			a := s.want(404, c)
+			a.Header.Del("Date")
+			answers[i] = fmt.Sprint(string(a.body), a.Header)
+		}
+		if answers[0] != answers[1] {
+			s.t.Errorf("%s %s:\ntheirs  %s\nmissing %s", c.method, route, answers[0], answers[1])
+		}
+	}
+}
+
+// showsNothingOf reads with every parameter that a task could be found by.
+func (s *service) showsNothingOf(theirs taskJSON, c call) {
+	s.t.Helper()
+	c.header = http.Header{"X-Request-Id": {"same"}}
+	path := c.path
+	for _, query := range []string{
+		"", "?q=private", "?task_id=" + theirs.ID.String(), "?as_of=1", "?since=1", "?seq=1",
+	} {
+		c.path = path + query
+		a := s.want(200, c)
+		if strings.Contains(string(a.body), "private") || strings.Contains(string(a.body), theirs.ID.String()) {
+			s.t.Errorf("%s %s shows %s", c.method, c.path, a.body)
+		}
+	}
+}
+
+// untouched checks that the log has so many events, and that a task is to its owner as it was created.
+func (s *service) untouched(task taskJSON, events int) {
+	s.t.Helper()
+	if n := s.count(`true`); n != events {
+		s.t.Errorf("%d events, want %d", n, events)
+	}
+	found := s.list(task.UserID, "")
+	if len(found) != 1 || found[0].ID != task.ID || found[0].Title != task.Title || found[0].Version != 1 {
+		s.t.Errorf("%s sees %+v", task.UserID, found)
+	}
+}
+
+func TestABatchReachesNoTaskOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	theirs := s.private("victim")
+	own := s.titled("attacker", "own")
+	for _, name := range []string{"update", "complete", "reopen", "delete", "restore"} {
+		refused := s.refused(404, "not_found",
+			batchOf("attacker", createOp("new"), op(name, theirs.ID, `,"data":{"title":"taken over"}`)))
+		if refused.Index == nil || *refused.Index != 1 {
+			t.Errorf("%s: %+v", name, refused)
+		}
+	}
+	s.untouched(theirs, 2)
+	if found := s.list("attacker", ""); len(found) != 1 || found[0].ID != own.ID {
+		t.Errorf("the attacker sees %q", titles(found))
+	}
+}
+
+// The same id, chosen by another user, is another task, also when that user is erased.
+func TestTheSameIDOfTwoUsersIsTwoTasks(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	theirs := s.private("victim")
+	s.batch(batchOf("thief", op("create", theirs.ID, `,"data":{"title":"mine"}`), op("delete", theirs.ID, ``)))
+	s.want(204, call{method: "DELETE", path: "/api/me", user: "thief"})
+	s.untouched(theirs, 2) // with the erasure
 }
