@@ -18,16 +18,29 @@ func (s *service) change(method, path, body string) taskJSON {
 	return as[taskJSON](s.t, s.want(200, call{method: method, path: path, user: "u", body: body}))
 }
 
-// A list as of the present is the list, whatever is asked of it; of the past it is what was there then.
-func TestTasksAreAsTheyWere(t *testing.T) {
+// past is what u has done in seven events.
+type past struct {
+	a, b, c taskJSON // as they were created; b is deleted
+	changed taskJSON // a as it is
+}
+
+func pathOf(task taskJSON) string { return "/api/tasks/" + task.ID.String() }
+
+func (s *service) sevenEvents() (p past) {
+	s.t.Helper()
+	p.a = s.create("u", `{"title":"Änderung","description":"x"}`)                      // 1
+	p.b = s.create("u", `{"title":"apple","is_completed":true}`)                       // 2, 3: of the same moment
+	p.changed = s.change("PATCH", pathOf(p.a), `{"title":"zebra","description":null}`) // 4, 5
+	s.want(204, call{method: "DELETE", path: pathOf(p.b), user: "u"})                  // 6
+	p.c = s.titled("u", "Mango")                                                       // 7
+	return p
+}
+
+// A list as of the present is the list, whatever is asked of it.
+func TestTasksAsOfNowAreTheTasks(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	a := s.create("u", `{"title":"Änderung","description":"x"}`)                        // 1
-	b := s.create("u", `{"title":"apple","is_completed":true}`)                         // 2, 3: of the same moment
-	path := "/api/tasks/" + a.ID.String()                                               //
-	a2 := s.change("PATCH", path, `{"title":"zebra","description":null}`)               // 4, 5
-	s.want(204, call{method: "DELETE", path: "/api/tasks/" + b.ID.String(), user: "u"}) // 6
-	c := s.titled("u", "Mango")                                                         // 7
+	s.sevenEvents()
 	for _, query := range []string{
 		"", "?sort=title", "?sort=title&order=desc", "?sort=updated_at", "?order=asc",
 		"?status=completed", "?status=pending&limit=1",
@@ -40,6 +53,13 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 			t.Errorf("%s now:\n%s\nas of now:\n%s", query, now.body, then.body)
 		}
 	}
+}
+
+// A list of the past is of what was there then.
+func TestTasksAreAsTheyWere(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	p := s.sevenEvents()
 	for _, tc := range []struct {
 		asOf string
 		want []string
@@ -52,12 +72,12 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 		{"6", []string{"zebra"}},
 		{"1970-01-01T00:00:00Z", []string{}},
 		{"0001-01-01T00:00:00Z", []string{}},
-		{a.CreatedAt, []string{"Änderung"}},
-		{b.CreatedAt, []string{"apple", "Änderung"}},
-		{a2.UpdatedAt, []string{"apple", "zebra"}},
-		{c.CreatedAt, []string{"Mango", "zebra"}},
-		{before(t, a.CreatedAt), []string{}},
-		{before(t, c.CreatedAt), []string{"zebra"}},
+		{p.a.CreatedAt, []string{"Änderung"}},
+		{p.b.CreatedAt, []string{"apple", "Änderung"}},
+		{p.changed.UpdatedAt, []string{"apple", "zebra"}},
+		{p.c.CreatedAt, []string{"Mango", "zebra"}},
+		{before(t, p.a.CreatedAt), []string{}},
+		{before(t, p.c.CreatedAt), []string{"zebra"}},
 	} {
 		if got := titles(s.list("u", "?as_of="+url.QueryEscape(tc.asOf))); !slices.Equal(got, tc.want) {
 			t.Errorf("as of %s: %q, want %q", tc.asOf, got, tc.want)
@@ -69,36 +89,43 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 	if got := s.list("u", "?as_of=2"); got[0].Version != 2 || got[0].IsCompleted {
 		t.Errorf("between two events of one moment: %+v", got)
 	}
-	one := s.want(200, call{method: "GET", path: path + "?as_of=3", user: "u"})
-	if task := as[taskJSON](
-		t,
-		one,
-	); task.Title != "Änderung" || task.Version != 1 || one.Header.Get("ETag") != `"1"` ||
+	if got := s.list("nobody", "?as_of=0"); len(got) != 0 {
+		t.Errorf("nobody: %+v", got)
+	}
+}
+
+func TestOneTaskIsAsItWas(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	p := s.sevenEvents()
+	then := call{method: "GET", path: pathOf(p.a) + "?as_of=3", user: "u"}
+	one := s.want(200, then)
+	task := as[taskJSON](t, one)
+	if task.Title != "Änderung" || task.Version != 1 || one.Header.Get("ETag") != `"1"` ||
 		one.Header.Get("X-Version") != "7" {
 		t.Errorf("one task: %s, %v", one.body, one.Header)
 	}
-	s.want(304, call{method: "GET", path: path + "?as_of=3", user: "u", header: http.Header{"If-None-Match": {`"1"`}}})
-	for _, gone := range []string{
-		path + "?as_of=0", "/api/tasks/" + b.ID.String() + "?as_of=7", "/api/tasks/" + c.ID.String() + "?as_of=6",
-	} {
+	s.want(304, with(then, "If-None-Match", `"1"`))
+	for _, gone := range []string{pathOf(p.a) + "?as_of=0", pathOf(p.b) + "?as_of=7", pathOf(p.c) + "?as_of=6"} {
 		s.refused(404, "not_found", call{method: "GET", path: gone, user: "u"})
 	}
+}
+
+func TestAsOfRefusesWhatIsNoPast(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	p := s.sevenEvents()
 	for _, future := range []string{
 		"8", "9223372036854775807", url.QueryEscape(time.Now().Add(time.Minute).Format(time.RFC3339Nano)),
 		"-1", "x", "",
 	} {
-		for _, p := range []string{"/api/tasks", path} {
-			if p := s.refused(
-				422,
-				"validation_error",
-				call{method: "GET", path: p + "?as_of=" + future, user: "u"},
-			); p.Errors[0].Parameter != "as_of" {
-				t.Errorf("as_of=%s: %+v", future, p)
+		for _, path := range []string{"/api/tasks", pathOf(p.a)} {
+			refused := s.refused(422, "validation_error",
+				call{method: "GET", path: path + "?as_of=" + future, user: "u"})
+			if refused.Errors[0].Parameter != "as_of" {
+				t.Errorf("as_of=%s: %+v", future, refused)
 			}
 		}
-	}
-	if got := s.list("nobody", "?as_of=0"); len(got) != 0 {
-		t.Errorf("nobody: %+v", got)
 	}
 }
 
@@ -231,86 +258,111 @@ func TestTrashAndRestore(t *testing.T) {
 	s.refused(422, "quota_exceeded", call{method: "POST", path: restore(1), user: "u"})
 }
 
+// with is a call with the header.
+func with(c call, name string, values ...string) call {
+	c.header = http.Header{name: values}
+	return c
+}
+
+func restoreOf(path string) call { return call{method: "POST", path: path + "/restore", user: "u"} }
+
+// revertTo is the call that takes a task back to a version, which is written as JSON.
+func revertTo(version, path string) call {
+	return call{method: "POST", path: path + "/revert", user: "u", body: `{"version":` + version + `}`}
+}
+
+// changedTask is a task of u: "one", described and completed at 2, "two" and neither at 5.
+func (s *service) changedTask() (task taskJSON, path string) {
+	s.t.Helper()
+	task = s.create("u", `{"title":"one","description":"d","is_completed":true}`) // 1, 2
+	path = pathOf(task)
+	s.change("PATCH", path, `{"title":"two","description":null,"is_completed":false}`) // 3, 4, 5
+	return task, path
+}
+
 // A task goes back to what it was, by new events.
 func TestRevert(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	task := s.create("u", `{"title":"one","description":"d","is_completed":true}`) // 1, 2
-	path := "/api/tasks/" + task.ID.String()
-	s.change("PATCH", path, `{"title":"two","description":null,"is_completed":false}`) // 3, 4, 5
-	other := s.titled("u", "other")                                                    // 6
-	revert := func(version int) call {
-		return call{method: "POST", path: path + "/revert", user: "u", body: fmt.Sprintf(`{"version":%d}`, version)}
-	}
-	back := as[taskJSON](t, s.want(200, revert(2))) // 7, 8, 9
+	task, path := s.changedTask()
+	s.titled("u", "other")                                    // 6
+	back := as[taskJSON](t, s.want(200, revertTo("2", path))) // 7, 8, 9
 	if back.Title != "one" || *back.Description != "d" || !back.IsCompleted || back.Version != 9 ||
 		back.CreatedAt != task.CreatedAt {
 		t.Errorf("back at 2: %+v", back)
 	}
-	if same := as[taskJSON](
-		t,
-		s.want(200, revert(9)),
-	); same != back &&
-		(same.Version != 9 || same.UpdatedAt != back.UpdatedAt) {
+	same := as[taskJSON](t, s.want(200, revertTo("9", path)))
+	if same != back && (same.Version != 9 || same.UpdatedAt != back.UpdatedAt) {
 		t.Errorf("to itself: %+v", same)
 	}
-	open := as[taskJSON](t, s.want(200, revert(1))) // 10
+	open := as[taskJSON](t, s.want(200, revertTo("1", path))) // 10
 	if open.Title != "one" || open.IsCompleted || open.Version != 10 {
 		t.Errorf("back at 1, between two events of one command: %+v", open)
 	}
-	if entries := as[[]historyJSON](
-		t,
-		s.want(200, call{method: "GET", path: path + "/history", user: "u"}),
-	); len(
-		entries,
-	) != 9 {
+	if entries := s.history(path + "/history"); len(entries) != 9 {
 		t.Errorf("%d entries: nothing is erased", len(entries))
 	}
-	keyed := revert(5)
-	keyed.header = http.Header{"Idempotency-Key": {"k"}, "If-Match": {`"10"`}}
-	first := s.want(200, keyed) // 11, 12
-	s.change("PATCH", path, `{"title":"three"}`)
-	if again := s.want(
-		200,
-		keyed,
-	); string(again.body) != string(first.body) ||
-		again.Header.Get("Idempotency-Replayed") != "true" {
+}
+
+func TestARetriedRevertRevertsOnce(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	_, path := s.changedTask()
+	s.want(200, revertTo("1", path)) // 6, 7
+	keyed := revertTo("5", path)
+	keyed.header = http.Header{"Idempotency-Key": {"k"}, "If-Match": {`"7"`}}
+	first := s.want(200, keyed)                  // 8, 9
+	s.change("PATCH", path, `{"title":"three"}`) // 10
+	again := s.want(200, keyed)
+	if string(again.body) != string(first.body) || again.Header.Get("Idempotency-Replayed") != "true" {
 		t.Errorf("the retry: %s, first %s", again.body, first.body)
 	}
-	stale := revert(5)
-	stale.header = http.Header{"If-Match": {`"10"`}}
-	s.refused(412, "precondition_failed", stale)
-	otherPath := "/api/tasks/" + other.ID.String()
+	s.refused(412, "precondition_failed", with(revertTo("5", path), "If-Match", `"7"`))
+	if n := s.count(`true`); n != 10 {
+		t.Errorf("%d events", n)
+	}
+}
+
+func TestRevertRefusesWhatNeverWas(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	_, path := s.changedTask()
+	other := s.titled("u", "other") // 6
+	nothing := revertTo("", path)
+	nothing.body = `{}`
 	for name, c := range map[string]call{
-		"before its creation": {method: "POST", path: otherPath + "/revert", user: "u", body: `{"version":5}`},
-		"past the head":       revert(99),
-		"0":                   revert(0),
-		"negative":            revert(-1),
-		"no number":           {method: "POST", path: path + "/revert", user: "u", body: `{"version":"1"}`},
-		"a fraction":          {method: "POST", path: path + "/revert", user: "u", body: `{"version":1.5}`},
-		"too large": {
-			method: "POST", path: path + "/revert", user: "u", body: `{"version":9223372036854775808}`,
-		},
-		"nothing": {method: "POST", path: path + "/revert", user: "u", body: `{}`},
-		"null":    {method: "POST", path: path + "/revert", user: "u", body: `{"version":null}`},
+		"before its creation": revertTo("5", pathOf(other)),
+		"past the head":       revertTo("99", path),
+		"0":                   revertTo("0", path),
+		"negative":            revertTo("-1", path),
+		"no number":           revertTo(`"1"`, path),
+		"a fraction":          revertTo("1.5", path),
+		"too large":           revertTo("9223372036854775808", path),
+		"nothing":             nothing,
+		"null":                revertTo("null", path),
 	} {
-		if p := s.refused(
-			422,
-			"validation_error",
-			c,
-		); p.Errors[0].Pointer == nil ||
-			*p.Errors[0].Pointer != "/version" {
+		p := s.refused(422, "validation_error", c)
+		if p.Errors[0].Pointer == nil || *p.Errors[0].Pointer != "/version" {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}
-	s.want(204, call{method: "DELETE", path: path, user: "u"}) // 14
-	s.refused(404, "not_found", revert(2))
-	s.want(200, call{method: "POST", path: path + "/restore", user: "u"}) // 15
-	s.refused(422, "validation_error", revert(14))
-	if as[taskJSON](t, s.want(200, revert(13))).Title != "three" {
+	s.refused(404, "not_found", revertTo("1", missing))
+	if n := s.count(`true`); n != 6 {
+		t.Errorf("%d events", n)
+	}
+}
+
+func TestADeletedTaskIsNotReverted(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	_, path := s.changedTask()
+	s.want(204, call{method: "DELETE", path: path, user: "u"}) // 6
+	s.refused(404, "not_found", revertTo("2", path))
+	s.want(200, restoreOf(path)) // 7
+	s.refused(422, "validation_error", revertTo("6", path))
+	if as[taskJSON](t, s.want(200, revertTo("5", path))).Title != "two" {
 		t.Error("a version before the deletion")
 	}
-	s.refused(404, "not_found", call{method: "POST", path: missing + "/revert", user: "u", body: `{"version":1}`})
 }
 
 type syncJSON struct {
@@ -464,21 +516,22 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// deletedAt5 is a task of u that was "one" and completed, "two" at 3, "one" again, and was deleted.
+func (s *service) deletedAt5() (path string) {
+	s.t.Helper()
+	path = pathOf(s.create("u", `{"title":"one","is_completed":true}`)) // 1, 2
+	s.change("PATCH", path, `{"title":"two"}`)                          // 3
+	s.change("PATCH", path, `{"title":"one"}`)                          // 4
+	s.want(204, call{method: "DELETE", path: path, user: "u"})          // 5
+	return path
+}
+
 // Conditions and keys hold on what brings the past back as on every write.
 func TestConditionsAndKeysOnThePast(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	task := s.create("u", `{"title":"one","is_completed":true}`) // 1, 2
-	path := "/api/tasks/" + task.ID.String()
-	s.change("PATCH", path, `{"title":"two"}`)                 // 3
-	s.change("PATCH", path, `{"title":"one"}`)                 // 4
-	s.want(204, call{method: "DELETE", path: path, user: "u"}) // 5
-	restore := call{method: "POST", path: path + "/restore", user: "u"}
-	revert := call{method: "POST", path: path + "/revert", user: "u", body: `{"version":1}`}
-	with := func(c call, name string, values ...string) call {
-		c.header = http.Header{name: values}
-		return c
-	}
+	path := s.deletedAt5()
+	restore, revert := restoreOf(path), revertTo("1", path)
 	for _, c := range []call{restore, revert} {
 		for _, garbage := range []string{`5`, `"5`, `*, "5"`, `"x" "y"`} {
 			if a := s.do(with(c, "If-Match", garbage)); a.StatusCode != 400 {
@@ -492,7 +545,7 @@ func TestConditionsAndKeysOnThePast(t *testing.T) {
 	}
 	s.refused(404, "not_found", with(revert, "If-Match", `*`)) // it is deleted
 	s.refused(404, "not_found", with(revert, "Idempotency-Key", "k"))
-	s.refused(404, "not_found", with(call{method: "POST", path: missing + "/restore", user: "u"}, "If-Match", `*`))
+	s.refused(404, "not_found", with(restoreOf(missing), "If-Match", `*`))
 	first := s.want(200, with(restore, "Idempotency-Key", "k")) // 6: what was refused had left no trace of the key
 	s.refused(422, "idempotency_key_reused", with(revert, "Idempotency-Key", "k"))
 	// before it is looked at whether it is deleted
@@ -514,11 +567,16 @@ func TestConditionsAndKeysOnThePast(t *testing.T) {
 			t.Errorf("to the same: %s %v", a.body, a.Header)
 		}
 	}
-	// 8, 9
-	s.want(
-		200,
-		with(call{method: "POST", path: path + "/revert", user: "u", body: `{"version":3}`}, "Idempotency-Key", "same"),
-	)
+	last := s.want(200, with(revertTo("3", path), "Idempotency-Key", "same")) // 8, 9
+	if last.Header.Get("X-Version") != "9" {
+		t.Errorf("with the key again: %s %v", last.body, last.Header)
+	}
+}
+
+func TestBodiesOfRevertAreReadStrictly(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	_, path := s.changedTask()
 	for body, status := range map[string]int{
 		`{"version":1`: 400, `{"version":1}x`: 400, `{"version":1,"version":2}`: 400, `[1]`: 422, ``: 400,
 	} {
@@ -526,16 +584,27 @@ func TestConditionsAndKeysOnThePast(t *testing.T) {
 			t.Errorf("%s: %d, want %d", body, a.StatusCode, status)
 		}
 	}
+	if n := s.count(`true`); n != 5 {
+		t.Errorf("%d events", n)
+	}
+}
+
+// A task that comes and goes has all of it in its history, and was there in between.
+func TestTheHistoryOfADeletedTask(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	path := s.deletedAt5()
+	s.want(200, restoreOf(path))                               // 6
+	s.want(200, revertTo("1", path))                           // 7
+	s.want(200, revertTo("3", path))                           // 8, 9
 	s.want(204, call{method: "DELETE", path: path, user: "u"}) // 10
-	entries := as[[]historyJSON](t, s.want(200, call{method: "GET", path: path + "/history", user: "u"}))
+	entries := s.history(path + "/history")
 	var kinds []string
 	for _, e := range entries {
 		kinds = append(kinds, strings.TrimPrefix(string(e.Type), "Task"))
 	}
-	if got := strings.Join(
-		kinds,
-		" ",
-	); got != "Created Completed Renamed Renamed Deleted Restored Reopened Renamed Completed Deleted" {
+	want := "Created Completed Renamed Renamed Deleted Restored Reopened Renamed Completed Deleted"
+	if got := strings.Join(kinds, " "); got != want {
 		t.Errorf("the history of a deleted task: %s", got)
 	}
 	if string(entries[4].Changes) != `{"deleted":{"from":false,"to":true}}` ||
