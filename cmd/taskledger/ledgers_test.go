@@ -49,25 +49,66 @@ const strangeThings = `
 		UNION ALL SELECT 'strange.checkpoints ' || t::text FROM strange.checkpoints t
 	) x`
 
+// twoLedgers are two processes on a ledger, and one on another in the same database, beside tables of others.
+type twoLedgers struct {
+	t                 *testing.T
+	url               string
+	strange           string // what is not theirs, as it was before they came
+	one, alsoOne, two *served
+}
+
+func startTwoLedgers(t *testing.T) *twoLedgers {
+	t.Helper()
+	l := &twoLedgers{t: t, url: testdb.EmptyURL(t)}
+	execute(t, l.url, others...)
+	l.strange = l.strangeNow()
+	l.one = startServer(t, l.env("one")...)
+	l.alsoOne = startServer(t, l.env("one")...)
+	l.two = startServer(t, l.env("two")...)
+	return l
+}
+
+func (l *twoLedgers) env(schema string) []string {
+	return []string{"DATABASE_URL=" + l.url, "DATABASE_SCHEMA=" + schema, "BETTER_AUTH_SECRET=" + serveSecret}
+}
+
+func (l *twoLedgers) strangeNow() string {
+	l.t.Helper()
+	return value[string](l.t, l.url, strangeThings, []string{"one", "two"})
+}
+
+func (l *twoLedgers) generation(schema string) int {
+	l.t.Helper()
+	return value[int](l.t, l.url, `SELECT generation FROM `+schema+`.checkpoints`)
+}
+
+// areWell checks that both ledgers are right, with no fewer events in the first, and that nothing else has changed.
+func (l *twoLedgers) areWell(events int) {
+	l.t.Helper()
+	for _, schema := range []string{"one", "two"} {
+		if got := finish(l.t, program(l.t, l.env(schema), "verify")); got.code != 0 {
+			l.t.Errorf("verify: %+v", got)
+		}
+	}
+	if n := value[int](l.t, l.url, `SELECT count(*) FROM one.task_events`); n < events {
+		l.t.Errorf("the first ledger has %d events, want %d", n, events)
+	}
+	if now := l.strangeNow(); now != l.strange {
+		l.t.Errorf("what is not ours was\n%s\nand is\n%s", l.strange, now)
+	}
+}
+
 // Two ledgers in one database, beside tables of others, know nothing of each other.
 func TestTwoLedgersInOneDatabase(t *testing.T) {
 	t.Parallel()
-	url := testdb.EmptyURL(t)
-	execute(t, url, others...)
-	strange := func() string { return value[string](t, url, strangeThings, []string{"one", "two"}) }
-	before := strange()
-	env := func(schema string) []string {
-		return []string{"DATABASE_URL=" + url, "DATABASE_SCHEMA=" + schema, "BETTER_AUTH_SECRET=" + serveSecret}
-	}
-	one, alsoOne, two := startServer(t, env("one")...), startServer(t, env("one")...), startServer(t, env("two")...)
-
-	heardOfOne, heardOfTwo := alsoOne.titles("u"), two.titles("u")
-	in := one.must(201, "u", "POST", "/api/tasks", `{"title":"in one"}`)
-	if found := alsoOne.must(200, "u", "GET", "/api/tasks/"+in["id"].(string), ""); found["version"] != 1.0 {
+	l := startTwoLedgers(t)
+	heardOfOne, heardOfTwo := l.alsoOne.titles("u"), l.two.titles("u")
+	in := l.one.must(201, "u", "POST", "/api/tasks", `{"title":"in one"}`)
+	if found := l.alsoOne.must(200, "u", "GET", "/api/tasks/"+in["id"].(string), ""); found["version"] != 1.0 {
 		t.Errorf("found in the same ledger: %v", found)
 	}
-	two.must(404, "u", "GET", "/api/tasks/"+in["id"].(string), "")
-	if task := two.must(201, "u", "POST", "/api/tasks", `{"title":"in two"}`); task["version"] != 1.0 {
+	l.two.must(404, "u", "GET", "/api/tasks/"+in["id"].(string), "")
+	if task := l.two.must(201, "u", "POST", "/api/tasks", `{"title":"in two"}`); task["version"] != 1.0 {
 		t.Errorf("the first task of the other ledger: %v", task)
 	}
 	for title, heard := range map[string]<-chan string{"in one": heardOfOne, "in two": heardOfTwo} {
@@ -80,9 +121,8 @@ func TestTwoLedgersInOneDatabase(t *testing.T) {
 			t.Errorf("nothing is heard of the task %q", title)
 		}
 	}
-
-	told := listenTo(t, url, "one_moved", "two_moved")
-	one.must(201, "u", "POST", "/api/tasks", `{"title":"told in one"}`)
+	told := listenTo(t, l.url, "one_moved", "two_moved")
+	l.one.must(201, "u", "POST", "/api/tasks", `{"title":"told in one"}`)
 	select {
 	case channel := <-told:
 		if channel != "one_moved" {
@@ -91,46 +131,39 @@ func TestTwoLedgersInOneDatabase(t *testing.T) {
 	case <-time.After(patience):
 		t.Error("nobody is told")
 	}
+	l.areWell(2)
+}
 
-	// The locks of one are not those of the other.
+// The locks of one ledger are not those of the other.
+func TestTheLocksOfALedgerAreItsOwn(t *testing.T) {
+	t.Parallel()
+	l := startTwoLedgers(t)
 	ledger := events.NewDB(nil, "one", "")
-	release := holdLocks(t, url, ledger.LockKey("append"), ledger.LockKey("maintenance"))
+	release := holdLocks(t, l.url, ledger.LockKey("append"), ledger.LockKey("maintenance"))
 	held := make(chan struct{})
 	go func() {
 		defer close(held)
 		for status := 503; status != 201; {
 			var err error
-			if status, _, err = one.call(
-				"u",
-				"POST",
-				"/api/tasks",
-				`{"title":"held up"}`,
-			); err != nil ||
-				status != 201 && status != 503 {
+			status, _, err = l.one.call("u", "POST", "/api/tasks", `{"title":"held up"}`)
+			if err != nil || status != 201 && status != 503 {
 				t.Errorf("a write that was held up: %d %v", status, err)
 				return
 			}
 		}
 	}()
-	one.await(1, func() (int, error) {
-		return value[int](
-			t,
-			url,
-			`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database =
-			(SELECT oid FROM pg_database WHERE datname = current_database())`,
-		), nil
+	l.one.await(1, func() (int, error) {
+		return value[int](t, l.url, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`), nil
 	})
 	for range 20 {
-		two.must(201, "u", "POST", "/api/tasks", `{"title":"not held up"}`)
+		l.two.must(201, "u", "POST", "/api/tasks", `{"title":"not held up"}`)
 	}
-	if got := finish(t, program(t, env("two"), "rebuild")); got.code != 0 {
+	if got := finish(t, program(t, l.env("two"), "rebuild")); got.code != 0 {
 		t.Errorf("rebuild of the other ledger: %+v", got)
 	}
-	if got := finish(
-		t,
-		program(t, env("one"), "rebuild"),
-	); got.code != exitFailed ||
-		!strings.Contains(got.stderr, "another rebuild") {
+	got := finish(t, program(t, l.env("one"), "rebuild"))
+	if got.code != exitFailed || !strings.Contains(got.stderr, "another rebuild") {
 		t.Errorf("rebuild beside another: %+v", got)
 	}
 	select {
@@ -140,39 +173,40 @@ func TestTwoLedgersInOneDatabase(t *testing.T) {
 	}
 	release()
 	<-held
+	if one, two := l.generation("one"), l.generation("two"); one != 0 || two != 1 {
+		t.Errorf("the ledgers are of generations %d and %d, the other was made anew once", one, two)
+	}
+	l.areWell(1)
+}
 
-	// One is made anew while the other is written.
+// One is made anew while the other is written.
+func TestALedgerIsRebuiltAlone(t *testing.T) {
+	t.Parallel()
+	l := startTwoLedgers(t)
+	for range 3 {
+		l.one.must(201, "u", "POST", "/api/tasks", `{"title":"in one"}`)
+	}
 	var done atomic.Bool
 	var work sync.WaitGroup
 	for user := range 4 {
 		work.Go(func() {
 			for !done.Load() {
-				task := two.must(201, fmt.Sprint("u", user), "POST", "/api/tasks", `{"title":"a"}`)
-				two.must(200, fmt.Sprint("u", user), "GET", "/api/tasks/"+task["id"].(string), "")
+				task := l.two.must(201, fmt.Sprint("u", user), "POST", "/api/tasks", `{"title":"a"}`)
+				l.two.must(200, fmt.Sprint("u", user), "GET", "/api/tasks/"+task["id"].(string), "")
 			}
 		})
 	}
 	for range 3 {
-		if got := finish(t, program(t, env("one"), "rebuild")); got.code != 0 {
+		if got := finish(t, program(t, l.env("one"), "rebuild")); got.code != 0 {
 			t.Errorf("rebuild: %+v", got)
 		}
 	}
 	done.Store(true)
 	work.Wait()
-	if generation := value[int](t, url, `SELECT generation FROM two.checkpoints`); generation != 1 {
-		t.Errorf("the other ledger is of generation %d, it was made anew once", generation)
+	if one, two := l.generation("one"), l.generation("two"); one != 3 || two != 0 {
+		t.Errorf("the ledgers are of generations %d and %d, one was made anew three times", one, two)
 	}
-	for _, schema := range []string{"one", "two"} {
-		if got := finish(t, program(t, env(schema), "verify")); got.code != 0 {
-			t.Errorf("verify: %+v", got)
-		}
-	}
-	if n := value[int](t, url, `SELECT count(*) FROM one.task_events`); n < 3 {
-		t.Errorf("the first ledger has %d events", n)
-	}
-	if after := strange(); after != before {
-		t.Errorf("what is not ours was\n%s\nand is\n%s", before, after)
-	}
+	l.areWell(3)
 }
 
 // titles gives the titles of the user's tasks, as they are created.
