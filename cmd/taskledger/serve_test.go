@@ -556,69 +556,27 @@ func TestAKeySetThatIsAway(t *testing.T) {
 // Sec-Fetch-Site.
 func TestAFrontendThatComesLater(t *testing.T) {
 	t.Parallel()
-	public, private, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var migrated atomic.Bool
-	frontend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !migrated.Load() || r.URL.Path != "/api/auth/jwks" {
-			http.Error(w, `relation "jwks" does not exist`, http.StatusInternalServerError)
-			return
-		}
-		x := base64.RawURLEncoding.EncodeToString(public)
-		fmt.Fprintf(w, `{"keys":[{"kid":"k","kty":"OKP","crv":"Ed25519","x":%q}]}`, x)
-	}))
-	defer frontend.Close()
+	frontend, private := lateFrontend(t, &migrated)
 	url := testdb.URL(t)
-	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret, "BETTER_AUTH_URL=" + frontend.URL}
-	s := startServer(t, env...) // and is ready
+	s := startServer(t, "DATABASE_URL="+url, "BETTER_AUTH_SECRET="+serveSecret, "BETTER_AUTH_URL="+frontend) // is ready
 
-	pool, err := pgxpool.New(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	if _, err := pool.Exec(t.Context(), `
+	execute(t, url, `
 		CREATE TABLE public."user" ("id" text PRIMARY KEY);
 		CREATE TABLE public."session" ("token" text UNIQUE, "userId" text, "expiresAt" timestamptz);
 		INSERT INTO public."user" VALUES ('ada');
-		INSERT INTO public."session" VALUES ('abc', 'ada', now() + interval '1 hour')`); err != nil {
-		t.Fatal(err)
-	}
-	signed := func(secret string) string {
-		mac := hmac.New(sha256.New, []byte(secret))
-		mac.Write([]byte("abc"))
-		return "abc." + base64.StdEncoding.EncodeToString(mac.Sum(nil))
-	}
-	write := func(session, origin string) (status int, detail string) {
-		req, err := http.NewRequest("POST", s.base+"/api/tasks", strings.NewReader(`{"title":"a"}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Cookie", "better-auth.session_token="+session)
-		req.Header.Set("Origin", origin)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		var answer struct{ Detail string }
-		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, answer.Detail
-	}
-	for _, origin := range []string{frontend.URL, "http://localhost:3000"} {
-		if status, detail := write(signed(serveSecret), origin); status != 201 {
+		INSERT INTO public."session" VALUES ('abc', 'ada', now() + interval '1 hour')`)
+	session := signedSession("abc", serveSecret)
+	for _, origin := range []string{frontend, "http://localhost:3000"} {
+		if status, detail := s.writeFromPage(session, origin); status != 201 {
 			t.Errorf("a page of %s: %d %s", origin, status, detail)
 		}
 	}
-	status, detail := write(signed(serveSecret), "http://nas.lan:3000")
+	status, detail := s.writeFromPage(session, "http://nas.lan:3000")
 	if status != 403 || !strings.Contains(detail, "CORS_ORIGINS") {
 		t.Errorf("a page of another origin: %d %s", status, detail)
 	}
-	if status, _ := write(signed(strings.Repeat("x", 32)), frontend.URL); status != 401 {
+	if status, _ := s.writeFromPage(signedSession("abc", strings.Repeat("x", 32)), frontend); status != 401 {
 		t.Errorf("signed with another secret: %d", status)
 	}
 
@@ -644,6 +602,53 @@ func TestAFrontendThatComesLater(t *testing.T) {
 			t.Errorf("no %s in the log: %s", line, s.stderr)
 		}
 	}
+}
+
+// lateFrontend serves the key "k" as Better Auth does, but only once it is migrated.
+func lateFrontend(t *testing.T, migrated *atomic.Bool) (url string, private ed25519.PrivateKey) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	frontend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !migrated.Load() || r.URL.Path != "/api/auth/jwks" {
+			http.Error(w, `relation "jwks" does not exist`, http.StatusInternalServerError)
+			return
+		}
+		x := base64.RawURLEncoding.EncodeToString(public)
+		fmt.Fprintf(w, `{"keys":[{"kid":"k","kty":"OKP","crv":"Ed25519","x":%q}]}`, x)
+	}))
+	t.Cleanup(frontend.Close)
+	return frontend.URL, private
+}
+
+// signedSession is a session token as it stands in Better Auth's cookie.
+func signedSession(token, secret string) string {
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(token))
+	return token + "." + base64.StdEncoding.EncodeToString(mac.Sum(nil))
+}
+
+// writeFromPage creates a task as a page of an origin does.
+func (s *served) writeFromPage(session, origin string) (status int, detail string) {
+	s.t.Helper()
+	req, err := http.NewRequest("POST", s.base+"/api/tasks", strings.NewReader(`{"title":"a"}`))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Cookie", "better-auth.session_token="+session)
+	req.Header.Set("Origin", origin)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var answer struct{ Detail string }
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode, answer.Detail
 }
 
 // A request that takes its time when SIGTERM comes: until it is done others are answered too, on new connections.
