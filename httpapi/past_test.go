@@ -86,6 +86,11 @@ func TestTasksAreAsTheyWere(t *testing.T) {
 	if got := s.list("u", "?as_of=3&status=completed"); len(got) != 1 || got[0].Version != 3 || !got[0].IsCompleted {
 		t.Errorf("completed as of 3: %+v", got)
 	}
+	for status, want := range map[string]string{"completed": "apple", "pending": "Änderung"} {
+		if got := titles(s.list("u", "?as_of=3&status="+status)); !slices.Equal(got, []string{want}) {
+			t.Errorf("%s as of 3: %q, want %q", status, got, want)
+		}
+	}
 	if got := s.list("u", "?as_of=2"); got[0].Version != 2 || got[0].IsCompleted {
 		t.Errorf("between two events of one moment: %+v", got)
 	}
