@@ -108,14 +108,7 @@ func (f TaskFilter) sqlAsOf() (columns, from string, args []any) {
 			ORDER BY h.seq DESC
 			LIMIT 1
 		) h
-		WHERE h.version > 0 AND h.deleted_at IS NULL`)
-	switch f.Status {
-	case StatusPending:
-		q.add(` AND NOT h.is_completed`)
-	case StatusCompleted:
-		q.add(` AND h.is_completed`)
-	}
-	q.add(`
+		WHERE h.version > 0 AND h.deleted_at IS NULL
 	) x ON true`)
 	return `m.future, x.task_id, x.*`, string(q.text), q.args
 }
