@@ -28,6 +28,11 @@ import (
 
 var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
+// methods are those of the routes.
+var methods = []string{
+	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
+}
+
 // exposed are the headers of answers that a browser's scripts may read from another origin.
 var exposed = []string{
 	"Allow",
@@ -158,16 +163,7 @@ func routeOf(c echo.Context) string {
 }
 
 func methodOf(r *http.Request) string {
-	known := []string{
-		http.MethodGet,
-		http.MethodHead,
-		http.MethodPost,
-		http.MethodPut,
-		http.MethodPatch,
-		http.MethodDelete,
-		http.MethodOptions,
-	}
-	if slices.Contains(known, r.Method) {
+	if r.Method == http.MethodOptions || slices.Contains(methods, r.Method) {
 		return r.Method
 	}
 	return "other"
@@ -225,15 +221,8 @@ func corsFor(origins []string) echo.MiddlewareFunc {
 			return !isFromPage(r) ||
 				r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") == ""
 		},
-		AllowOriginFunc: func(origin string) (bool, error) { return slices.Contains(origins, origin), nil },
-		AllowMethods: []string{
-			http.MethodGet,
-			http.MethodHead,
-			http.MethodPost,
-			http.MethodPut,
-			http.MethodPatch,
-			http.MethodDelete,
-		},
+		AllowOriginFunc:  func(origin string) (bool, error) { return slices.Contains(origins, origin), nil },
+		AllowMethods:     methods,
 		AllowHeaders:     accepted,
 		AllowCredentials: true,
 		ExposeHeaders:    exposed,
