@@ -165,8 +165,9 @@ func TestExportAndImport(t *testing.T) {
 		t.Errorf("verify: %s", out)
 	}
 	// The positions that an import leaves free are no events.
-	if st, _ := statusOf(t, to...); st.Ledger.Log.Events != 12 || st.Ledger.Log.Estimated || st.Ledger.Log.LastHour != 12 {
-		t.Errorf("status: %+v", st.Ledger.Log)
+	st, _ := statusOf(t, to...)
+	if log := st.Ledger.Log; log.Events != 12 || log.Estimated || log.LastHour != 12 {
+		t.Errorf("status: %+v", log)
 	}
 	if out := output(t, to, "", "rebuild"); !strings.Contains(out, "rebuilt: 12 events") {
 		t.Errorf("rebuild: %s", out)
@@ -398,46 +399,49 @@ func TestVerifyExport(t *testing.T) {
 	}
 }
 
+// tamperings are what somebody may do to the log of u, who has three events, and what verify says of it.
+var tamperings = map[string]struct{ tamper, want string }{
+	"changed": {`UPDATE taskledger.task_events SET data = '{"title":"forged"}' WHERE user_id = 'u' AND seq = 2`,
+		"task_history: user=\"u\" task="},
+	"a time changed": {
+		`UPDATE taskledger.task_events SET recorded_at = recorded_at - interval '1 h' WHERE seq = 2`,
+		"member=recorded_at",
+	},
+	"a request changed": {`UPDATE taskledger.task_events SET request_id = 'another' WHERE seq = 2`, "member=hash"},
+	"a command changed": {
+		`UPDATE taskledger.task_events SET command_id = gen_random_uuid() WHERE seq = 2`, "member=hash",
+	},
+	"removed": {
+		`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 2`,
+		"task_events: user=\"u\" task= member=seq expected=2 found=3",
+	},
+	"the first removed": {
+		`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1`, "expected=1 found=2",
+	},
+	"the last removed": {
+		`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`,
+		"member=row expected=none found=a row",
+	},
+	"added": {`INSERT INTO taskledger.task_events
+			(position, user_id, seq, task_id, type, schema_version, data, event_id, command_id,
+				actor, request_id, recorded_at)
+		OVERRIDING SYSTEM VALUE
+		SELECT 0, user_id, 4, task_id, 'TaskCompleted', 1, '{}', gen_random_uuid(), command_id,
+			actor, request_id, recorded_at
+		FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`, "member=row expected=a row found=none"},
+	"made unknown": {`UPDATE taskledger.task_events SET type = 'TaskForged' WHERE user_id = 'u' AND seq = 2`,
+		"user \"u\": fold event 2 (TaskForged)"},
+	"replaced by an erasure": {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1;
+		UPDATE taskledger.task_events SET type = 'UserErased', task_id = NULL,
+			data = '{"hash":"` + strings.Repeat("00", 32) + `"}'
+		WHERE user_id = 'u' AND seq = 2`, "member=hash"},
+}
+
 // Who owns the database can change the log, but not without a trace: verify names it, and so does a hash that somebody
 // kept.
 func TestVerifyNamesATamperedLog(t *testing.T) {
 	t.Parallel()
-	for name, tc := range map[string]struct{ tamper, want string }{
-		"changed": {`UPDATE taskledger.task_events SET data = '{"title":"forged"}' WHERE user_id = 'u' AND seq = 2`,
-			"task_history: user=\"u\" task="},
-		"a time changed": {
-			`UPDATE taskledger.task_events SET recorded_at = recorded_at - interval '1 h' WHERE seq = 2`,
-			"member=recorded_at",
-		},
-		"a request changed": {`UPDATE taskledger.task_events SET request_id = 'another' WHERE seq = 2`, "member=hash"},
-		"a command changed": {
-			`UPDATE taskledger.task_events SET command_id = gen_random_uuid() WHERE seq = 2`, "member=hash",
-		},
-		"removed": {
-			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 2`,
-			"task_events: user=\"u\" task= member=seq expected=2 found=3",
-		},
-		"the first removed": {
-			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1`, "expected=1 found=2",
-		},
-		"the last removed": {
-			`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`,
-			"member=row expected=none found=a row",
-		},
-		"added": {`INSERT INTO taskledger.task_events
-				(position, user_id, seq, task_id, type, schema_version, data, event_id, command_id,
-					actor, request_id, recorded_at)
-			OVERRIDING SYSTEM VALUE
-			SELECT 0, user_id, 4, task_id, 'TaskCompleted', 1, '{}', gen_random_uuid(), command_id,
-				actor, request_id, recorded_at
-			FROM taskledger.task_events WHERE user_id = 'u' AND seq = 3`, "member=row expected=a row found=none"},
-		"made unknown": {`UPDATE taskledger.task_events SET type = 'TaskForged' WHERE user_id = 'u' AND seq = 2`,
-			"user \"u\": fold event 2 (TaskForged)"},
-		"replaced by an erasure": {`DELETE FROM taskledger.task_events WHERE user_id = 'u' AND seq = 1;
-			UPDATE taskledger.task_events SET type = 'UserErased', task_id = NULL,
-				data = '{"hash":"` + strings.Repeat("00", 32) + `"}'
-			WHERE user_id = 'u' AND seq = 2`, "member=hash"},
-	} {
+	for name, tc := range tamperings {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			url := testdb.URL(t)

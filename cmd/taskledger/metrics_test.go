@@ -60,6 +60,23 @@ var shownMetrics = map[string]string{
 	"taskledger_survey_timestamp_seconds":                 "gauge",
 }
 
+// usedMetrics are lines of a server that was asked for two tasks, and for their list.
+var usedMetrics = []string{
+	`taskledger_answers_total{from="kept"} [1-9]`,
+	`taskledger_answers_total{from="read"} [1-9]`,
+	`taskledger_append_batch_events_sum 2\b`,
+	`taskledger_append_duration_seconds_count 2\b`,
+	`taskledger_http_request_duration_seconds_count{method="POST",route="/api/tasks",status="201"} 2\b`,
+	`taskledger_kept_answers_bytes [1-9]`,
+	`taskledger_pool_acquires_total{pool="reader"} [1-9]`,
+	`taskledger_pool_connections{pool="ledger",state="idle"} \d`,
+	`taskledger_pool_max_connections{pool="sessions"} 4\b`,
+	`taskledger_projection_batch_events_sum{projection="tasks"} 2\b`,
+	`taskledger_projection_checked_timestamp_seconds{projection="tasks"} [1-9]`,
+	`taskledger_projection_lag_events{projection="tasks"} 0\b`,
+	`taskledger_read_wait_seconds_count [1-9]`,
+}
+
 // Every metric is in the table with its type and follows Prometheus's conventions, and a used server shows that.
 func TestMetricsOfAUsedServer(t *testing.T) {
 	t.Parallel()
@@ -103,21 +120,7 @@ func TestMetricsOfAUsedServer(t *testing.T) {
 			t.Errorf("%s is not shown", name)
 		}
 	}
-	for _, want := range []string{
-		`taskledger_answers_total{from="kept"} [1-9]`,
-		`taskledger_answers_total{from="read"} [1-9]`,
-		`taskledger_append_batch_events_sum 2\b`,
-		`taskledger_append_duration_seconds_count 2\b`,
-		`taskledger_http_request_duration_seconds_count{method="POST",route="/api/tasks",status="201"} 2\b`,
-		`taskledger_kept_answers_bytes [1-9]`,
-		`taskledger_pool_acquires_total{pool="reader"} [1-9]`,
-		`taskledger_pool_connections{pool="ledger",state="idle"} \d`,
-		`taskledger_pool_max_connections{pool="sessions"} 4\b`,
-		`taskledger_projection_batch_events_sum{projection="tasks"} 2\b`,
-		`taskledger_projection_checked_timestamp_seconds{projection="tasks"} [1-9]`,
-		`taskledger_projection_lag_events{projection="tasks"} 0\b`,
-		`taskledger_read_wait_seconds_count [1-9]`,
-	} {
+	for _, want := range usedMetrics {
 		if !regexp.MustCompile(want).MatchString(shown) {
 			t.Errorf("no %s in\n%s", want, shown)
 		}

@@ -191,13 +191,11 @@ func TestARebuildIsAloneAndLooksBeforeItSwaps(t *testing.T) {
 	}
 }
 
-// Servers that find tables of another version say so, serve on, and make them anew in the background if they are to:
-// one of them does, and if that one is killed, another.
-func TestAReadModelOfAnotherVersion(t *testing.T) {
-	t.Parallel()
-	url := testdb.URL(t)
-	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
-	const told, begun, done = "taskledger rebuild", "is being made anew", "was made anew"
+// makeRowsOfTwoVersions leaves two tasks in tables of version 99, the second as this program writes it, and checks what
+// is said of that.
+func makeRowsOfTwoVersions(t *testing.T, url string, env []string) {
+	t.Helper()
+	const told = "taskledger rebuild"
 	first := startServer(t, env...)
 	first.must(201, "u", "POST", "/api/tasks", `{"title":"a"}`)
 	first.must(200, "u", "GET", "/api/tasks", "")
@@ -219,6 +217,16 @@ func TestAReadModelOfAnotherVersion(t *testing.T) {
 	if got.code != exitFailed || !hasLine(st.Problems, "version 0") || !hasLine(st.Problems, told) {
 		t.Errorf("status: %+v", got)
 	}
+}
+
+// Servers that find tables of another version say so, serve on, and make them anew in the background if they are to:
+// one of them does, and if that one is killed, another.
+func TestAReadModelOfAnotherVersion(t *testing.T) {
+	t.Parallel()
+	url := testdb.URL(t)
+	env := []string{"DATABASE_URL=" + url, "BETTER_AUTH_SECRET=" + serveSecret}
+	const begun, done = "is being made anew", "was made anew"
+	makeRowsOfTwoVersions(t, url, env)
 	generation := value[int](t, url, `SELECT generation FROM taskledger.checkpoints`)
 	env = append(env, "REBUILD_ON_START=true")
 	servers := []*served{}

@@ -51,56 +51,60 @@ func parseDatabase(t *testing.T, text string) *url.URL {
 	return u
 }
 
+const readAll = `GRANT pg_read_all_data TO `
+
+// servingRoles are roles that a ledger can be served as. binds tells whether row level security binds what they read.
+var servingRoles = []struct {
+	name  string
+	url   func(t *testing.T, database string) string
+	binds bool
+}{
+	{"superuser", func(_ *testing.T, database string) string { return database }, true},
+	{"owner", func(t *testing.T, database string) string { _, u := newOwner(t, database, ""); return u }, true},
+	{
+		"owner with CREATEROLE",
+		func(t *testing.T, database string) string { _, u := newOwner(t, database, "CREATEROLE"); return u }, true,
+	},
+	{
+		"owner with BYPASSRLS",
+		func(t *testing.T, database string) string { _, u := newOwner(t, database, "BYPASSRLS"); return u }, false,
+	},
+	{"owner with BYPASSRLS who may read all", func(t *testing.T, database string) string {
+		name, u := newOwner(t, database, "BYPASSRLS")
+		execute(t, database, readAll+name)
+		return u
+	}, true},
+	{"owner with BYPASSRLS who may not become who reads all", func(t *testing.T, database string) string {
+		name, u := newOwner(t, database, "BYPASSRLS")
+		if hasSetOption(t, database) {
+			execute(t, database, readAll+name+` WITH SET FALSE`)
+		}
+		return u
+	}, false},
+	{"member of the owner", func(t *testing.T, database string) string {
+		owner, _ := newOwner(t, database, "")
+		name, u := newRole(t, database, "")
+		execute(t, database, `GRANT `+owner+` TO `+name)
+		return u
+	}, true},
+	{"role that was given all", func(t *testing.T, database string) string {
+		_, owner := newOwner(t, database, "")
+		if got := finish(t, program(t, []string{"DATABASE_URL=" + owner}, "migrate")); got.code != 0 {
+			t.Fatalf("migrate: %+v", got)
+		}
+		name, u := newRole(t, database, "")
+		execute(t, owner, `GRANT USAGE ON SCHEMA taskledger TO `+name,
+			`GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO `+name,
+			`GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO `+name)
+		return u
+	}, true},
+}
+
 // Whatever the role may do besides, it serves; and the gauge shows whether row level security binds the connections
 // that read.
 func TestRolesAndTheSecondLock(t *testing.T) {
 	t.Parallel()
-	const readAll = `GRANT pg_read_all_data TO `
-	for _, tt := range []struct {
-		name  string
-		url   func(t *testing.T, database string) string
-		binds bool
-	}{
-		{"superuser", func(_ *testing.T, database string) string { return database }, true},
-		{"owner", func(t *testing.T, database string) string { _, u := newOwner(t, database, ""); return u }, true},
-		{
-			"owner with CREATEROLE",
-			func(t *testing.T, database string) string { _, u := newOwner(t, database, "CREATEROLE"); return u }, true,
-		},
-		{
-			"owner with BYPASSRLS",
-			func(t *testing.T, database string) string { _, u := newOwner(t, database, "BYPASSRLS"); return u }, false,
-		},
-		{"owner with BYPASSRLS who may read all", func(t *testing.T, database string) string {
-			name, u := newOwner(t, database, "BYPASSRLS")
-			execute(t, database, readAll+name)
-			return u
-		}, true},
-		{"owner with BYPASSRLS who may not become who reads all", func(t *testing.T, database string) string {
-			name, u := newOwner(t, database, "BYPASSRLS")
-			if hasSetOption(t, database) {
-				execute(t, database, readAll+name+` WITH SET FALSE`)
-			}
-			return u
-		}, false},
-		{"member of the owner", func(t *testing.T, database string) string {
-			owner, _ := newOwner(t, database, "")
-			name, u := newRole(t, database, "")
-			execute(t, database, `GRANT `+owner+` TO `+name)
-			return u
-		}, true},
-		{"role that was given all", func(t *testing.T, database string) string {
-			_, owner := newOwner(t, database, "")
-			if got := finish(t, program(t, []string{"DATABASE_URL=" + owner}, "migrate")); got.code != 0 {
-				t.Fatalf("migrate: %+v", got)
-			}
-			name, u := newRole(t, database, "")
-			execute(t, owner, `GRANT USAGE ON SCHEMA taskledger TO `+name,
-				`GRANT ALL ON ALL TABLES IN SCHEMA taskledger TO `+name,
-				`GRANT ALL ON ALL SEQUENCES IN SCHEMA taskledger TO `+name)
-			return u
-		}, true},
-	} {
+	for _, tt := range servingRoles {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			roleURL := tt.url(t, testdb.EmptyURL(t))
@@ -332,49 +336,57 @@ func TestTheLedgerStandsBesideOthers(t *testing.T) {
 	}
 }
 
+// refusingInserts has each insert into the log fail with a code.
+func refusingInserts(code string) string {
+	return `CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '` + code + `'; END $$;
+		CREATE TRIGGER refuse BEFORE INSERT ON taskledger.task_events FOR EACH ROW EXECUTE FUNCTION public.refuse()`
+}
+
+const (
+	takingInserts = `DROP FUNCTION public.refuse() CASCADE`
+	reconnect     = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid()`
+)
+
+// refusingDatabases are ways in which a database does not work, and what ends them.
+var refusingDatabases = []struct{ name, refuse, relent string }{
+	{"read-only", `ALTER DATABASE {database} SET default_transaction_read_only = on; ` + reconnect,
+		`ALTER DATABASE {database} RESET default_transaction_read_only`},
+	{
+		"no right to insert", `REVOKE INSERT ON taskledger.task_events FROM {owner}`,
+		`GRANT INSERT ON taskledger.task_events TO {owner}`,
+	},
+	{
+		"no right to apply", `REVOKE UPDATE ON taskledger.checkpoints FROM {owner}`,
+		`GRANT UPDATE ON taskledger.checkpoints TO {owner}`,
+	},
+	{
+		"no right to read", `REVOKE SELECT ON taskledger.tasks FROM {owner}`,
+		`GRANT SELECT ON taskledger.tasks TO {owner}`,
+	},
+	{
+		"no right to enter", `REVOKE USAGE ON SCHEMA taskledger FROM {owner}`,
+		`GRANT USAGE ON SCHEMA taskledger TO {owner}`,
+	},
+	{"no right to connect", `ALTER ROLE {owner} NOLOGIN; ` + reconnect, `ALTER ROLE {owner} LOGIN`},
+	{"an append is ended", refusingInserts("25P03"), takingInserts},
+	{"a full disk", refusingInserts("53100"), takingInserts},
+	{
+		"a table is away", `ALTER TABLE taskledger.tasks RENAME TO elsewhere`,
+		`ALTER TABLE taskledger.elsewhere RENAME TO tasks`,
+	},
+	{
+		"the schema is away", `ALTER SCHEMA taskledger RENAME TO elsewhere`,
+		`ALTER SCHEMA elsewhere RENAME TO taskledger`,
+	},
+}
+
 // A database that refuses writes, or us, makes 503 and a server that is not ready, until it is mended; then all is well
 // by itself.
 func TestADatabaseThatRefuses(t *testing.T) {
 	t.Parallel()
-	const reconnect = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		WHERE datname = current_database() AND pid <> pg_backend_pid()`
-	raise := func(code string) string {
-		return `CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS
-			$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '` + code + `'; END $$;
-			CREATE TRIGGER refuse BEFORE INSERT ON taskledger.task_events FOR EACH ROW EXECUTE FUNCTION public.refuse()`
-	}
-	const relent = `DROP FUNCTION public.refuse() CASCADE`
-	for _, tt := range []struct{ name, refuse, relent string }{
-		{"read-only", `ALTER DATABASE {database} SET default_transaction_read_only = on; ` + reconnect,
-			`ALTER DATABASE {database} RESET default_transaction_read_only`},
-		{
-			"no right to insert", `REVOKE INSERT ON taskledger.task_events FROM {owner}`,
-			`GRANT INSERT ON taskledger.task_events TO {owner}`,
-		},
-		{
-			"no right to apply", `REVOKE UPDATE ON taskledger.checkpoints FROM {owner}`,
-			`GRANT UPDATE ON taskledger.checkpoints TO {owner}`,
-		},
-		{
-			"no right to read", `REVOKE SELECT ON taskledger.tasks FROM {owner}`,
-			`GRANT SELECT ON taskledger.tasks TO {owner}`,
-		},
-		{
-			"no right to enter", `REVOKE USAGE ON SCHEMA taskledger FROM {owner}`,
-			`GRANT USAGE ON SCHEMA taskledger TO {owner}`,
-		},
-		{"no right to connect", `ALTER ROLE {owner} NOLOGIN; ` + reconnect, `ALTER ROLE {owner} LOGIN`},
-		{"an append is ended", raise("25P03"), relent},
-		{"a full disk", raise("53100"), relent},
-		{
-			"a table is away", `ALTER TABLE taskledger.tasks RENAME TO elsewhere`,
-			`ALTER TABLE taskledger.elsewhere RENAME TO tasks`,
-		},
-		{
-			"the schema is away", `ALTER SCHEMA taskledger RENAME TO elsewhere`,
-			`ALTER SCHEMA elsewhere RENAME TO taskledger`,
-		},
-	} {
+	for _, tt := range refusingDatabases {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			database := testdb.EmptyURL(t)

@@ -90,6 +90,28 @@ func (b *balancer) pick() *served {
 	return b.ready[b.next%len(b.ready)]
 }
 
+// writeAndRead writes and reads in turn with a pause between, until it is done or has failed, and counts.
+func (b *balancer) writeAndRead(token string, pause time.Duration, done *atomic.Bool, requests *atomic.Int64) {
+	every := time.NewTicker(max(pause, time.Microsecond))
+	defer every.Stop()
+	for n := 1; !done.Load(); n++ {
+		got, err := b.pick().send(token, "POST", "/api/tasks", fmt.Sprintf(`{"title":"%d"}`, n))
+		if err != nil || got.status != 201 {
+			b.t.Errorf("a write: %d %s %v", got.status, got.body, err)
+			return
+		}
+		<-every.C
+		got, err = b.pick().send(token, "GET", "/api/tasks?limit=1", "")
+		if err != nil || got.status != 200 || got.header.Get("X-Version") != fmt.Sprint(n) ||
+			got.header.Get("X-Stale") != "" {
+			b.t.Errorf("a read behind event %d: %d %s %v %v", n, got.status, got.body, got.header, err)
+			return
+		}
+		<-every.C
+		requests.Add(2)
+	}
+}
+
 // Both servers are replaced, one after the other, twice, and nobody's request fails: not one, and nobody repeats any.
 // Some users have a request under way all the time; others come now and then, when the server that is to stop may have
 // none.
@@ -108,26 +130,7 @@ func TestARollingRestart(t *testing.T) {
 			)
 			for i := range 4 {
 				token := openAccount(t, fmt.Sprint("u", i)).token
-				work.Go(func() {
-					every := time.NewTicker(max(pause, time.Microsecond))
-					defer every.Stop()
-					for n := 1; !done.Load(); n++ {
-						got, err := b.pick().send(token, "POST", "/api/tasks", fmt.Sprintf(`{"title":"%d"}`, n))
-						if err != nil || got.status != 201 {
-							t.Errorf("a write: %d %s %v", got.status, got.body, err)
-							return
-						}
-						<-every.C
-						got, err = b.pick().send(token, "GET", "/api/tasks?limit=1", "")
-						if err != nil || got.status != 200 || got.header.Get("X-Version") != fmt.Sprint(n) ||
-							got.header.Get("X-Stale") != "" {
-							t.Errorf("a read behind event %d: %d %s %v %v", n, got.status, got.body, got.header, err)
-							return
-						}
-						<-every.C
-						requests.Add(2)
-					}
-				})
+				work.Go(func() { b.writeAndRead(token, pause, &done, &requests) })
 			}
 			var slowest time.Duration
 			for n := range 4 {
